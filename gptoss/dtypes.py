@@ -1,0 +1,43 @@
+"""bfloat16 in NumPy, which has no such type: the bits are carried as uint16 arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_QUIET = np.uint32(0x0040)  # the top bit of bf16's seven mantissa bits marks a quiet NaN
+
+
+def bf16_to_f32(a: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The values of bf16 bits, exactly: bf16 is the upper half of a float32. Shape is kept."""
+    wide = np.asarray(a, dtype=np.uint16).astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def f32_to_bf16(a: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """float32 → bf16 bits, rounded to the nearest, ties to even.
+
+    Infinities are kept, values beyond the largest bf16 become infinite as IEEE 754 asks, and a NaN
+    stays a NaN (made quiet). Shape is kept.
+    """
+    bits = np.ascontiguousarray(a, dtype=np.float32).reshape(np.shape(a)).view(np.uint32)
+    # half an ulp less one, plus the lowest kept bit: a tie carries only when that bit is odd
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits  # may wrap for some NaN, which are replaced below
+    rounded >>= np.uint32(16)
+    out: NDArray[np.uint16] = rounded.astype(np.uint16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if nan.any():
+        quiet = ((bits >> np.uint32(16)) | _QUIET).astype(np.uint16)
+        out = np.where(nan, quiet, out)
+    return out
+
+
+def round_bf16(a: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """float32 values rounded to the nearest bf16, still as float32."""
+    return bf16_to_f32(f32_to_bf16(a))
