@@ -1,0 +1,357 @@
+# cython: language_level=3, boundscheck=True, wraparound=True
+# distutils: language = c++
+"""The compiled core: a backend that runs whole steps. Policy lives above, in gptoss/."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from libc.string cimport memcpy
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+from libcpp.utility cimport move
+
+from gptoss cimport (
+    Activation, Batch, CallbackSource, CppBackend, DType, ModelConfig, Options, Output, Sampling,
+    SamplingRow, Tensor, WeightSource, cpu_features as cpp_cpu_features, describe_isa, fill_config,
+    list_backends, make_backend, onednn_version as cpp_onednn_version, page_size, usable_threads,
+)
+cimport gptoss
+
+from gptoss.errors import Error
+
+Py_INCREF(Error)
+gptoss.error_class = <gptoss.PyObject*> Error
+
+# SamplingRow of core/batch.h, field by field.
+SAMPLING_DTYPE = np.dtype([
+    ("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"),
+    ("repetition_penalty", "<f4"), ("presence_penalty", "<f4"), ("frequency_penalty", "<f4"),
+    ("n_logprobs", "<i4"), ("seed", "<u8"), ("draw", "<u8"),
+])
+if SAMPLING_DTYPE.itemsize != sizeof(SamplingRow):
+    raise ImportError("SAMPLING_DTYPE does not match SamplingRow")
+
+PAGE_SIZE = page_size
+
+_EMPTY = np.zeros(0, np.int32)
+_PLUGIN_DIRECTORY = os.path.dirname(os.path.abspath(__file__)).encode()
+
+
+cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
+    """Asks the Python source for a tensor and keeps it alive; -1 with an exception set."""
+    try:
+        (<_Source> owner).fetch(name.decode(), out)
+        return 0
+    except BaseException as error:
+        gptoss.PyErr_SetObject(type(error), error)
+        return -1
+
+
+cdef int _release(void* owner, int layer) noexcept with gil:
+    try:
+        (<_Source> owner).release(layer)
+        return 0
+    except BaseException as error:
+        gptoss.PyErr_SetObject(type(error), error)
+        return -1
+
+
+cdef class _Source:
+    """Hands a TensorSource's arrays to C++ and keeps them alive while it may read them."""
+    cdef object source
+    cdef dict kept
+
+    def __init__(self, source):
+        self.source = source
+        self.kept = {}
+
+    cdef void fetch(self, str name, Tensor* out) except *:
+        array = self.source.tensor(name)
+        if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+            raise Error(f"tensor {name}: expected a C-contiguous NumPy array, "
+                        f"found {type(array).__name__}")
+        cdef const uint16_t[::1] halves
+        cdef const uint8_t[::1] octets
+        if array.size == 0:
+            raise Error(f"tensor {name}: empty, shape {list(array.shape)}")
+        if array.dtype == np.uint16:
+            halves = array.reshape(-1)
+            out.data = &halves[0]
+            out.dtype = DType.bf16
+        elif array.dtype == np.uint8:
+            octets = array.reshape(-1)
+            out.data = &octets[0]
+            out.dtype = DType.u8
+        else:
+            raise Error(f"tensor {name}: expected uint16 (bf16) or uint8, found {array.dtype}")
+        for extent in array.shape:
+            out.shape.push_back(extent)
+        self.kept[name] = array
+
+    def release(self, int layer):
+        prefix = f"block.{layer}."
+        for name in [name for name in self.kept if name.startswith(prefix)]:
+            del self.kept[name]
+
+    @property
+    def bytes_kept(self):
+        return sum(array.nbytes for array in self.kept.values())
+
+
+@dataclass
+class StepOutput:
+    """What a step gave back: R rows that wanted logits, in the batch's order.
+
+    tokens: int32 [R], drawn tokens, or None without sampling.
+    logprobs: float32 [R], natural log-probability of each under the unmodified distribution.
+    top_ids, top_logprobs: int32 and float32 [R, N], most likely first; id -1 past a row's own
+        n_logprobs. logits: float32 [R, vocab] or None. hidden: float32 [layers, T, hidden] or None.
+    """
+
+    tokens: object = None
+    logprobs: object = None
+    top_ids: object = None
+    top_logprobs: object = None
+    logits: object = None
+    hidden: object = None
+
+
+class SamplingBatch:
+    """Sampling parameters of a step's R rows.
+
+    rows: structured array [R] of SAMPLING_DTYPE. The ragged lists (int32, float32 for bias_values)
+    hold row r's entries at [start[r], start[r + 1]): history_ids are the tokens seen so far, each
+    once, with history_counts, their number in the output (0: only in the prompt); bias_ids and
+    bias_values are added to the logits.
+    """
+
+    __slots__ = ("rows", "history_start", "history_ids", "history_counts", "bias_start", "bias_ids",
+                 "bias_values")
+
+    def __init__(self, rows, *, history_start=None, history_ids=None, history_counts=None,
+                 bias_start=None, bias_ids=None, bias_values=None):
+        self.rows = np.ascontiguousarray(rows)
+        if self.rows.dtype != SAMPLING_DTYPE or self.rows.ndim != 1:
+            raise Error(f"sampling rows: expected one dimension of SAMPLING_DTYPE, found "
+                        f"{self.rows.ndim} of {self.rows.dtype}")
+        self.history_start = self._starts("history_start", history_start)
+        self.history_ids = self._entries("history_ids", history_ids, np.int32, self.history_start)
+        self.history_counts = self._entries("history_counts", history_counts, np.int32,
+                                            self.history_start)
+        self.bias_start = self._starts("bias_start", bias_start)
+        self.bias_ids = self._entries("bias_ids", bias_ids, np.int32, self.bias_start)
+        self.bias_values = self._entries("bias_values", bias_values, np.float32, self.bias_start)
+
+    def _starts(self, name, starts):
+        if starts is None:
+            return np.zeros(len(self.rows) + 1, np.int32)
+        starts = np.ascontiguousarray(starts, np.int32)
+        if starts.shape != (len(self.rows) + 1,) or starts[0] != 0 or np.any(np.diff(starts) < 0):
+            raise Error(f"{name}: expected {len(self.rows) + 1} offsets that rise from 0")
+        return starts
+
+    def _entries(self, name, entries, dtype, starts):
+        entries = np.ascontiguousarray([] if entries is None else entries, dtype)
+        if entries.shape != (int(starts[-1]),):
+            raise Error(f"{name}: expected {int(starts[-1])} entries, found shape {entries.shape}")
+        return entries
+
+
+cdef const int32_t* _pointer(const int32_t[::1] view) noexcept:
+    return &view[0] if view.shape[0] > 0 else NULL
+
+
+def _int32(name, value, ndim):
+    array = np.ascontiguousarray(value)
+    if array.ndim != ndim or array.dtype.kind not in "iu":
+        raise Error(f"{name}: expected integers in {ndim} dimension(s), found {array.dtype} in "
+                    f"{array.ndim}")
+    if array.dtype != np.int32:
+        if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+            raise Error(f"{name}: values must fit into int32")
+        array = array.astype(np.int32)
+    return array
+
+
+cdef class Backend:
+    """A model on a device. One step at a time; the caller serialises calls.
+
+    config: gptoss.config.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
+    alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
+    "f32" (nothing is rounded). threads: 0 = as many as the process may use.
+    Raises gptoss.Error when the device is not available or a tensor is wrong.
+    """
+    cdef unique_ptr[CppBackend] backend
+    cdef _Source source
+    cdef ModelConfig config
+    cdef int64_t num_pages
+
+    def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0):
+        if activation not in ("bf16", "f32"):
+            raise Error(f"activation: expected bf16 or f32, found {activation!r}")
+        cdef Options options
+        options.activation = Activation.f32 if activation == "f32" else Activation.bf16
+        options.threads = threads
+        fill_config(&self.config, config)
+        self.num_pages = 0
+        self.source = _Source(source)
+        self.backend = move(make_backend(str(device).encode(), _PLUGIN_DIRECTORY, options))
+        cdef CallbackSource* callbacks = new CallbackSource(
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4")
+        try:
+            with nogil:
+                self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            del callbacks
+
+    cdef CppBackend* get(self) except NULL:
+        if not self.backend:
+            raise Error("the backend is closed")
+        return self.backend.get()
+
+    @property
+    def page_size(self):
+        """Tokens in a KV page."""
+        return page_size
+
+    @property
+    def page_bytes(self):
+        """Bytes of a KV page: K and V of page_size tokens for one group of layers."""
+        return self.get().page_bytes()
+
+    def plan_kv(self, bytes):
+        """How many pages fit into so many bytes."""
+        return self.get().plan_kv(bytes)
+
+    def alloc_kv(self, pages):
+        """Allocates the pool of KV pages; once, before the first step."""
+        self.get().alloc_kv(pages)
+        self.num_pages = pages
+
+    def step(self, token_ids, seq_start, context_len, block_table, logits_rows, sampling=None, *,
+             want_logits=False, want_hidden=False):
+        """Runs the model on a ragged batch; returns a StepOutput.
+
+        token_ids: int32 [T], new tokens of all S sequences. seq_start: int32 [S + 1], offsets into
+        T. context_len: int32 [S], tokens of each sequence so far, the new ones included.
+        block_table: int32 [2, S, B], page of each block of 16 positions in the full-attention [0]
+        and the sliding [1] layers, -1 where none is held. logits_rows: int32 [R], ascending indices
+        into T. sampling: SamplingBatch of R rows, or None.
+        Raises gptoss.Error naming the field when an index is out of range.
+        """
+        cdef CppBackend* backend = self.get()
+        token_ids = _int32("token_ids", token_ids, 1)
+        seq_start = _int32("seq_start", seq_start, 1)
+        context_len = _int32("context_len", context_len, 1)
+        block_table = _int32("block_table", block_table, 3)
+        logits_rows = _int32("logits_rows", logits_rows, 1)
+        cdef int32_t sequences = len(context_len)
+        cdef int32_t rows = len(logits_rows)
+        if len(seq_start) != sequences + 1:
+            raise Error(f"seq_start: expected {sequences + 1} entries, found {len(seq_start)}")
+        if block_table.shape[0] != 2 or block_table.shape[1] != sequences:
+            raise Error(f"block_table: expected shape [2, {sequences}, blocks], found "
+                        f"{list(block_table.shape)}")
+        cdef const int32_t[::1] full = block_table[0].reshape(-1)
+        cdef const int32_t[::1] sliding = block_table[1].reshape(-1)
+        cdef Batch batch
+        batch.num_tokens = len(token_ids)
+        batch.num_sequences = sequences
+        batch.num_rows = rows
+        batch.max_blocks = block_table.shape[2]
+        batch.token_ids = _pointer(token_ids)
+        batch.seq_start = _pointer(seq_start)
+        batch.context_len = _pointer(context_len)
+        batch.block_table[0] = _pointer(full)
+        batch.block_table[1] = _pointer(sliding)
+        batch.logits_rows = _pointer(logits_rows)
+
+        result = StepOutput()
+        cdef Output output
+        cdef Sampling ragged
+        cdef const uint8_t[::1] row_bytes
+        cdef int32_t[::1] tokens_view, top_ids_view
+        cdef float[::1] logprobs_view, top_logprobs_view, logits_view, hidden_view
+        cdef const float[::1] bias_view
+        if sampling is not None and rows > 0:
+            if len(sampling.rows) != rows:
+                raise Error(f"sampling: expected {rows} rows, found {len(sampling.rows)}")
+            most = int(sampling.rows["n_logprobs"].max())
+            if not 0 <= most <= self.config.vocab_size or sampling.rows["n_logprobs"].min() < 0:
+                raise Error(f"sampling: n_logprobs must lie in 0..{self.config.vocab_size}")
+            row_bytes = sampling.rows.view(np.uint8)
+            ragged.rows = <const SamplingRow*> &row_bytes[0]
+            ragged.history_start = _pointer(sampling.history_start)
+            ragged.history_ids = _pointer(sampling.history_ids)
+            ragged.history_counts = _pointer(sampling.history_counts)
+            ragged.bias_start = _pointer(sampling.bias_start)
+            ragged.bias_ids = _pointer(sampling.bias_ids)
+            bias_view = sampling.bias_values
+            ragged.bias_values = &bias_view[0] if bias_view.shape[0] > 0 else NULL
+            batch.sampling = &ragged
+            result.tokens = np.empty(rows, np.int32)
+            result.logprobs = np.empty(rows, np.float32)
+            result.top_ids = np.empty((rows, most), np.int32)
+            result.top_logprobs = np.empty((rows, most), np.float32)
+            tokens_view = result.tokens
+            logprobs_view = result.logprobs
+            output.tokens = &tokens_view[0]
+            output.logprobs = &logprobs_view[0]
+            output.max_logprobs = most
+            if most > 0:
+                top_ids_view = result.top_ids.reshape(-1)
+                top_logprobs_view = result.top_logprobs.reshape(-1)
+                output.top_ids = &top_ids_view[0]
+                output.top_logprobs = &top_logprobs_view[0]
+        if want_logits:
+            result.logits = np.empty((rows, self.config.vocab_size), np.float32)
+            if rows > 0:
+                logits_view = result.logits.reshape(-1)
+                output.logits = &logits_view[0]
+        if want_hidden:
+            result.hidden = np.empty(
+                (self.config.num_hidden_layers, len(token_ids), self.config.hidden_size), np.float32)
+            if len(token_ids) > 0:
+                hidden_view = result.hidden.reshape(-1)
+                output.hidden = &hidden_view[0]
+        with nogil:
+            backend.step(batch, output)
+        return result
+
+    def info(self):
+        """Names and values for people: backend, isa, threads, activation, weight formats, bytes."""
+        entries = {name.decode(): value.decode() for name, value in self.get().info()}
+        entries["weight_bytes"] = str(self.source.bytes_kept)
+        entries["kv_pages"] = str(self.num_pages)
+        entries["kv_bytes"] = str(self.num_pages * self.get().page_bytes())
+        return entries
+
+    def close(self):
+        """Frees the model and the KV pool; later calls raise gptoss.Error."""
+        self.backend.reset()
+        self.source = None
+
+
+def backends():
+    """Every backend this build knows: dicts of name, available, reason."""
+    return [{"name": status.name.decode(), "available": status.available,
+             "reason": status.reason.decode(errors="replace")}
+            for status in list_backends(_PLUGIN_DIRECTORY)]
+
+
+def cpu_features():
+    """{"isa": kernels in use, "features": what this CPU has, "threads": what the process may use}."""
+    return {"isa": describe_isa().decode(), "features": [f.decode() for f in cpp_cpu_features()],
+            "threads": usable_threads()}
+
+
+def onednn_version():
+    """oneDNN's version, or None where this build has none."""
+    return cpp_onednn_version().decode() or None

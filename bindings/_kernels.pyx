@@ -1,0 +1,258 @@
+# cython: language_level=3, boundscheck=True, wraparound=False
+# distutils: language = c++
+"""NumPy in, NumPy out: one function per CPU kernel, for tests and micro-benchmarks.
+
+bf16 arrays are uint16. `isa` names an instruction set of isas(). Every output is filled with NaN
+(0xFFFF for bf16) before the kernel runs, so that an element left out is seen.
+"""
+
+import numpy as np
+
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libcpp.vector cimport vector
+
+from gptoss cimport (
+    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, ModelConfig, RmsNormArgs, RopeArgs, SwigluArgs,
+    UnpackArgs, bf16, fill_config, isa_name, kernels_for, matmul_scratch_rows, page_size, padded_rows as cpp_padded_rows, parse_isa,
+    route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
+    yarn_concentration as cpp_yarn_concentration,
+    yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
+)
+
+from gptoss.errors import Error
+
+PAGE_SIZE = page_size
+
+
+def isas():
+    """Names of the instruction sets that this build has and this CPU supports, slowest first."""
+    return [isa_name(isa).decode() for isa in usable_isas()]
+
+
+cdef const Kernels* _kernels(str isa) except NULL:
+    return &kernels_for(parse_isa(isa.encode()))
+
+
+def _poisoned(shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+def _check(condition, message):
+    if not condition:
+        raise Error(message)
+
+
+def matmul(const float[:, ::1] x, *, isa, const uint16_t[:, ::1] weight=None,
+           const uint8_t[:, :, ::1] blocks=None, const uint8_t[:, ::1] scales=None,
+           const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None, begin=0, end=None):
+    """y [rows, N] = x [·, K] (rows row_ids) times w [N, K] transposed, plus bias [N].
+
+    w: weight (bf16) or blocks [N, K / 32, 16] and scales [N, K / 32] (MXFP4). Only columns
+    begin..end of y are computed; the others stay NaN.
+    """
+    cdef MatmulArgs a
+    cdef int64_t n
+    if weight is not None:
+        n = weight.shape[0]
+        _check(weight.shape[1] == x.shape[1], "matmul: x and weight differ in columns")
+        a.weight = <const bf16*> &weight[0, 0]
+    else:
+        n = blocks.shape[0]
+        _check(blocks.shape[1] * 32 == x.shape[1] and blocks.shape[2] == 16
+               and scales.shape[0] == n and scales.shape[1] == blocks.shape[1],
+               "matmul: x, blocks and scales differ in shape")
+        a.weight = NULL
+        a.blocks = &blocks[0, 0, 0]
+        a.scales = &scales[0, 0]
+    a.x = &x[0, 0]
+    a.x_stride = x.shape[1]
+    a.cols = x.shape[1]
+    a.rows = x.shape[0]
+    a.row_ids = NULL
+    if row_ids is not None:
+        _check(np.all((np.asarray(row_ids) >= 0) & (np.asarray(row_ids) < x.shape[0])),
+               "matmul: row_ids out of range")
+        a.rows = row_ids.shape[0]
+        a.row_ids = &row_ids[0]
+    a.bias = NULL
+    if bias is not None:
+        _check(bias.shape[0] == n, "matmul: bias has the wrong length")
+        a.bias = <const bf16*> &bias[0]
+    a.begin = begin
+    a.end = n if end is None else end
+    _check(0 <= a.begin <= a.end <= n, "matmul: begin..end out of range")
+    result = _poisoned((a.rows, n))
+    scratch = _poisoned((matmul_scratch_rows, x.shape[1]))
+    cdef float[:, ::1] y = result
+    cdef float[:, ::1] scratch_view = scratch
+    a.y = &y[0, 0]
+    a.y_stride = n
+    a.scratch = &scratch_view[0, 0]
+    cdef const Kernels* kernels = _kernels(isa)
+    with nogil:
+        kernels.matmul(a)
+    return result
+
+
+def gemm_onednn(const uint16_t[:, ::1] x, const uint16_t[:, ::1] weight, threads=1):
+    """y [M, N] = x [M, K] times weight [N, K] transposed, all bf16, through oneDNN.
+
+    None where oneDNN is not available here. M is padded inside.
+    """
+    _check(x.shape[1] == weight.shape[1], "gemm_onednn: x and weight differ in columns")
+    cdef int threads_ = threads
+    cdef DenseGemm* gemm = new DenseGemm(threads_)
+    cdef int64_t rows = cpp_padded_rows(x.shape[0])
+    cdef uint16_t[:, ::1] padded
+    cdef float[:, ::1] y
+    try:
+        if not gemm.available():
+            return None
+        operand = np.zeros((rows, x.shape[1]), np.uint16)
+        operand[:x.shape[0]] = x
+        result = _poisoned((rows, weight.shape[0]))
+        padded = operand
+        y = result
+        with nogil:
+            gemm.matmul(<const bf16*> &padded[0, 0], <const bf16*> &weight[0, 0], &y[0, 0], rows,
+                        weight.shape[0], weight.shape[1], weight.shape[0])
+        return result[:x.shape[0]]
+    finally:
+        del gemm
+
+
+def unpack_mxfp4(const uint8_t[:, :, ::1] blocks, const uint8_t[:, ::1] scales, *, isa):
+    """bf16 [N, K] from blocks [N, K / 32, 16] and scales [N, K / 32]."""
+    _check(blocks.shape[0] == scales.shape[0] and blocks.shape[1] == scales.shape[1]
+           and blocks.shape[2] == 16, "unpack_mxfp4: blocks and scales differ in shape")
+    result = np.full((blocks.shape[0], blocks.shape[1] * 32), 0xFFFF, np.uint16)
+    cdef uint16_t[:, ::1] out = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.unpack_mxfp4(UnpackArgs(&blocks[0, 0, 0], &scales[0, 0], blocks.shape[1] * 32,
+                          <bf16*> &out[0, 0], 0, blocks.shape[0]))
+    return result
+
+
+def rms_norm(const float[::1] x, const uint16_t[::1] scale, float eps, *, isa):
+    """x [n] / sqrt(mean(x²) + eps) times scale (bf16 [n])."""
+    _check(x.shape[0] == scale.shape[0], "rms_norm: x and scale differ in length")
+    result = _poisoned(x.shape[0])
+    cdef float[::1] y = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.rms_norm(RmsNormArgs(&x[0], <const bf16*> &scale[0], &y[0], x.shape[0], eps))
+    return result
+
+
+def rope(x, const float[::1] cos, const float[::1] sin, *, isa):
+    """Rotated copy of x [heads, 2 · half] by cos and sin [half]."""
+    result = np.array(x, np.float32, order="C")
+    _check(result.ndim == 2 and result.shape[1] == 2 * cos.shape[0] == 2 * sin.shape[0],
+           "rope: x, cos and sin differ in shape")
+    cdef float[:, ::1] y = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.rope(RopeArgs(&y[0, 0], &cos[0], &sin[0], y.shape[0], cos.shape[0]))
+    return result
+
+
+def attention(const float[:, ::1] q, const uint16_t[::1] sinks, k, v, const int32_t[::1] pages,
+              first, last, *, isa):
+    """out [group, D]: one query token of one KV head's group attends to positions first..last.
+
+    k, v: the pool, [pages, page_size, D], float32 or uint16 (bf16). pages [blocks]: page of each
+    block of page_size positions.
+    """
+    _check(k.shape == v.shape and k.ndim == 3 and k.shape[1] == page_size
+           and k.shape[2] == q.shape[1] and k.dtype == v.dtype and k.flags.c_contiguous
+           and v.flags.c_contiguous, "attention: k and v must be alike, [pages, 16, D]")
+    _check(sinks.shape[0] == q.shape[0], "attention: one sink per query head")
+    _check(0 <= first <= last < pages.shape[0] * page_size, "attention: first..last out of range")
+    used = np.asarray(pages)[first // page_size:last // page_size + 1]
+    _check(np.all((used >= 0) & (used < k.shape[0])), "attention: a page is out of range")
+    result = _poisoned((q.shape[0], q.shape[1]))
+    state = _poisoned(2 * q.shape[0])
+    cdef float[:, ::1] out = result
+    cdef float[::1] state_view = state
+    cdef const uint8_t[::1] k_bytes = k.reshape(-1).view(np.uint8)
+    cdef const uint8_t[::1] v_bytes = v.reshape(-1).view(np.uint8)
+    cdef AttentionArgs a
+    a.q = &q[0, 0]
+    a.sinks = <const bf16*> &sinks[0]
+    a.out = &out[0, 0]
+    a.group = q.shape[0]
+    a.head_dim = q.shape[1]
+    a.scale = <float> (1.0 / sqrt(<double> q.shape[1]))
+    a.pages = &pages[0]
+    a.first = first
+    a.last = last
+    a.k = &k_bytes[0]
+    a.v = &v_bytes[0]
+    a.page_stride = page_size * q.shape[1]
+    a.kv_is_f32 = k.dtype == np.float32
+    a.state = &state_view[0]
+    cdef const Kernels* kernels = _kernels(isa)
+    with nogil:
+        kernels.attention(a)
+    return result
+
+
+def swiglu(const float[::1] u, float limit, *, isa, round=False):
+    """h [n] from u [2 n], glu and linear interleaved."""
+    cdef int64_t n = u.shape[0] // 2
+    result = _poisoned(n)
+    cdef float[::1] h = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.swiglu(SwigluArgs(&u[0], &h[0], 0, n, limit, round))
+    return result
+
+
+def to_bf16(const float[::1] x, *, isa):
+    """bf16 (uint16) of x, rounded to nearest even."""
+    result = np.full(x.shape[0], 0xFFFF, np.uint16)
+    cdef uint16_t[::1] to = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.to_bf16(&x[0], <bf16*> &to[0], x.shape[0])
+    return result
+
+
+def round_bf16(x, *, isa):
+    """float32 copy of x with every value rounded to bf16."""
+    result = np.array(x, np.float32)
+    cdef float[::1] y = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.round_bf16(&y[0], y.shape[0])
+    return result
+
+
+def add_scaled(y, const float[::1] x, float a, *, isa):
+    """y + a · x, all [n]."""
+    result = np.array(y, np.float32)
+    _check(result.shape == (x.shape[0],), "add_scaled: x and y differ in length")
+    cdef float[::1] sums = result
+    cdef const Kernels* kernels = _kernels(isa)
+    kernels.add_scaled(&sums[0], &x[0], a, x.shape[0])
+    return result
+
+
+def route(const float[::1] logits, count):
+    """(experts int32 [count], weights float32 [count]): the largest logits, their softmax."""
+    _check(0 < count <= logits.shape[0], "route: count out of range")
+    experts = np.full(count, -1, np.int32)
+    weights = _poisoned(count)
+    cdef int32_t[::1] experts_view = experts
+    cdef float[::1] weights_view = weights
+    cpp_route(&logits[0], logits.shape[0], count, &experts_view[0], &weights_view[0])
+    return experts, weights
+
+
+def yarn(config):
+    """(inverse frequencies float64 [head_dim / 2], concentration) of a ModelConfig."""
+    cdef ModelConfig c
+    fill_config(&c, config)
+    cdef vector[double] frequencies = cpp_yarn_inverse_frequencies(c)
+    return np.array(frequencies), cpp_yarn_concentration(c)
+
+
+def uniform_draw(uint64_t seed, uint64_t draw):
+    """The uniform number in [0, 1) that a draw uses."""
+    return cpp_uniform_draw(seed, draw)

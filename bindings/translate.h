@@ -1,0 +1,66 @@
+// C++ exceptions → Python exceptions, and weights that a Python object hands over.
+#pragma once
+
+#include <Python.h>
+
+#include <new>
+#include <string>
+
+#include "check.h"
+#include "weights.h"
+
+namespace gptoss::bindings {
+
+// gptoss.Error; set when the module is imported, never released.
+inline PyObject* error_class = nullptr;
+
+// A callback has already set a Python exception: it only has to pass through.
+class PythonRaised : public std::exception {};
+
+// Called by Cython in a catch block, with the GIL.
+inline void translate_exception() {
+  try {
+    throw;
+  } catch (const PythonRaised&) {
+    if (PyErr_Occurred() == nullptr) {
+      PyErr_SetString(PyExc_SystemError, "a callback failed without an exception");
+    }
+  } catch (const Error& error) {
+    PyErr_SetString(error_class, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(PyExc_MemoryError, "out of memory in the compiled core");
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+class CallbackSource final : public WeightSource {
+public:
+  using Fetch = int (*)(void* owner, const char* name, Tensor* out);
+  using Release = int (*)(void* owner, int layer);
+
+  CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4)
+      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4) {}
+
+  Tensor tensor(const std::string& name) override {
+    Tensor tensor;
+    if (fetch_(owner_, name.c_str(), &tensor) < 0) {
+      throw PythonRaised();
+    }
+    return tensor;
+  }
+  void release_layer(int layer) override {
+    if (release_(owner_, layer) < 0) {
+      throw PythonRaised();
+    }
+  }
+  bool experts_are_mxfp4() const override { return mxfp4_; }
+
+private:
+  void* owner_;
+  Fetch fetch_;
+  Release release_;
+  bool mxfp4_;
+};
+
+}  // namespace gptoss::bindings

@@ -1,0 +1,75 @@
+// The seam between policy and arithmetic: a backend runs the whole model on a batch in one call.
+// It chooses its own fusion and layouts. "cpu" is built in; others are shared libraries found at
+// run time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "batch.h"
+#include "config.h"
+#include "weights.h"
+
+namespace gptoss {
+
+enum class Activation : int {
+  bf16 = 0,  // operands of matrix products and the KV cache are rounded to bf16
+  f32 = 1,   // nothing is rounded: for exact comparison
+};
+
+struct Options {
+  Activation activation = Activation::bf16;
+  int threads = 0;  // 0: as many as the process may use
+};
+
+class Backend {
+public:
+  virtual ~Backend() = default;
+
+  // Called once, first.
+  virtual void load(const ModelConfig& config, WeightSource& source) = 0;
+
+  // Bytes of one page: K and V of page_size tokens for one group of layers.
+  virtual int64_t page_bytes() const = 0;
+  // Pages that fit into so many bytes; at least 0.
+  int64_t plan_kv(int64_t bytes) const { return bytes > 0 ? bytes / page_bytes() : 0; }
+  // Allocates the pool; called once, before the first step.
+  virtual void alloc_kv(int64_t pages) = 0;
+
+  // Runs every layer on the batch's new tokens, stores their K and V, and fills the output. A throw
+  // leaves the backend usable; pages that the batch would have written hold nothing of worth.
+  virtual void step(const Batch& batch, const Output& output) = 0;
+
+  // Names and values for people to read.
+  virtual std::vector<std::pair<std::string, std::string>> info() const = 0;
+};
+
+struct BackendStatus {
+  std::string name;
+  bool available;
+  std::string reason;  // why not, or what it is
+};
+
+// Every backend this build knows, in order of preference for device "auto".
+// `plugin_directory` is where shared-library backends are looked for.
+std::vector<BackendStatus> list_backends(const std::string& plugin_directory);
+
+// `device`: a backend's name, or "auto" for the first one available. Throws Error with the reason
+// when it is unknown or not available.
+std::unique_ptr<Backend> make_backend(const std::string& device, const std::string& plugin_directory,
+                                      const Options& options);
+
+// What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
+// backend_abi of the headers it was built with; a mismatch is refused.
+constexpr int32_t backend_abi = 1;
+struct BackendPlugin {
+  int32_t abi;
+  // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.
+  bool (*available)(char* reason, size_t reason_size);
+  Backend* (*create)(const Options& options);
+};
+
+}  // namespace gptoss

@@ -1,0 +1,159 @@
+// Rotary positions, paged K and V, attention: spread over threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/ops.h"
+#include "cpu/threads.h"
+
+namespace gptoss::cpu {
+
+KvPool::KvPool(const ModelConfig& config, bool f32)
+    : head_dim_(config.head_dim), kv_heads_(config.num_key_value_heads), f32_(f32),
+      data_(nullptr, std::free) {
+  // A page serves either group, so it has room for the larger of the two (they differ by one layer
+  // at most).
+  const int64_t layers = (config.num_hidden_layers + 1) / 2;
+  page_elements_ = layers * 2 * kv_heads_ * page_size * head_dim_;
+}
+
+int64_t KvPool::page_bytes() const {
+  return page_elements_ * static_cast<int64_t>(f32_ ? sizeof(float) : sizeof(bf16));
+}
+
+void KvPool::alloc(int64_t pages) {
+  GPTOSS_CHECK(pages_ == 0, "the KV pool is already allocated ({} pages)", pages_);
+  GPTOSS_CHECK(pages > 0 && pages < (int64_t{1} << 31), "KV pages must lie in 1..2^31, found {}",
+               pages);
+  constexpr int64_t alignment = 64;
+  const int64_t bytes = (pages * page_bytes() + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, static_cast<size_t>(bytes));
+  GPTOSS_CHECK(memory != nullptr, "cannot allocate {} bytes for {} KV pages", bytes, pages);
+  data_.reset(memory);
+  pages_ = pages;
+}
+
+int64_t KvPool::offset(int layer, int kv_head, bool value) const {
+  return (((layer / 2) * 2 + (value ? 1 : 0)) * kv_heads_ + kv_head) * page_size * head_dim_;
+}
+
+void* KvPool::base(int layer, int kv_head, bool value) const {
+  const int64_t at = offset(layer, kv_head, value);
+  return f32_ ? static_cast<void*>(static_cast<float*>(data_.get()) + at)
+              : static_cast<void*>(static_cast<bf16*>(data_.get()) + at);
+}
+
+void KvPool::store(int layer, int kv_head, bool value, int64_t slot, const float* from) const {
+  const int64_t at = (slot / page_size) * page_elements_ + (slot % page_size) * head_dim_;
+  void* to = base(layer, kv_head, value);
+  if (f32_) {
+    std::copy(from, from + head_dim_, static_cast<float*>(to) + at);
+  } else {
+    std::transform(from, from + head_dim_, static_cast<bf16*>(to) + at,
+                   [](float x) { return to_bf16(x); });
+  }
+}
+
+std::vector<double> yarn_inverse_frequencies(const ModelConfig& c) {
+  const int half = c.head_dim / 2;
+  std::vector<double> result(static_cast<size_t>(half));
+  const double two_pi = 2.0 * std::acos(-1.0);
+  // The pair index at which a wave turns `beta` times within the initial context. Not rounded.
+  const auto boundary = [&](double beta) {
+    return half * std::log(c.initial_context_length / (beta * two_pi)) / std::log(c.rope_theta);
+  };
+  const double low = boundary(c.rope_ntk_beta);
+  const double high = boundary(c.rope_ntk_alpha);
+  for (int i = 0; i < half; ++i) {
+    const double base = std::pow(c.rope_theta, -static_cast<double>(i) / half);
+    double& out = result[static_cast<size_t>(i)];
+    if (c.rope_scaling_factor <= 1.0) {
+      out = base;
+      continue;
+    }
+    const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
+    out = ramp * base / c.rope_scaling_factor + (1.0 - ramp) * base;
+  }
+  return result;
+}
+
+double yarn_concentration(const ModelConfig& c) {
+  return c.rope_scaling_factor > 1.0 ? 0.1 * std::log(c.rope_scaling_factor) + 1.0 : 1.0;
+}
+
+RopeTable make_rope_table(const ModelConfig& config, const std::vector<double>& inverse_frequencies,
+                          const std::vector<int32_t>& positions) {
+  const size_t half = inverse_frequencies.size();
+  const double concentration = yarn_concentration(config);
+  RopeTable table;
+  table.cos.resize(positions.size() * half);
+  table.sin.resize(positions.size() * half);
+  for (size_t t = 0; t < positions.size(); ++t) {
+    for (size_t i = 0; i < half; ++i) {
+      const double angle = positions[t] * inverse_frequencies[i];
+      table.cos[t * half + i] = static_cast<float>(std::cos(angle) * concentration);
+      table.sin[t * half + i] = static_cast<float>(std::sin(angle) * concentration);
+    }
+  }
+  return table;
+}
+
+void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
+               const TokenIndex& index, const RopeTable& rope, const KvPool& kv, int layer,
+               const bf16* sinks, float* q, float* k, const float* v, float* out,
+               Buffer<float>& state) {
+  const KvGroup group = config.is_sliding(layer) ? kv_sliding : kv_full;
+  const int64_t half = config.head_dim / 2;
+  const int64_t kv_heads = config.num_key_value_heads;
+  const int64_t heads_per_kv = config.group_size();
+  const auto pages_of = [&](int64_t t) {
+    return batch.block_table[group] +
+           static_cast<int64_t>(index.sequence[static_cast<size_t>(t)]) * batch.max_blocks;
+  };
+
+  // All K and V of the step are stored before any token attends: a chunk's later tokens see its
+  // earlier ones through the pages.
+  parallel_for(compute.threads, batch.num_tokens, [&](int64_t t, int) {
+    const float* cos = rope.cos.data() + t * half;
+    const float* sin = rope.sin.data() + t * half;
+    float* k_row = k + t * config.kv_size();
+    const float* v_row = v + t * config.kv_size();
+    compute.kernels.rope({q + t * config.query_size(), cos, sin, config.num_attention_heads, half});
+    compute.kernels.rope({k_row, cos, sin, kv_heads, half});
+    const int64_t position = index.position[static_cast<size_t>(t)];
+    const int64_t slot =
+        static_cast<int64_t>(pages_of(t)[position / page_size]) * page_size + position % page_size;
+    for (int head = 0; head < kv_heads; ++head) {
+      kv.store(layer, head, false, slot, k_row + head * config.head_dim);
+      kv.store(layer, head, true, slot, v_row + head * config.head_dim);
+    }
+  });
+
+  const int64_t state_size = 2 * heads_per_kv;
+  float* states = state.reserve(compute.threads * state_size);
+  parallel_for(compute.threads, batch.num_tokens * kv_heads, [&](int64_t task, int thread) {
+    const int64_t t = task / kv_heads;
+    const int64_t kv_head = task % kv_heads;
+    const int64_t position = index.position[static_cast<size_t>(t)];
+    AttentionArgs args{};
+    args.q = q + t * config.query_size() + kv_head * heads_per_kv * config.head_dim;
+    args.out = out + t * config.query_size() + kv_head * heads_per_kv * config.head_dim;
+    args.sinks = sinks + kv_head * heads_per_kv;
+    args.group = heads_per_kv;
+    args.head_dim = config.head_dim;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+    args.pages = pages_of(t);
+    args.first = first_visible(config, group, position);
+    args.last = position;
+    args.k = kv.base(layer, static_cast<int>(kv_head), false);
+    args.v = kv.base(layer, static_cast<int>(kv_head), true);
+    args.page_stride = kv.page_elements();
+    args.kv_is_f32 = kv.is_f32();
+    args.state = states + thread * state_size;
+    compute.kernels.attention(args);
+  });
+}
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,189 @@
+#include "cpu/backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/ops.h"
+#include "cpu/threads.h"
+#include "sampler.h"
+
+namespace gptoss::cpu {
+
+namespace {
+
+// Logits rows held at a time: 32 rows of 201,088 float32 are 26 MB.
+constexpr int64_t logits_block = 32;
+
+// Keeps the published weights as they are, in the memory that the source gave: a mapped checkpoint
+// costs no memory of its own and its pages are shared between processes.
+class CpuBackend final : public Backend {
+public:
+  explicit CpuBackend(const Options& options)
+      : isa_(select_isa()),
+        compute_(isa_, options.threads > 0 ? options.threads : usable_threads(),
+                 options.activation == Activation::bf16) {}
+
+  void load(const ModelConfig& config, WeightSource& source) override {
+    check_config(config);
+    config_ = config;
+    weights_ = read_outer_weights(config, source);
+    for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+      weights_.layers.push_back(read_layer_weights(config, source, layer));
+    }
+    experts_ = source.experts_are_mxfp4() ? "mxfp4" : "bf16";
+    inverse_frequencies_ = yarn_inverse_frequencies(config);
+    kv_ = std::make_unique<KvPool>(config, !compute_.round);
+    compute_.scratch_stride =
+        matmul_scratch_rows *
+        static_cast<int64_t>(std::max(config.hidden_size, config.intermediate_size));
+    compute_.scratch.reserve(compute_.threads * compute_.scratch_stride);
+  }
+
+  int64_t page_bytes() const override { return pool().page_bytes(); }
+
+  void alloc_kv(int64_t pages) override {
+    pool();
+    kv_->alloc(pages);
+  }
+
+  void step(const Batch& batch, const Output& output) override {
+    const TokenIndex index = index_batch(batch, config_, pool().pages());
+    const ThreadCountScope threads(compute_.threads);
+    const int64_t tokens = batch.num_tokens;
+    const int64_t hidden = config_.hidden_size;
+    const int64_t q_size = config_.query_size();
+    const int64_t kv_size = config_.kv_size();
+    const int64_t rows = padded_rows(tokens);
+    float* x = x_.reserve(tokens * hidden);         // (T, hidden) the residual stream
+    float* t = t_.reserve(rows * hidden);           // (T, hidden) normed; then a block's result
+    float* q = q_.reserve(rows * q_size);           // (T, heads · head_dim)
+    float* k = k_.reserve(rows * kv_size);          // (T, kv_heads · head_dim)
+    float* v = v_.reserve(rows * kv_size);
+    float* attended = attended_.reserve(tokens * q_size);
+    const RopeTable rope = make_rope_table(config_, inverse_frequencies_, index.position);
+
+    embed(batch, x);
+    for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+
+      norm(x, w.attn_norm, t, tokens);
+      const Operand normed = make_operand(compute_, t, tokens, hidden, operand_);
+      linear(compute_, normed, w.q.weight, w.q.bias, q_size, q, q_size);
+      linear(compute_, normed, w.k.weight, w.k.bias, kv_size, k, kv_size);
+      linear(compute_, normed, w.v.weight, w.v.bias, kv_size, v, kv_size);
+      attention(compute_, config_, batch, index, rope, *kv_, layer, w.sinks, q, k, v, attended,
+                attention_state_);
+      const Operand heads = make_operand(compute_, attended, tokens, q_size, operand_);
+      linear(compute_, heads, w.out.weight, w.out.bias, hidden, t, hidden);
+      add(t, x, tokens);
+
+      norm(x, w.mlp_norm, t, tokens);
+      moe(compute_, config_, w, t, x, tokens, moe_scratch_);
+      if (output.hidden != nullptr) {
+        std::memcpy(output.hidden + layer * tokens * hidden, x,
+                    static_cast<size_t>(tokens * hidden) * sizeof(float));
+      }
+    }
+    for (int64_t first = 0; first < batch.num_rows; first += logits_block) {
+      finish_rows(batch, output, first, std::min<int64_t>(batch.num_rows, first + logits_block));
+    }
+  }
+
+  std::vector<std::pair<std::string, std::string>> info() const override {
+    const std::string onednn = onednn_version();
+    return {{"backend", "cpu"},
+            {"isa", isa_name(isa_)},
+            {"threads", std::to_string(compute_.threads)},
+            {"activation", compute_.round ? "bf16" : "f32"},
+            {"dense_weights", "bf16, as published"},
+            {"expert_weights", experts_},
+            {"kv_cache", compute_.round ? "bf16" : "f32"},
+            {"dense_gemm", compute_.round && compute_.gemm.available() ? "oneDNN " + onednn
+                                                                         : "own kernels"}};
+  }
+
+private:
+  const KvPool& pool() const {
+    GPTOSS_CHECK(kv_ != nullptr, "no model is loaded");
+    return *kv_;
+  }
+
+  void embed(const Batch& batch, float* x) {
+    const int64_t hidden = config_.hidden_size;
+    parallel_for(compute_.threads, batch.num_tokens, [&](int64_t i, int) {
+      const bf16* from = weights_.embedding + batch.token_ids[i] * hidden;
+      std::transform(from, from + hidden, x + i * hidden, [](bf16 value) { return to_float(value); });
+    });
+  }
+
+  void norm(const float* x, const bf16* scale, float* y, int64_t rows) {
+    const int64_t n = config_.hidden_size;
+    parallel_for(compute_.threads, rows, [&](int64_t i, int) {
+      compute_.kernels.rms_norm({x + i * n, scale, y + i * n, n, config_.rms_norm_eps});
+    });
+  }
+
+  // x += t
+  void add(const float* t, float* x, int64_t rows) {
+    const int64_t n = config_.hidden_size;
+    parallel_for(compute_.threads, rows, [&](int64_t i, int) {
+      compute_.kernels.add_scaled(x + i * n, t + i * n, 1.0f, n);
+    });
+  }
+
+  // Logits, and from them tokens, of the wanted rows [first, last).
+  void finish_rows(const Batch& batch, const Output& output, int64_t first, int64_t last) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t vocab = config_.vocab_size;
+    const int64_t rows = last - first;
+    float* t = t_.reserve(padded_rows(rows) * hidden);
+    for (int64_t r = 0; r < rows; ++r) {
+      norm(x_.data() + batch.logits_rows[first + r] * hidden, weights_.norm, t + r * hidden, 1);
+    }
+    float* logits = logits_.reserve(padded_rows(rows) * vocab);
+    const Operand operand = make_operand(compute_, t, rows, hidden, operand_);
+    linear(compute_, operand, weights_.unembedding, nullptr, vocab, logits, vocab);
+    if (output.logits != nullptr) {
+      std::memcpy(output.logits + first * vocab, logits,
+                  static_cast<size_t>(rows * vocab) * sizeof(float));
+    }
+    if (batch.sampling == nullptr) {
+      return;
+    }
+    for (int64_t r = first; r < last; ++r) {
+      int32_t* top_ids = output.top_ids + r * output.max_logprobs;
+      float* top_logprobs = output.top_logprobs + r * output.max_logprobs;
+      std::fill(top_ids, top_ids + output.max_logprobs, -1);
+      std::fill(top_logprobs, top_logprobs + output.max_logprobs, 0.0f);
+      GPTOSS_CHECK(batch.sampling->rows[r].n_logprobs <= output.max_logprobs,
+                   "batch: n_logprobs is {} (row {}), the output has room for {}",
+                   batch.sampling->rows[r].n_logprobs, r, output.max_logprobs);
+      const Sampled sampled = sample_row(logits + (r - first) * vocab, config_.vocab_size,
+                                         *batch.sampling, static_cast<int>(r), top_ids,
+                                         top_logprobs, sampler_scratch_);
+      output.tokens[r] = sampled.token;
+      output.logprobs[r] = sampled.logprob;
+    }
+  }
+
+  Isa isa_;
+  Compute compute_;
+  ModelConfig config_;
+  Weights weights_;
+  std::string experts_;
+  std::vector<double> inverse_frequencies_;
+  std::unique_ptr<KvPool> kv_;
+  Buffer<float> x_, t_, q_, k_, v_, attended_, attention_state_, logits_;
+  Buffer<bf16> operand_;
+  MoeScratch moe_scratch_;
+  SamplerScratch sampler_scratch_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(const Options& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace gptoss::cpu

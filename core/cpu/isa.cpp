@@ -1,0 +1,159 @@
+#include "cpu/isa.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <thread>
+
+#include "check.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#define GPTOSS_X86 1
+#endif
+
+namespace gptoss::cpu {
+
+namespace {
+
+#ifdef GPTOSS_X86
+// The compilers' own list lacks AMX: read from CPUID leaf 7.
+bool has_amx_tile_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 1u) != 0 && (d >> 22 & 1u) != 0;
+}
+#endif
+
+[[maybe_unused]] bool supports_avx2() {
+#ifdef GPTOSS_X86
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+[[maybe_unused]] bool supports_avx512() {
+#ifdef GPTOSS_X86
+  return supports_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
+// CPUs granted by the cgroup (v2 or v1) that a container runs in; 0 where none is set.
+int cgroup_cpus() {
+  double quota = 0.0, period = 0.0;
+  std::ifstream v2("/sys/fs/cgroup/cpu.max");
+  if (!(v2 >> quota >> period)) {  // "max 100000" fails to parse: no limit
+    std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+    std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+    if (!(quota_file >> quota) || !(period_file >> period)) {
+      return 0;
+    }
+  }
+  return quota > 0.0 && period > 0.0 ? static_cast<int>(std::max(1.0, std::ceil(quota / period)))
+                                     : 0;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::generic:
+      return "generic";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::vector<Isa> usable_isas() {
+  std::vector<Isa> list = {Isa::generic};
+#ifdef GPTOSS_HAVE_AVX2
+  if (supports_avx2()) {
+    list.push_back(Isa::avx2);
+  }
+#endif
+#ifdef GPTOSS_HAVE_AVX512
+  if (supports_avx512()) {
+    list.push_back(Isa::avx512);
+  }
+#endif
+  return list;
+}
+
+Isa parse_isa(const std::string& name) {
+  std::string usable;
+  for (const Isa isa : usable_isas()) {
+    if (name == isa_name(isa)) {
+      return isa;
+    }
+    usable += (usable.empty() ? "" : ", ") + std::string(isa_name(isa));
+  }
+  throw Error(format("CPU instruction set: expected one of {} on this machine, found '{}'", usable,
+                     name));
+}
+
+Isa select_isa() {
+  const char* forced = std::getenv("GPTOSS_CPU_ISA");
+  return forced != nullptr && *forced != '\0' ? parse_isa(forced) : usable_isas().back();
+}
+
+std::string describe_isa() {
+  try {
+    const char* forced = std::getenv("GPTOSS_CPU_ISA");
+    return std::string(isa_name(select_isa())) +
+           (forced != nullptr && *forced != '\0' ? " kernels (GPTOSS_CPU_ISA)" : " kernels");
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+std::vector<std::string> cpu_features() {
+  std::vector<std::string> list;
+#ifdef GPTOSS_X86
+#define GPTOSS_FEATURE(name)          \
+  if (__builtin_cpu_supports(name)) { \
+    list.emplace_back(name);          \
+  }
+  GPTOSS_FEATURE("sse2")
+  GPTOSS_FEATURE("avx")
+  GPTOSS_FEATURE("fma")
+  GPTOSS_FEATURE("avx2")
+  GPTOSS_FEATURE("avx512f")
+  GPTOSS_FEATURE("avx512bw")
+  GPTOSS_FEATURE("avx512vl")
+  GPTOSS_FEATURE("avx512dq")
+  GPTOSS_FEATURE("avx512vnni")
+  GPTOSS_FEATURE("avx512bf16")
+#undef GPTOSS_FEATURE
+  if (has_amx_tile_bf16()) {
+    list.emplace_back("amx_bf16");
+  }
+#endif
+  return list;
+}
+
+int usable_threads() {
+  int count = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    count = CPU_COUNT(&set);
+  }
+#endif
+  const int quota = cgroup_cpus();
+  return std::max(1, quota > 0 ? std::min(count, quota) : count);
+}
+
+}  // namespace gptoss::cpu

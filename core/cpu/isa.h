@@ -1,0 +1,32 @@
+// Which instruction set the kernels of this process use: chosen once, by what the CPU has, or
+// forced by the environment variable GPTOSS_CPU_ISA.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace gptoss::cpu {
+
+enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
+
+const char* isa_name(Isa isa);
+
+// Built into this library and supported by this CPU, slowest first; `generic` always is.
+std::vector<Isa> usable_isas();
+
+// Throws Error listing the usable names when the name is unknown or not usable here.
+Isa parse_isa(const std::string& name);
+
+// GPTOSS_CPU_ISA if set and not empty, otherwise the last of usable_isas(). Throws as parse_isa.
+Isa select_isa();
+
+// For people: the instruction set in use and why, without throwing.
+std::string describe_isa();
+
+// Names of the CPU features that matter to our kernels or to oneDNN and that this CPU has.
+std::vector<std::string> cpu_features();
+
+// Threads that this process may use: its CPU affinity, bounded by a cgroup quota where one is set.
+int usable_threads();
+
+}  // namespace gptoss::cpu

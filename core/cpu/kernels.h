@@ -1,0 +1,122 @@
+// Every CPU kernel: what it computes, on which shapes, and the bytes it moves. A kernel runs on one
+// thread and does one thread's share; backend.cpp, attention.cpp and moe.cpp split the work. Each
+// instruction set provides all of them as one table.
+//
+// Every sum is formed in an order that depends on its own row alone: a result does not change with
+// the number of rows, of threads, or with what else is in the batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "dtype.h"
+
+namespace gptoss::cpu {
+
+// y[i, n] = Σ_k x[row(i), k] · w[n, k] + bias[n] for n in [begin, end). float32 accumulation.
+// Weights: bf16 (weight) or MXFP4 (blocks, scales), widened exactly.
+// Reads each weight byte once per 32 rows; 2 (bf16) or 17/32 (MXFP4) bytes a weight.
+struct MatmulArgs {
+  const float* x;           // (·, cols), rows x_stride apart
+  int64_t x_stride;
+  const int32_t* row_ids;   // (rows) which rows of x, or null for 0, 1, …
+  int64_t rows;
+  int64_t cols;             // MXFP4: a multiple of 32
+  const bf16* weight;       // (·, cols), or null
+  const uint8_t* blocks;    // (·, cols / 32, 16), where weight is null
+  const uint8_t* scales;    // (·, cols / 32)
+  const bf16* bias;         // (·), or null
+  float* y;                 // (rows, ·), rows y_stride apart
+  int64_t y_stride;
+  int64_t begin, end;       // rows of w: columns of y
+  float* scratch;           // (matmul_scratch_rows, cols) of this thread; MXFP4 only
+};
+constexpr int matmul_scratch_rows = 4;
+
+// out[n, k] = the bf16 value of MXFP4 weight (n, k), n in [begin, end). Exact where the product of
+// a 2-bit significand and the block's power of two is a normal or subnormal bf16.
+// Reads 17/32, writes 2 bytes a weight.
+struct UnpackArgs {
+  const uint8_t* blocks;  // (·, cols / 32, 16)
+  const uint8_t* scales;  // (·, cols / 32)
+  int64_t cols;
+  bf16* out;              // (end - begin, cols)
+  int64_t begin, end;
+};
+
+// y = x / sqrt(mean(x²) + eps) · scale (Zhang and Sennrich 2019), for one row.
+struct RmsNormArgs {
+  const float* x;     // (n)
+  const bf16* scale;  // (n)
+  float* y;           // (n)
+  int64_t n;
+  float eps;
+};
+
+// Rotates pairs (i, i + half) of each head by the position's angles (Su et al. 2021, half-split).
+struct RopeArgs {
+  float* x;          // (heads, 2 · half), in place
+  const float* cos;  // (half)
+  const float* sin;  // (half)
+  int64_t heads;
+  int64_t half;
+};
+
+// One query token and one KV head: the group's query heads attend to positions [first, last] of a
+// sequence in paged K and V, with a sink logit per head as an extra softmax column that has no
+// value (Xiao et al. 2023; SPEC "Forward" 2). Online softmax (Milakov and Gimelshein 2018), page by
+// page. Reads each K and V byte once per query head from cache, once from memory.
+struct AttentionArgs {
+  const float* q;            // (group, head_dim)
+  const bf16* sinks;         // (group)
+  float* out;                // (group, head_dim)
+  int64_t group;
+  int64_t head_dim;
+  float scale;               // 1 / sqrt(head_dim)
+  const int32_t* pages;      // (·) page of each logical block of page_size positions
+  int64_t first, last;       // key positions, inclusive
+  const void* k;             // base of the pool, at this layer's and this KV head's K
+  const void* v;             // the same for V
+  int64_t page_stride;       // elements from one page to the next
+  bool kv_is_f32;            // K and V elements are float32, otherwise bf16; (page_size, head_dim)
+  float* state;              // (2 · group) of this thread
+};
+
+// h[i] = glu · sigmoid(1.702 glu) · (linear + 1), glu = min(u[2i], limit),
+// linear = clamp(u[2i + 1], −limit, limit), for i in [begin, end) of one row. (SPEC "Forward" 4)
+struct SwigluArgs {
+  const float* u;  // (2 n)
+  float* h;        // (n)
+  int64_t begin, end;
+  float limit;
+  bool round;      // round h to bf16
+};
+
+struct Kernels {
+  Isa isa;
+  void (*matmul)(const MatmulArgs&);
+  void (*unpack_mxfp4)(const UnpackArgs&);
+  void (*rms_norm)(const RmsNormArgs&);
+  void (*rope)(const RopeArgs&);
+  void (*attention)(const AttentionArgs&);
+  void (*swiglu)(const SwigluArgs&);
+  // to[i] = bf16(from[i]), round to nearest even
+  void (*to_bf16)(const float* from, bf16* to, int64_t n);
+  // x[i] = float32(bf16(x[i])), in place
+  void (*round_bf16)(float* x, int64_t n);
+  // y[i] += a · x[i]
+  void (*add_scaled)(float* y, const float* x, float a, int64_t n);
+};
+
+extern const Kernels kernels_generic;
+#ifdef GPTOSS_HAVE_AVX2
+extern const Kernels kernels_avx2;
+#endif
+#ifdef GPTOSS_HAVE_AVX512
+extern const Kernels kernels_avx512;
+#endif
+
+// The table of an instruction set that usable_isas() lists.
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,12 @@
+// AVX2 and FMA.
+#define GPTOSS_VECTOR_BYTES 32
+#define GPTOSS_TILE_ROWS 2
+#define GPTOSS_TILE_COLS 2
+#include "cpu/kernels_impl.h"
+
+namespace gptoss::cpu {
+
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2 = make_kernels(Isa::avx2);
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,12 @@
+// AVX-512 F, BW, VL, DQ.
+#define GPTOSS_VECTOR_BYTES 64
+#define GPTOSS_TILE_ROWS 4
+#define GPTOSS_TILE_COLS 4
+#include "cpu/kernels_impl.h"
+
+namespace gptoss::cpu {
+
+extern const Kernels kernels_avx512;
+const Kernels kernels_avx512 = make_kernels(Isa::avx512);
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,404 @@
+// The kernels in portable C++ over vectors of GPTOSS_VECTOR_BYTES. Included once by each
+// kernels_<isa>.cpp, which is compiled for its instruction set; everything here has internal
+// linkage, and nothing inline of the standard library is called, so that no code compiled for one
+// instruction set can be linked into another.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "batch.h"
+#include "cpu/kernels.h"
+
+namespace gptoss::cpu {
+namespace {
+
+// ---- Sixteen floats, whatever the machine's vectors are ------------------------------------------
+
+#if defined(__GNUC__)
+constexpr int lanes = GPTOSS_VECTOR_BYTES / 4;
+typedef float Floats __attribute__((vector_size(GPTOSS_VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(GPTOSS_VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(GPTOSS_VECTOR_BYTES / 2)));
+
+GPTOSS_INLINE Floats splat(float value) { return Floats{} + value; }
+
+GPTOSS_INLINE Floats load_part(const float* from) {
+  Floats value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+GPTOSS_INLINE Floats load_part(const bf16* from) {
+  Halves halves;
+  memcpy(&halves, from, sizeof halves);
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Floats value;
+  memcpy(&value, &words, sizeof value);
+  return value;
+}
+#else
+constexpr int lanes = 1;
+using Floats = float;
+GPTOSS_INLINE Floats splat(float value) { return value; }
+GPTOSS_INLINE Floats load_part(const float* from) { return *from; }
+GPTOSS_INLINE Floats load_part(const bf16* from) { return to_float(*from); }
+#endif
+
+constexpr int wide = 16;  // every sum has this many partial sums, on every instruction set
+constexpr int parts = wide / lanes;
+static_assert(parts * lanes == wide);
+
+struct Wide {
+  Floats part[parts];
+};
+
+GPTOSS_INLINE Wide wide_zero() {
+  Wide w;
+  for (int i = 0; i < parts; ++i) {
+    w.part[i] = splat(0.0f);
+  }
+  return w;
+}
+
+template <class T>
+GPTOSS_INLINE Wide wide_load(const T* from) {
+  Wide w;
+  for (int i = 0; i < parts; ++i) {
+    w.part[i] = load_part(from + i * lanes);
+  }
+  return w;
+}
+
+GPTOSS_INLINE void wide_store(float* to, const Wide& w) { memcpy(to, &w, sizeof w); }
+
+GPTOSS_INLINE void wide_add_product(Wide& sum, const Wide& a, const Wide& b) {
+  for (int i = 0; i < parts; ++i) {
+    sum.part[i] += a.part[i] * b.part[i];
+  }
+}
+
+GPTOSS_INLINE void wide_scale(Wide& w, float factor) {
+  for (int i = 0; i < parts; ++i) {
+    w.part[i] *= splat(factor);
+  }
+}
+
+// The sixteen partial sums, added in a fixed tree.
+GPTOSS_INLINE float wide_sum(const Wide& w) {
+  float s[wide];
+  wide_store(s, w);
+  for (int width = wide / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      s[i] += s[i + width];
+    }
+  }
+  return s[0];
+}
+
+GPTOSS_INLINE float element(const float* x) { return *x; }
+GPTOSS_INLINE float element(const bf16* x) { return to_float(*x); }
+
+template <class T>
+GPTOSS_INLINE float dot(const float* a, const T* b, int64_t n) {
+  Wide sum = wide_zero();
+  int64_t k = 0;
+  for (; k + wide <= n; k += wide) {
+    wide_add_product(sum, wide_load(a + k), wide_load(b + k));
+  }
+  float rest = 0.0f;
+  for (; k < n; ++k) {
+    rest += a[k] * element(b + k);
+  }
+  return wide_sum(sum) + rest;
+}
+
+template <class T>
+GPTOSS_INLINE void add_scaled_row(float* y, const T* x, float a, int64_t n) {
+  Wide factor = wide_zero();
+  for (int i = 0; i < parts; ++i) {
+    factor.part[i] += splat(a);
+  }
+  int64_t k = 0;
+  for (; k + wide <= n; k += wide) {
+    Wide sum = wide_load(y + k);
+    wide_add_product(sum, factor, wide_load(x + k));
+    wide_store(y + k, sum);
+  }
+  for (; k < n; ++k) {
+    y[k] += a * element(x + k);
+  }
+}
+
+// ---- Matrix product ------------------------------------------------------------------------------
+
+constexpr int row_block = 32;  // rows of x that pass over a weight row while it is in cache
+
+// A tile of R rows of x by C rows of w: R · C dot products that share their loads.
+template <int R, int C, class T>
+GPTOSS_INLINE void matmul_tile(const float* const* x, const T* w, int64_t w_stride, int64_t cols,
+                               const bf16* bias, float* const* y) {
+  Wide sum[R][C];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) {
+      sum[r][c] = wide_zero();
+    }
+  }
+  int64_t k = 0;
+  for (; k + wide <= cols; k += wide) {
+    Wide weights[C];
+    for (int c = 0; c < C; ++c) {
+      weights[c] = wide_load(w + c * w_stride + k);
+    }
+    for (int r = 0; r < R; ++r) {
+      const Wide activations = wide_load(x[r] + k);
+      for (int c = 0; c < C; ++c) {
+        wide_add_product(sum[r][c], activations, weights[c]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) {
+      float rest = 0.0f;
+      for (int64_t i = k; i < cols; ++i) {
+        rest += x[r][i] * element(w + c * w_stride + i);
+      }
+      y[r][c] = wide_sum(sum[r][c]) + rest + (bias != nullptr ? to_float(bias[c]) : 0.0f);
+    }
+  }
+}
+
+template <int C, class T>
+GPTOSS_INLINE void matmul_rows(const MatmulArgs& a, int64_t first_row, int64_t last_row, const T* w,
+                               int64_t n) {
+  const float* x[GPTOSS_TILE_ROWS];
+  float* y[GPTOSS_TILE_ROWS];
+  const bf16* bias = a.bias != nullptr ? a.bias + n : nullptr;
+  const auto point = [&](int slot, int64_t row) {
+    x[slot] = a.x + (a.row_ids != nullptr ? a.row_ids[row] : row) * a.x_stride;
+    y[slot] = a.y + row * a.y_stride + n;
+  };
+  int64_t row = first_row;
+  for (; row + GPTOSS_TILE_ROWS <= last_row; row += GPTOSS_TILE_ROWS) {
+    for (int r = 0; r < GPTOSS_TILE_ROWS; ++r) {
+      point(r, row + r);
+    }
+    matmul_tile<GPTOSS_TILE_ROWS, C>(x, w, a.cols, a.cols, bias, y);
+  }
+  for (; row < last_row; ++row) {
+    point(0, row);
+    matmul_tile<1, C>(x, w, a.cols, a.cols, bias, y);
+  }
+}
+
+// Two weights a table entry: the low nibble's bf16 pattern below the high nibble's, as in memory.
+struct NibblePairs {
+  uint32_t pair[256];
+  constexpr NibblePairs() : pair() {
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      pair[byte] = static_cast<uint32_t>(e2m1_as_bf16[byte & 15]) |
+                   static_cast<uint32_t>(e2m1_as_bf16[byte >> 4]) << 16;
+    }
+  }
+};
+constexpr NibblePairs nibble_pairs;
+
+// 32 weights of a block as bf16 patterns, not yet scaled.
+GPTOSS_INLINE void decode_block(const uint8_t* bytes, bf16* out) {
+  for (int i = 0; i < mx_block_bytes; ++i) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    out[2 * i] = bf16{e2m1_as_bf16[bytes[i] & 15]};
+    out[2 * i + 1] = bf16{e2m1_as_bf16[bytes[i] >> 4]};
+#else
+    memcpy(out + 2 * i, &nibble_pairs.pair[bytes[i]], 4);
+#endif
+  }
+}
+
+GPTOSS_INLINE void unpack_row(const uint8_t* blocks, const uint8_t* scales, int64_t cols,
+                              float* out) {
+  for (int64_t b = 0; b < cols / mx_block; ++b) {
+    bf16 values[mx_block];
+    decode_block(blocks + b * mx_block_bytes, values);
+    const float scale = e8m0_to_float(scales[b]);
+    for (int half = 0; half < mx_block; half += wide) {
+      Wide w = wide_load(values + half);
+      wide_scale(w, scale);
+      wide_store(out + b * mx_block + half, w);
+    }
+  }
+}
+
+void matmul(const MatmulArgs& a) {
+  static_assert(matmul_scratch_rows % GPTOSS_TILE_COLS == 0);
+  const int64_t blocks_per_row = a.cols / mx_block;
+  for (int64_t first = 0; first < a.rows; first += row_block) {
+    const int64_t last = first + row_block < a.rows ? first + row_block : a.rows;
+    int64_t n = a.begin;
+    while (n < a.end) {
+      const int64_t left = a.end - n;
+      const int count = left >= matmul_scratch_rows ? matmul_scratch_rows : static_cast<int>(left);
+      if (a.weight == nullptr) {
+        for (int c = 0; c < count; ++c) {
+          unpack_row(a.blocks + (n + c) * blocks_per_row * mx_block_bytes,
+                     a.scales + (n + c) * blocks_per_row, a.cols, a.scratch + c * a.cols);
+        }
+      }
+      int c = 0;
+      for (; c + GPTOSS_TILE_COLS <= count; c += GPTOSS_TILE_COLS) {
+        if (a.weight != nullptr) {
+          matmul_rows<GPTOSS_TILE_COLS>(a, first, last, a.weight + (n + c) * a.cols, n + c);
+        } else {
+          matmul_rows<GPTOSS_TILE_COLS>(a, first, last, a.scratch + c * a.cols, n + c);
+        }
+      }
+      for (; c < count; ++c) {
+        if (a.weight != nullptr) {
+          matmul_rows<1>(a, first, last, a.weight + (n + c) * a.cols, n + c);
+        } else {
+          matmul_rows<1>(a, first, last, a.scratch + c * a.cols, n + c);
+        }
+      }
+      n += count;
+    }
+  }
+}
+
+void unpack_mxfp4(const UnpackArgs& a) {
+  const int64_t blocks_per_row = a.cols / mx_block;
+  for (int64_t n = a.begin; n < a.end; ++n) {
+    bf16* out = a.out + (n - a.begin) * a.cols;
+    for (int64_t b = 0; b < blocks_per_row; ++b) {
+      bf16* to = out + b * mx_block;
+      decode_block(a.blocks + (n * blocks_per_row + b) * mx_block_bytes, to);
+      const uint8_t scale = a.scales[n * blocks_per_row + b];
+      if (scale >= 3 && scale <= 250) {
+        // Every value stays a normal number: add the scale to the exponent field of all but zeros.
+        const auto shift = static_cast<uint16_t>((scale - 127) * 128);
+        for (int i = 0; i < mx_block; ++i) {
+          const uint16_t bits = to[i].bits;
+          to[i].bits = static_cast<uint16_t>((bits & 0x7fff) != 0 ? bits + shift : bits);
+        }
+      } else {
+        const float factor = e8m0_to_float(scale);
+        for (int i = 0; i < mx_block; ++i) {
+          to[i] = to_bf16(to_float(to[i]) * factor);
+        }
+      }
+    }
+  }
+}
+
+// ---- Elementwise ---------------------------------------------------------------------------------
+
+void rms_norm(const RmsNormArgs& a) {
+  const float mean_square = dot(a.x, a.x, a.n) / static_cast<float>(a.n);
+  const float factor = 1.0f / sqrtf(mean_square + a.eps);
+  for (int64_t i = 0; i < a.n; ++i) {
+    a.y[i] = a.x[i] * factor * to_float(a.scale[i]);
+  }
+}
+
+void rope(const RopeArgs& a) {
+  for (int64_t head = 0; head < a.heads; ++head) {
+    float* first = a.x + head * 2 * a.half;
+    float* second = first + a.half;
+    for (int64_t i = 0; i < a.half; ++i) {
+      const float x1 = first[i];
+      const float x2 = second[i];
+      first[i] = x1 * a.cos[i] - x2 * a.sin[i];
+      second[i] = x2 * a.cos[i] + x1 * a.sin[i];
+    }
+  }
+}
+
+void swiglu(const SwigluArgs& a) {
+  for (int64_t i = a.begin; i < a.end; ++i) {
+    float glu = a.u[2 * i];
+    float linear = a.u[2 * i + 1];
+    // Comparisons written so that a NaN passes through and is seen.
+    glu = glu > a.limit ? a.limit : glu;
+    linear = linear > a.limit ? a.limit : linear < -a.limit ? -a.limit : linear;
+    const float h = glu / (1.0f + expf(-1.702f * glu)) * (linear + 1.0f);
+    a.h[i] = a.round ? round_to_bf16(h) : h;
+  }
+}
+
+void convert_to_bf16(const float* from, bf16* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = to_bf16(from[i]);
+  }
+}
+
+void round_rows(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = round_to_bf16(x[i]);
+  }
+}
+
+void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y, x, a, n); }
+
+// ---- Attention -----------------------------------------------------------------------------------
+
+template <class T>
+void attend(const AttentionArgs& a) {
+  float* max = a.state;             // (group) largest logit so far
+  float* sum = a.state + a.group;   // (group) Σ exp(logit − max)
+  for (int64_t g = 0; g < a.group; ++g) {
+    max[g] = to_float(a.sinks[g]);
+    sum[g] = 1.0f;
+  }
+  memset(a.out, 0, static_cast<size_t>(a.group * a.head_dim) * sizeof(float));
+  for (int64_t block = a.first / page_size; block <= a.last / page_size; ++block) {
+    const int64_t origin = block * page_size;
+    const int64_t begin = a.first > origin ? a.first - origin : 0;
+    const int64_t end = a.last - origin + 1 < page_size ? a.last - origin + 1 : page_size;
+    const T* k = static_cast<const T*>(a.k) + a.pages[block] * a.page_stride;
+    const T* v = static_cast<const T*>(a.v) + a.pages[block] * a.page_stride;
+    for (int64_t g = 0; g < a.group; ++g) {
+      const float* q = a.q + g * a.head_dim;
+      float* out = a.out + g * a.head_dim;
+      float logit[page_size];
+      float page_max = max[g];
+      for (int64_t j = begin; j < end; ++j) {
+        logit[j] = dot(q, k + j * a.head_dim, a.head_dim) * a.scale;
+        page_max = logit[j] > page_max ? logit[j] : page_max;
+      }
+      if (page_max > max[g]) {
+        const float shrink = expf(max[g] - page_max);
+        sum[g] *= shrink;
+        for (int64_t d = 0; d < a.head_dim; ++d) {
+          out[d] *= shrink;
+        }
+        max[g] = page_max;
+      }
+      for (int64_t j = begin; j < end; ++j) {
+        const float weight = expf(logit[j] - max[g]);
+        sum[g] += weight;
+        add_scaled_row(out, v + j * a.head_dim, weight, a.head_dim);
+      }
+    }
+  }
+  for (int64_t g = 0; g < a.group; ++g) {
+    const float factor = 1.0f / sum[g];
+    for (int64_t d = 0; d < a.head_dim; ++d) {
+      a.out[g * a.head_dim + d] *= factor;
+    }
+  }
+}
+
+void attention(const AttentionArgs& a) {
+  if (a.kv_is_f32) {
+    attend<float>(a);
+  } else {
+    attend<bf16>(a);
+  }
+}
+
+constexpr Kernels make_kernels(Isa isa) {
+  return {isa,       matmul, unpack_mxfp4,    rms_norm,   rope,
+          attention, swiglu, convert_to_bf16, round_rows, add_scaled};
+}
+
+}  // namespace
+}  // namespace gptoss::cpu

@@ -1,0 +1,54 @@
+// Threads: OpenMP, because oneDNN's build for GNU OpenMP then shares our pool of threads. Without
+// OpenMP the same loops run on the calling thread.
+#pragma once
+
+#include <cstdint>
+
+#ifdef GPTOSS_HAVE_OPENMP
+#include <omp.h>
+#endif
+
+namespace gptoss::cpu {
+
+// Runs work(task, thread) for every task in [0, tasks), thread in [0, threads). Tasks are handed
+// out one by one, so they may differ in cost; results must not depend on which thread takes which.
+// `work` must not throw.
+template <class Work>
+void parallel_for(int threads, int64_t tasks, const Work& work) {
+#ifdef GPTOSS_HAVE_OPENMP
+  if (threads > 1 && tasks > 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) {
+      work(task, omp_get_thread_num());
+    }
+    return;
+  }
+#endif
+  (void)threads;
+  for (int64_t task = 0; task < tasks; ++task) {
+    work(task, 0);
+  }
+}
+
+// oneDNN takes its thread count from the calling thread's OpenMP setting: set it for a scope.
+class ThreadCountScope {
+public:
+  explicit ThreadCountScope([[maybe_unused]] int threads) {
+#ifdef GPTOSS_HAVE_OPENMP
+    before_ = omp_get_max_threads();
+    omp_set_num_threads(threads);
+#endif
+  }
+  ~ThreadCountScope() {
+#ifdef GPTOSS_HAVE_OPENMP
+    omp_set_num_threads(before_);
+#endif
+  }
+  ThreadCountScope(const ThreadCountScope&) = delete;
+  ThreadCountScope& operator=(const ThreadCountScope&) = delete;
+
+private:
+  [[maybe_unused]] int before_ = 1;
+};
+
+}  // namespace gptoss::cpu

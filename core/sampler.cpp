@@ -1,0 +1,198 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "check.h"
+
+namespace gptoss {
+
+namespace {
+
+// SplitMix64's finaliser (Steele, Lea, Flood 2014).
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+constexpr uint64_t golden_gamma = 0x9e3779b97f4a7c15ull;
+
+// Most likely first, ties to the lowest id: a total order, so every selection is deterministic.
+struct MoreLikely {
+  const float* logits;
+  bool operator()(int32_t a, int32_t b) const {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  }
+};
+
+// log Σ exp(logits), in float64.
+double log_sum_exp(const float* logits, int32_t n, float max) {
+  double sum = 0.0;
+  for (int32_t i = 0; i < n; ++i) {
+    sum += std::exp(static_cast<double>(logits[i]) - max);
+  }
+  return max + std::log(sum);
+}
+
+int32_t argmax(const float* logits, int32_t n) {
+  int32_t best = 0;
+  for (int32_t i = 1; i < n; ++i) {
+    if (logits[i] > logits[best]) {
+      best = i;
+    }
+  }
+  return best;
+}
+
+// The first `count` candidates of `ids` in order of likelihood.
+void select_most_likely(std::vector<int32_t>& ids, size_t count, const float* logits) {
+  const auto middle = ids.begin() + static_cast<std::ptrdiff_t>(std::min(count, ids.size()));
+  if (middle != ids.end()) {
+    std::nth_element(ids.begin(), middle, ids.end(), MoreLikely{logits});
+  }
+  std::sort(ids.begin(), middle, MoreLikely{logits});
+}
+
+bool changes_logits(const Sampling& s, int row) {
+  const SamplingRow& p = s.rows[row];
+  const bool has_history =
+      s.history_start != nullptr && s.history_start[row + 1] > s.history_start[row];
+  const bool has_bias = s.bias_start != nullptr && s.bias_start[row + 1] > s.bias_start[row];
+  return has_bias || (has_history && (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f ||
+                                      p.frequency_penalty != 0.0f));
+}
+
+void apply_bias_and_penalties(float* logits, const Sampling& s, int row) {
+  const SamplingRow& p = s.rows[row];
+  if (s.bias_start != nullptr) {
+    for (int32_t i = s.bias_start[row]; i < s.bias_start[row + 1]; ++i) {
+      logits[s.bias_ids[i]] += s.bias_values[i];
+    }
+  }
+  if (s.history_start == nullptr) {
+    return;
+  }
+  for (int32_t i = s.history_start[row]; i < s.history_start[row + 1]; ++i) {
+    float& logit = logits[s.history_ids[i]];
+    const auto count = static_cast<float>(s.history_counts[i]);
+    logit = logit > 0.0f ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    if (count > 0.0f) {
+      logit -= p.presence_penalty + p.frequency_penalty * count;
+    }
+  }
+}
+
+// Keeps the candidates that top-k, top-p and min-p leave, most likely first where any of them is
+// on. `probability` receives their unnormalised weights.
+void keep_candidates(const float* logits, int32_t vocab_size, const SamplingRow& p,
+                     SamplerScratch& scratch) {
+  std::vector<int32_t>& ids = scratch.ids;
+  std::vector<double>& weight = scratch.probability;
+  ids.resize(static_cast<size_t>(vocab_size));
+  std::iota(ids.begin(), ids.end(), 0);
+  const float max = logits[argmax(logits, vocab_size)];
+  const double inverse_temperature = 1.0 / static_cast<double>(p.temperature);
+  const auto weigh = [&](int32_t id) {
+    return std::exp((static_cast<double>(logits[id]) - max) * inverse_temperature);
+  };
+
+  if (p.top_k > 0 && p.top_k < vocab_size) {
+    select_most_likely(ids, static_cast<size_t>(p.top_k), logits);
+    ids.resize(static_cast<size_t>(p.top_k));
+  }
+  if (p.top_p < 1.0f) {
+    double total = 0.0;
+    for (const int32_t id : ids) {
+      total += weigh(id);
+    }
+    // Sort ever more of the candidates until their mass reaches top_p: usually a few dozen do.
+    const double wanted = static_cast<double>(p.top_p) * total;
+    for (size_t sorted = 64;; sorted *= 8) {
+      select_most_likely(ids, sorted, logits);
+      const size_t end = std::min(sorted, ids.size());
+      double mass = 0.0;
+      size_t keep = 0;
+      while (keep < end && mass < wanted) {
+        mass += weigh(ids[keep++]);
+      }
+      if (mass >= wanted || end == ids.size()) {
+        ids.resize(std::max<size_t>(keep, 1));
+        break;
+      }
+    }
+  }
+  if (p.min_p > 0.0f) {
+    const auto unlikely = [&](int32_t id) { return weigh(id) < static_cast<double>(p.min_p); };
+    ids.erase(std::remove_if(ids.begin(), ids.end(), unlikely), ids.end());
+  }
+  weight.resize(ids.size());
+  std::transform(ids.begin(), ids.end(), weight.begin(), weigh);
+}
+
+int32_t draw_candidate(const SamplerScratch& scratch, double uniform) {
+  const double total =
+      std::accumulate(scratch.probability.begin(), scratch.probability.end(), 0.0);
+  double left = uniform * total;
+  int32_t last = scratch.ids[0];
+  for (size_t i = 0; i < scratch.ids.size(); ++i) {
+    if (scratch.probability[i] <= 0.0) {
+      continue;
+    }
+    last = scratch.ids[i];
+    left -= scratch.probability[i];
+    if (left < 0.0) {
+      break;
+    }
+  }
+  return last;  // rounding may leave a crumb: the last possible token takes it
+}
+
+}  // namespace
+
+double uniform_draw(uint64_t seed, uint64_t draw) {
+  const uint64_t bits = mix(mix(seed + golden_gamma) + (draw + 1) * golden_gamma);
+  return static_cast<double>(bits >> 11) * 0x1.0p-53;
+}
+
+Sampled sample_row(const float* logits, int32_t vocab_size, const Sampling& sampling, int row,
+                   int32_t* top_ids, float* top_logprobs, SamplerScratch& scratch) {
+  const SamplingRow& p = sampling.rows[row];
+  for (int32_t i = 0; i < vocab_size; ++i) {
+    GPTOSS_CHECK(!std::isnan(logits[i]), "logits of row {}: NaN at token {}", row, i);
+  }
+  const float max = logits[argmax(logits, vocab_size)];
+  GPTOSS_CHECK(std::isfinite(max), "logits of row {}: the largest must be finite, found {}", row, max);
+  const double normaliser = log_sum_exp(logits, vocab_size, max);
+
+  if (p.n_logprobs > 0) {
+    scratch.ids.resize(static_cast<size_t>(vocab_size));
+    std::iota(scratch.ids.begin(), scratch.ids.end(), 0);
+    select_most_likely(scratch.ids, static_cast<size_t>(p.n_logprobs), logits);
+    for (int32_t i = 0; i < p.n_logprobs; ++i) {
+      top_ids[i] = scratch.ids[static_cast<size_t>(i)];
+      top_logprobs[i] = static_cast<float>(logits[top_ids[i]] - normaliser);
+    }
+  }
+
+  const float* modified = logits;
+  if (changes_logits(sampling, row)) {
+    scratch.logits.assign(logits, logits + vocab_size);
+    apply_bias_and_penalties(scratch.logits.data(), sampling, row);
+    modified = scratch.logits.data();
+    GPTOSS_CHECK(std::isfinite(modified[argmax(modified, vocab_size)]),
+                 "logits of row {}: bias and penalties leave no token possible", row);
+  }
+  int32_t token = 0;
+  if (p.temperature == 0.0f) {
+    token = argmax(modified, vocab_size);
+  } else {
+    keep_candidates(modified, vocab_size, p, scratch);
+    token = draw_candidate(scratch, uniform_draw(p.seed, p.draw));
+  }
+  return {token, static_cast<float>(logits[token] - normaliser)};
+}
+
+}  // namespace gptoss

@@ -1,0 +1,47 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE_SIZE: int
+
+F32 = NDArray[np.float32]
+U16 = NDArray[np.uint16]
+U8 = NDArray[np.uint8]
+I32 = NDArray[np.int32]
+
+def isas() -> list[str]: ...
+def matmul(
+    x: F32,
+    *,
+    isa: str,
+    weight: U16 | None = None,
+    blocks: U8 | None = None,
+    scales: U8 | None = None,
+    bias: U16 | None = None,
+    row_ids: I32 | None = None,
+    begin: int = 0,
+    end: int | None = None,
+) -> F32: ...
+def gemm_onednn(x: U16, weight: U16, threads: int = 1) -> F32 | None: ...
+def unpack_mxfp4(blocks: U8, scales: U8, *, isa: str) -> U16: ...
+def rms_norm(x: F32, scale: U16, eps: float, *, isa: str) -> F32: ...
+def rope(x: F32, cos: F32, sin: F32, *, isa: str) -> F32: ...
+def attention(
+    q: F32,
+    sinks: U16,
+    k: NDArray[Any],
+    v: NDArray[Any],
+    pages: I32,
+    first: int,
+    last: int,
+    *,
+    isa: str,
+) -> F32: ...
+def swiglu(u: F32, limit: float, *, isa: str, round: bool = False) -> F32: ...
+def to_bf16(x: F32, *, isa: str) -> U16: ...
+def round_bf16(x: F32, *, isa: str) -> F32: ...
+def add_scaled(y: F32, x: F32, a: float, *, isa: str) -> F32: ...
+def route(logits: F32, count: int) -> tuple[I32, F32]: ...
+def yarn(config: Any) -> tuple[NDArray[np.float64], float]: ...
+def uniform_draw(seed: int, draw: int) -> float: ...
