@@ -1,6 +1,7 @@
 #include "backend.h"
 
 #include <array>
+#include <filesystem>
 
 #include "check.h"
 #include "cpu/backend.h"
@@ -26,6 +27,10 @@ struct PluginResult {
 PluginResult find_plugin(const std::string& name, const std::string& directory) {
 #ifdef GPTOSS_HAVE_DLOPEN
   const std::string path = directory + "/libgptoss_" + name + ".so";
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) {
+    return {nullptr, format("this installation has no {} backend", name)};
+  }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* message = dlerror();
@@ -37,8 +42,8 @@ PluginResult find_plugin(const std::string& name, const std::string& directory) 
     return {nullptr, format("{} exports no gptoss_backend_plugin", path)};
   }
   if (plugin->abi != backend_abi) {
-    return {nullptr, format("{} was built for interface {}, expected {}", path, plugin->abi,
-                            backend_abi)};
+    return {nullptr,
+            format("{} was built for interface {}, expected {}", path, plugin->abi, backend_abi)};
   }
   std::array<char, 512> reason{};
   if (!plugin->available(reason.data(), reason.size())) {
@@ -77,8 +82,8 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
     }
     GPTOSS_CHECK(device == "auto", "device {} is not available: {}", device, found.reason);
   }
-  GPTOSS_CHECK(device == "cpu" || device == "auto",
-               "device: expected auto, cpu or cuda, found {}", device);
+  GPTOSS_CHECK(device == "cpu" || device == "auto", "device: expected auto, cpu or cuda, found {}",
+               device);
   return cpu::make_backend(options);
 }
 

@@ -59,8 +59,8 @@ std::vector<BackendStatus> list_backends(const std::string& plugin_directory);
 
 // `device`: a backend's name, or "auto" for the first one available. Throws Error with the reason
 // when it is unknown or not available.
-std::unique_ptr<Backend> make_backend(const std::string& device, const std::string& plugin_directory,
-                                      const Options& options);
+std::unique_ptr<Backend> make_backend(const std::string& device,
+                                      const std::string& plugin_directory, const Options& options);
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
 // backend_abi of the headers it was built with; a mismatch is refused.

@@ -19,8 +19,8 @@ void check_ragged(const char* name, const int32_t* start, const int32_t* ids, in
                  start[r + 1], start[r]);
     for (int32_t i = start[r]; i < start[r + 1]; ++i) {
       GPTOSS_CHECK(ids[i] >= 0 && ids[i] < vocab_size,
-                   "batch: {} id must lie in 0..{}, found {} (row {})", name, vocab_size - 1, ids[i],
-                   r);
+                   "batch: {} id must lie in 0..{}, found {} (row {})", name, vocab_size - 1,
+                   ids[i], r);
     }
   }
 }
@@ -31,7 +31,8 @@ void check_sampling(const Sampling& sampling, int rows, int32_t vocab_size) {
     GPTOSS_CHECK(std::isfinite(row.temperature) && row.temperature >= 0.0f,
                  "batch: temperature must be finite and not negative, found {} (row {})",
                  row.temperature, r);
-    GPTOSS_CHECK(row.top_k >= 0, "batch: top_k must not be negative, found {} (row {})", row.top_k, r);
+    GPTOSS_CHECK(row.top_k >= 0, "batch: top_k must not be negative, found {} (row {})", row.top_k,
+                 r);
     GPTOSS_CHECK(row.top_p > 0.0f && row.top_p <= 1.0f,
                  "batch: top_p must lie in (0, 1], found {} (row {})", row.top_p, r);
     GPTOSS_CHECK(row.min_p >= 0.0f && row.min_p <= 1.0f,
@@ -49,8 +50,8 @@ void check_sampling(const Sampling& sampling, int rows, int32_t vocab_size) {
   check_ragged("bias", sampling.bias_start, sampling.bias_ids, rows, vocab_size);
   const int32_t biases = sampling.bias_start != nullptr ? sampling.bias_start[rows] : 0;
   for (int32_t i = 0; i < biases; ++i) {
-    GPTOSS_CHECK(std::isfinite(sampling.bias_values[i]), "batch: logit bias must be finite, found {}",
-                 sampling.bias_values[i]);
+    GPTOSS_CHECK(std::isfinite(sampling.bias_values[i]),
+                 "batch: logit bias must be finite, found {}", sampling.bias_values[i]);
   }
 }
 

@@ -48,12 +48,12 @@ struct Batch {
   int32_t num_rows = 0;       // R: tokens whose logits are wanted
   int32_t max_blocks = 0;     // B
 
-  const int32_t* token_ids = nullptr;                // (T)
-  const int32_t* seq_start = nullptr;                // (S + 1) offsets into T
-  const int32_t* context_len = nullptr;              // (S) tokens so far, the new ones included
-  const int32_t* block_table[kv_groups] = {};        // (S, B) page of logical block b, or -1
-  const int32_t* logits_rows = nullptr;              // (R) ascending indices into T
-  const Sampling* sampling = nullptr;                // null: no tokens are drawn
+  const int32_t* token_ids = nullptr;          // (T)
+  const int32_t* seq_start = nullptr;          // (S + 1) offsets into T
+  const int32_t* context_len = nullptr;        // (S) tokens so far, the new ones included
+  const int32_t* block_table[kv_groups] = {};  // (S, B) page of logical block b, or -1
+  const int32_t* logits_rows = nullptr;        // (R) ascending indices into T
+  const Sampling* sampling = nullptr;          // null: no tokens are drawn
 };
 
 // What a step gives back. Null pointers are not filled in.

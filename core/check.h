@@ -1,4 +1,5 @@
-// Errors: one exception type, one macro. Messages name the thing, what was expected, what was found.
+// Errors: one exception type, one macro. Messages name the thing, what was expected, what was
+// found.
 #pragma once
 
 #include <sstream>
@@ -43,9 +44,9 @@ std::string format(std::string_view text, const Args&... args) {
 
 }  // namespace gptoss
 
-#define GPTOSS_CHECK(condition, ...)                              \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      throw ::gptoss::Error(::gptoss::format(__VA_ARGS__));       \
-    }                                                             \
+#define GPTOSS_CHECK(condition, ...)                        \
+  do {                                                      \
+    if (!(condition)) {                                     \
+      throw ::gptoss::Error(::gptoss::format(__VA_ARGS__)); \
+    }                                                       \
   } while (0)

@@ -33,8 +33,8 @@ void check_config(const ModelConfig& c) {
   check_range("num_key_value_heads", c.num_key_value_heads, 1, c.num_attention_heads);
   check_range("sliding_window", c.sliding_window, 1, 1 << 24);
   check_range("initial_context_length", c.initial_context_length, 1, 1 << 24);
-  GPTOSS_CHECK(c.hidden_size % mx_block == 0, "config: hidden_size must be a multiple of {}, found {}",
-               mx_block, c.hidden_size);
+  GPTOSS_CHECK(c.hidden_size % mx_block == 0,
+               "config: hidden_size must be a multiple of {}, found {}", mx_block, c.hidden_size);
   GPTOSS_CHECK(c.intermediate_size % mx_block == 0,
                "config: intermediate_size must be a multiple of {}, found {}", mx_block,
                c.intermediate_size);
@@ -48,9 +48,10 @@ void check_config(const ModelConfig& c) {
   check_positive("rope_ntk_beta", c.rope_ntk_beta);
   check_positive("swiglu_limit", c.swiglu_limit);
   check_positive("rms_norm_eps", c.rms_norm_eps);
-  GPTOSS_CHECK(c.initial_context_length * c.rope_scaling_factor < (1 << 30),
-               "config: initial_context_length {} times rope_scaling_factor {} is too long a context",
-               c.initial_context_length, c.rope_scaling_factor);
+  GPTOSS_CHECK(
+      c.initial_context_length * c.rope_scaling_factor < (1 << 30),
+      "config: initial_context_length {} times rope_scaling_factor {} is too long a context",
+      c.initial_context_length, c.rope_scaling_factor);
 }
 
 }  // namespace gptoss

@@ -50,8 +50,7 @@ GPTOSS_INLINE float round_to_bf16(float value) { return to_float(to_bf16(value))
 // e8m0: a power of two, 2^(byte - 127); byte 0 is 2^-127, a float32 subnormal. 0xFF means NaN by
 // the OCP Microscaling specification and is refused when a checkpoint is opened.
 GPTOSS_INLINE float e8m0_to_float(uint8_t byte) {
-  return byte == 0 ? bits_to_float(0x00400000u)
-                   : bits_to_float(static_cast<uint32_t>(byte) << 23);
+  return byte == 0 ? bits_to_float(0x00400000u) : bits_to_float(static_cast<uint32_t>(byte) << 23);
 }
 
 // e2m1: sign, two exponent bits (bias 1), one mantissa bit.

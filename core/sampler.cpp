@@ -133,8 +133,7 @@ void keep_candidates(const float* logits, int32_t vocab_size, const SamplingRow&
 }
 
 int32_t draw_candidate(const SamplerScratch& scratch, double uniform) {
-  const double total =
-      std::accumulate(scratch.probability.begin(), scratch.probability.end(), 0.0);
+  const double total = std::accumulate(scratch.probability.begin(), scratch.probability.end(), 0.0);
   double left = uniform * total;
   int32_t last = scratch.ids[0];
   for (size_t i = 0; i < scratch.ids.size(); ++i) {
@@ -164,7 +163,8 @@ Sampled sample_row(const float* logits, int32_t vocab_size, const Sampling& samp
     GPTOSS_CHECK(!std::isnan(logits[i]), "logits of row {}: NaN at token {}", row, i);
   }
   const float max = logits[argmax(logits, vocab_size)];
-  GPTOSS_CHECK(std::isfinite(max), "logits of row {}: the largest must be finite, found {}", row, max);
+  GPTOSS_CHECK(std::isfinite(max), "logits of row {}: the largest must be finite, found {}", row,
+               max);
   const double normaliser = log_sum_exp(logits, vocab_size, max);
 
   if (p.n_logprobs > 0) {

@@ -72,7 +72,8 @@ LayerWeights read_layer_weights(const ModelConfig& c, WeightSource& source, int 
   w.out = read_linear(source, attn + "out", c.hidden_size, c.query_size());
   w.mlp_norm = read_bf16(source, mlp + "norm.scale", {c.hidden_size});
   w.gate = read_linear(source, mlp + "gate", c.num_experts, c.hidden_size);
-  w.mlp1 = read_experts(source, mlp + "mlp1", c.num_experts, 2 * c.intermediate_size, c.hidden_size);
+  w.mlp1 =
+      read_experts(source, mlp + "mlp1", c.num_experts, 2 * c.intermediate_size, c.hidden_size);
   w.mlp2 = read_experts(source, mlp + "mlp2", c.num_experts, c.hidden_size, c.intermediate_size);
   return w;
 }

@@ -45,8 +45,8 @@ struct LayerWeights {
   Linear out;                       // (hidden, heads * head_dim)
   const bf16* mlp_norm = nullptr;   // (hidden)
   Linear gate;                      // (experts, hidden)
-  ExpertLinear mlp1;                // (experts, 2 * intermediate, hidden): even rows glu, odd linear
-  ExpertLinear mlp2;                // (experts, hidden, intermediate)
+  ExpertLinear mlp1;  // (experts, 2 * intermediate, hidden): even rows glu, odd linear
+  ExpertLinear mlp2;  // (experts, hidden, intermediate)
 };
 
 struct Weights {

@@ -11,7 +11,9 @@
 namespace gptoss::cpu {
 
 KvPool::KvPool(const ModelConfig& config, bool f32)
-    : head_dim_(config.head_dim), kv_heads_(config.num_key_value_heads), f32_(f32),
+    : head_dim_(config.head_dim),
+      kv_heads_(config.num_key_value_heads),
+      f32_(f32),
       data_(nullptr, std::free) {
   // A page serves either group, so it has room for the larger of the two (they differ by one layer
   // at most).

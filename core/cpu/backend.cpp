@@ -55,10 +55,10 @@ public:
     const int64_t q_size = config_.query_size();
     const int64_t kv_size = config_.kv_size();
     const int64_t rows = padded_rows(tokens);
-    float* x = x_.reserve(tokens * hidden);         // (T, hidden) the residual stream
-    float* t = t_.reserve(rows * hidden);           // (T, hidden) normed; then a block's result
-    float* q = q_.reserve(rows * q_size);           // (T, heads · head_dim)
-    float* k = k_.reserve(rows * kv_size);          // (T, kv_heads · head_dim)
+    float* x = x_.reserve(tokens * hidden);  // (T, hidden) the residual stream
+    float* t = t_.reserve(rows * hidden);    // (T, hidden) normed; then a block's result
+    float* q = q_.reserve(rows * q_size);    // (T, heads · head_dim)
+    float* k = k_.reserve(rows * kv_size);   // (T, kv_heads · head_dim)
     float* v = v_.reserve(rows * kv_size);
     float* attended = attended_.reserve(tokens * q_size);
     const RopeTable rope = make_rope_table(config_, inverse_frequencies_, index.position);
@@ -99,8 +99,8 @@ public:
             {"dense_weights", "bf16, as published"},
             {"expert_weights", experts_},
             {"kv_cache", compute_.round ? "bf16" : "f32"},
-            {"dense_gemm", compute_.round && compute_.gemm.available() ? "oneDNN " + onednn
-                                                                         : "own kernels"}};
+            {"dense_gemm",
+             compute_.round && compute_.gemm.available() ? "oneDNN " + onednn : "own kernels"}};
   }
 
 private:
@@ -113,7 +113,8 @@ private:
     const int64_t hidden = config_.hidden_size;
     parallel_for(compute_.threads, batch.num_tokens, [&](int64_t i, int) {
       const bf16* from = weights_.embedding + batch.token_ids[i] * hidden;
-      std::transform(from, from + hidden, x + i * hidden, [](bf16 value) { return to_float(value); });
+      std::transform(from, from + hidden, x + i * hidden,
+                     [](bf16 value) { return to_float(value); });
     });
   }
 
@@ -159,9 +160,9 @@ private:
       GPTOSS_CHECK(batch.sampling->rows[r].n_logprobs <= output.max_logprobs,
                    "batch: n_logprobs is {} (row {}), the output has room for {}",
                    batch.sampling->rows[r].n_logprobs, r, output.max_logprobs);
-      const Sampled sampled = sample_row(logits + (r - first) * vocab, config_.vocab_size,
-                                         *batch.sampling, static_cast<int>(r), top_ids,
-                                         top_logprobs, sampler_scratch_);
+      const Sampled sampled =
+          sample_row(logits + (r - first) * vocab, config_.vocab_size, *batch.sampling,
+                     static_cast<int>(r), top_ids, top_logprobs, sampler_scratch_);
       output.tokens[r] = sampled.token;
       output.logprobs[r] = sampled.logprob;
     }

@@ -34,7 +34,8 @@ const Kernels& kernels_for(Isa isa) {
   throw Error(format("this build has no {} kernels", isa_name(isa)));
 }
 
-Operand make_operand(Compute& compute, float* x, int64_t rows, int64_t cols, Buffer<bf16>& storage) {
+Operand make_operand(Compute& compute, float* x, int64_t rows, int64_t cols,
+                     Buffer<bf16>& storage) {
   if (!compute.round) {
     return {x, rows, cols, nullptr};
   }

@@ -79,8 +79,8 @@ void DenseGemm::matmul(const bf16* x, const bf16* w, float* y, int64_t rows, int
                             {DNNL_ARG_DST, memory(plan.description.dst_desc(), y)}});
     state_->stream.wait();
   } catch (const dnnl::error& error) {
-    throw Error(format("oneDNN matmul ({} x {}) · ({} x {}): {}", rows, cols, cols, n,
-                       error.what()));
+    throw Error(
+        format("oneDNN matmul ({} x {}) · ({} x {}): {}", rows, cols, cols, n, error.what()));
   }
 }
 

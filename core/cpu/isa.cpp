@@ -99,8 +99,8 @@ Isa parse_isa(const std::string& name) {
     }
     usable += (usable.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw Error(format("CPU instruction set: expected one of {} on this machine, found '{}'", usable,
-                     name));
+  throw Error(
+      format("CPU instruction set: expected one of {} on this machine, found '{}'", usable, name));
 }
 
 Isa select_isa() {

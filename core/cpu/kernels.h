@@ -17,19 +17,19 @@ namespace gptoss::cpu {
 // Weights: bf16 (weight) or MXFP4 (blocks, scales), widened exactly.
 // Reads each weight byte once per 32 rows; 2 (bf16) or 17/32 (MXFP4) bytes a weight.
 struct MatmulArgs {
-  const float* x;           // (·, cols), rows x_stride apart
+  const float* x;  // (·, cols), rows x_stride apart
   int64_t x_stride;
-  const int32_t* row_ids;   // (rows) which rows of x, or null for 0, 1, …
+  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
   int64_t rows;
-  int64_t cols;             // MXFP4: a multiple of 32
-  const bf16* weight;       // (·, cols), or null
-  const uint8_t* blocks;    // (·, cols / 32, 16), where weight is null
-  const uint8_t* scales;    // (·, cols / 32)
-  const bf16* bias;         // (·), or null
-  float* y;                 // (rows, ·), rows y_stride apart
+  int64_t cols;           // MXFP4: a multiple of 32
+  const bf16* weight;     // (·, cols), or null
+  const uint8_t* blocks;  // (·, cols / 32, 16), where weight is null
+  const uint8_t* scales;  // (·, cols / 32)
+  const bf16* bias;       // (·), or null
+  float* y;               // (rows, ·), rows y_stride apart
   int64_t y_stride;
-  int64_t begin, end;       // rows of w: columns of y
-  float* scratch;           // (matmul_scratch_rows, cols) of this thread; MXFP4 only
+  int64_t begin, end;  // rows of w: columns of y
+  float* scratch;      // (matmul_scratch_rows, cols) of this thread; MXFP4 only
 };
 constexpr int matmul_scratch_rows = 4;
 
@@ -40,7 +40,7 @@ struct UnpackArgs {
   const uint8_t* blocks;  // (·, cols / 32, 16)
   const uint8_t* scales;  // (·, cols / 32)
   int64_t cols;
-  bf16* out;              // (end - begin, cols)
+  bf16* out;  // (end - begin, cols)
   int64_t begin, end;
 };
 
@@ -67,19 +67,19 @@ struct RopeArgs {
 // value (Xiao et al. 2023; SPEC "Forward" 2). Online softmax (Milakov and Gimelshein 2018), page by
 // page. Reads each K and V byte once per query head from cache, once from memory.
 struct AttentionArgs {
-  const float* q;            // (group, head_dim)
-  const bf16* sinks;         // (group)
-  float* out;                // (group, head_dim)
+  const float* q;     // (group, head_dim)
+  const bf16* sinks;  // (group)
+  float* out;         // (group, head_dim)
   int64_t group;
   int64_t head_dim;
-  float scale;               // 1 / sqrt(head_dim)
-  const int32_t* pages;      // (·) page of each logical block of page_size positions
-  int64_t first, last;       // key positions, inclusive
-  const void* k;             // base of the pool, at this layer's and this KV head's K
-  const void* v;             // the same for V
-  int64_t page_stride;       // elements from one page to the next
-  bool kv_is_f32;            // K and V elements are float32, otherwise bf16; (page_size, head_dim)
-  float* state;              // (2 · group) of this thread
+  float scale;           // 1 / sqrt(head_dim)
+  const int32_t* pages;  // (·) page of each logical block of page_size positions
+  int64_t first, last;   // key positions, inclusive
+  const void* k;         // base of the pool, at this layer's and this KV head's K
+  const void* v;         // the same for V
+  int64_t page_stride;   // elements from one page to the next
+  bool kv_is_f32;        // K and V elements are float32, otherwise bf16; (page_size, head_dim)
+  float* state;          // (2 · group) of this thread
 };
 
 // h[i] = glu · sigmoid(1.702 glu) · (linear + 1), glu = min(u[2i], limit),
@@ -89,7 +89,7 @@ struct SwigluArgs {
   float* h;        // (n)
   int64_t begin, end;
   float limit;
-  bool round;      // round h to bf16
+  bool round;  // round h to bf16
 };
 
 struct Kernels {

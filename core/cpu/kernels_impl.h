@@ -13,7 +13,8 @@
 namespace gptoss::cpu {
 namespace {
 
-// ---- Sixteen floats, whatever the machine's vectors are ------------------------------------------
+// ---- Sixteen floats, whatever the machine's vectors are
+// ------------------------------------------
 
 #if defined(__GNUC__)
 constexpr int lanes = GPTOSS_VECTOR_BYTES / 4;
@@ -130,7 +131,8 @@ GPTOSS_INLINE void add_scaled_row(float* y, const T* x, float a, int64_t n) {
   }
 }
 
-// ---- Matrix product ------------------------------------------------------------------------------
+// ---- Matrix product
+// ------------------------------------------------------------------------------
 
 constexpr int row_block = 32;  // rows of x that pass over a weight row while it is in cache
 
@@ -289,7 +291,8 @@ void unpack_mxfp4(const UnpackArgs& a) {
   }
 }
 
-// ---- Elementwise ---------------------------------------------------------------------------------
+// ---- Elementwise
+// ---------------------------------------------------------------------------------
 
 void rms_norm(const RmsNormArgs& a) {
   const float mean_square = dot(a.x, a.x, a.n) / static_cast<float>(a.n);
@@ -338,12 +341,13 @@ void round_rows(float* x, int64_t n) {
 
 void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y, x, a, n); }
 
-// ---- Attention -----------------------------------------------------------------------------------
+// ---- Attention
+// -----------------------------------------------------------------------------------
 
 template <class T>
 void attend(const AttentionArgs& a) {
-  float* max = a.state;             // (group) largest logit so far
-  float* sum = a.state + a.group;   // (group) Σ exp(logit − max)
+  float* max = a.state;            // (group) largest logit so far
+  float* sum = a.state + a.group;  // (group) Σ exp(logit − max)
   for (int64_t g = 0; g < a.group; ++g) {
     max[g] = to_float(a.sinks[g]);
     sum[g] = 1.0f;

@@ -11,18 +11,19 @@ namespace gptoss::cpu {
 
 namespace {
 
-constexpr int64_t columns_per_task = 64;   // own kernels: output columns of one expert
+constexpr int64_t columns_per_task = 64;    // own kernels: output columns of one expert
 constexpr int64_t columns_per_gemm = 1024;  // oneDNN: columns unpacked to bf16 at a time
 
 // Which tokens each expert serves. A pair is (token, rank of the expert for that token); pairs are
 // ordered by expert, then by token.
 struct Groups {
-  std::vector<int32_t> start;   // (experts + 1) into the pairs
-  std::vector<int32_t> token;   // (pairs)
-  std::vector<int32_t> place;   // (tokens · experts_per_token) → where the pair went
+  std::vector<int32_t> start;  // (experts + 1) into the pairs
+  std::vector<int32_t> token;  // (pairs)
+  std::vector<int32_t> place;  // (tokens · experts_per_token) → where the pair went
 };
 
-Groups group_by_expert(const std::vector<int32_t>& experts, int64_t per_token, int64_t num_experts) {
+Groups group_by_expert(const std::vector<int32_t>& experts, int64_t per_token,
+                       int64_t num_experts) {
   Groups g;
   g.start.assign(static_cast<size_t>(num_experts) + 1, 0);
   for (const int32_t e : experts) {
@@ -153,8 +154,8 @@ void route(const float* logits, int64_t n, int64_t count, int32_t* experts, floa
   }
 }
 
-void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t, float* x,
-         int64_t tokens, MoeScratch& scratch) {
+void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t,
+         float* x, int64_t tokens, MoeScratch& scratch) {
   const int64_t hidden = config.hidden_size;
   const int64_t inner = config.intermediate_size;
   const int64_t per_token = config.experts_per_token;
@@ -199,7 +200,8 @@ void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weight
   parallel_for(compute.threads, tokens, [&](int64_t i, int) {
     for (int64_t rank = 0; rank < per_token; ++rank) {
       const auto pair = static_cast<size_t>(i * per_token + rank);
-      compute.kernels.add_scaled(x + i * hidden, y + groups.place[pair] * hidden, mix[pair], hidden);
+      compute.kernels.add_scaled(x + i * hidden, y + groups.place[pair] * hidden, mix[pair],
+                                 hidden);
     }
   });
 }

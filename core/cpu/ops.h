@@ -8,9 +8,9 @@
 
 #include "batch.h"
 #include "config.h"
-#include "weights.h"
 #include "cpu/gemm_onednn.h"
 #include "cpu/kernels.h"
+#include "weights.h"
 
 namespace gptoss::cpu {
 
@@ -47,7 +47,10 @@ struct Compute {
   int64_t scratch_stride = 0;
 
   Compute(Isa isa, int thread_count, bool round_operands)
-      : kernels(kernels_for(isa)), threads(thread_count), round(round_operands), gemm(thread_count) {}
+      : kernels(kernels_for(isa)),
+        threads(thread_count),
+        round(round_operands),
+        gemm(thread_count) {}
 
   // oneDNN pays once there are enough rows to share its packing of the weights.
   bool use_gemm(int64_t rows) const { return round && rows >= 16 && gemm.available(); }
@@ -56,9 +59,9 @@ struct Compute {
 
 // Rows of activations, ready to be the operand of matrix products.
 struct Operand {
-  const float* x;          // (rows, cols); already bf16 values where Compute::round
+  const float* x;  // (rows, cols); already bf16 values where Compute::round
   int64_t rows, cols;
-  const bf16* x_bf16;      // (padded_rows(rows), cols), or null where oneDNN is not used
+  const bf16* x_bf16;  // (padded_rows(rows), cols), or null where oneDNN is not used
 };
 
 // Rounds x in place where Compute::round, and fills `storage` where oneDNN will be used.
@@ -116,10 +119,10 @@ struct MoeScratch {
   Buffer<bf16> operand, weights;
 };
 
-// x += Σ over the chosen experts of weight · expert(t). t, x: (T, hidden); t is left as it is except
-// for rounding.
-void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t, float* x,
-         int64_t tokens, MoeScratch& scratch);
+// x += Σ over the chosen experts of weight · expert(t). t, x: (T, hidden); t is left as it is
+// except for rounding.
+void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t,
+         float* x, int64_t tokens, MoeScratch& scratch);
 
 // The `count` largest of logits (n), ties to the lowest index, most likely first, with their
 // softmax over those alone (SPEC "Forward" 4).
