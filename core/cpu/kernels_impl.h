@@ -13,8 +13,7 @@
 namespace gptoss::cpu {
 namespace {
 
-// ---- Sixteen floats, whatever the machine's vectors are
-// ------------------------------------------
+// ---- Sixteen floats, whatever the machine's vectors are ----
 
 #if defined(__GNUC__)
 constexpr int lanes = GPTOSS_VECTOR_BYTES / 4;
@@ -131,8 +130,7 @@ GPTOSS_INLINE void add_scaled_row(float* y, const T* x, float a, int64_t n) {
   }
 }
 
-// ---- Matrix product
-// ------------------------------------------------------------------------------
+// ---- Matrix product ----
 
 constexpr int row_block = 32;  // rows of x that pass over a weight row while it is in cache
 
@@ -291,8 +289,7 @@ void unpack_mxfp4(const UnpackArgs& a) {
   }
 }
 
-// ---- Elementwise
-// ---------------------------------------------------------------------------------
+// ---- Elementwise ----
 
 void rms_norm(const RmsNormArgs& a) {
   const float mean_square = dot(a.x, a.x, a.n) / static_cast<float>(a.n);
@@ -341,8 +338,7 @@ void round_rows(float* x, int64_t n) {
 
 void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y, x, a, n); }
 
-// ---- Attention
-// -----------------------------------------------------------------------------------
+// ---- Attention ----
 
 template <class T>
 void attend(const AttentionArgs& a) {
