@@ -1,0 +1,453 @@
+"""The engine: a model, a page pool and a worker thread behind a few plain calls."""
+
+from __future__ import annotations
+
+import secrets
+import weakref
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from functools import partial
+from numbers import Integral
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.completion import Completion, Delta, join
+from gptoss.errors import Error
+from gptoss.jobs import Generation, Outbox, Scoring
+from gptoss.kv_cache import peak_pages
+from gptoss.memory import available_memory, default_kv_bytes
+from gptoss.sampling import SEED_LIMIT, SamplingParams, derive_seed
+from gptoss.scheduler import Scheduler
+from gptoss.stream import Stream, Submitted
+from gptoss.textstream import TextStream
+from gptoss.worker import Worker
+
+if TYPE_CHECKING:
+    from gptoss.checkpoint import TensorSource
+    from gptoss.config import ModelConfig
+    from gptoss.tokenizer import Tokenizer
+
+BUNDLED_MODEL = Path(__file__).parent / "models" / "nano"
+LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
+
+Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
+
+
+class Engine:
+    """A gpt-oss model that generates text.
+
+    Args:
+        model: a checkpoint directory or file, or "synthetic:…"; None: the bundled nano model.
+        device: "cpu", "cuda", or "auto" (the fastest that is available).
+        activation: "bf16", or "f32" for exact comparison: operands of products stay float32.
+        kv_bytes: memory for the key/value cache; None: enough for four sequences of full context,
+            but no more than a quarter of the free memory.
+        threads: threads of the CPU backend; None: one per core.
+        max_batch: most sequences in one step.
+        step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
+
+    All calls may be made from any thread, and any number of streams may be open at once; they
+    share every step. An engine is closed by `close()`, by leaving a `with` block, or when the
+    last reference to it goes.
+
+    Raises:
+        Error: the checkpoint is damaged, the device unknown, an option out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        device: str = "auto",
+        activation: str = "bf16",
+        kv_bytes: int | None = None,
+        threads: int | None = None,
+        *,
+        max_batch: int = 64,
+        step_tokens: int = 512,
+    ) -> None:
+        _check_integer("kv_bytes", kv_bytes, 1)
+        _check_integer("threads", threads, 1)
+        _check_integer("max_batch", max_batch, 1)
+        _check_integer("step_tokens", step_tokens, 1)
+        if activation not in ("bf16", "f32"):
+            raise Error(f"activation: expected 'bf16' or 'f32', found {activation!r}")
+        from gptoss import _core
+        from gptoss.checkpoint import open_checkpoint
+
+        device = _choose_device(device, _core.backends())
+        self._source: TensorSource = open_checkpoint(BUNDLED_MODEL if model is None else model)
+        self._tokenizer: Tokenizer | None = None
+        self._no_tokenizer: Error | None = None  # why there is none
+        backend = None
+        try:
+            self._config = config = self._source.config
+            backend = _core.Backend(
+                config, self._source, device=device, activation=activation, threads=threads or 0
+            )
+
+            def pages_for(length: int) -> int:
+                return peak_pages(length, step_tokens, config.sliding_window, backend.page_size)
+
+            if kv_bytes is None:
+                kv_bytes = default_kv_bytes(
+                    pages_for, backend.page_bytes, config.context_length, available_memory()
+                )
+            pages = backend.plan_kv(kv_bytes)
+            if pages < pages_for(1):
+                raise Error(
+                    f"kv_bytes: expected at least {pages_for(1) * backend.page_bytes} "
+                    f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}"
+                )
+            backend.alloc_kv(pages)
+            scheduler = Scheduler(
+                pages, backend.page_size, config.sliding_window, step_tokens, max_batch
+            )
+        except BaseException:
+            if backend is not None:
+                backend.close()
+            self._source.close()
+            raise
+        self._backend = backend
+        self._worker = Worker(
+            backend,
+            scheduler,
+            _core.SamplingBatch,
+            _core.SAMPLING_DTYPE,
+            at_end=partial(_free, backend, self._source),
+        )
+        self._worker.start()
+        # Runs when the engine is closed, collected, or the interpreter ends, whichever is first.
+        self._finalizer = weakref.finalize(self, self._worker.close)
+
+    # The model.
+
+    @property
+    def config(self) -> ModelConfig:
+        """Hyper-parameters of the model."""
+        return self._config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, loaded when first asked for.
+
+        Raises:
+            Error: no vocabulary is at hand; says which file to put where.
+        """
+        if self._no_tokenizer is not None:
+            raise Error(str(self._no_tokenizer))
+        if self._tokenizer is None:
+            from gptoss.tokenizer import load_tokenizer
+
+            try:
+                self._tokenizer = load_tokenizer(self._source.directory, self._config)
+            except Error as error:
+                self._no_tokenizer = error
+                raise
+        return self._tokenizer
+
+    def info(self) -> dict[str, Any]:
+        """What runs here: the backend's own description, the model, the cache, the queue.
+
+        The numbers of the queue are those of the moment; a step may be changing them.
+        """
+        scheduler = self._worker.scheduler
+        return {
+            **self._backend.info(),
+            "model": self._source.name,
+            "layout": self._source.layout,
+            "parameters": self._config.parameters(),
+            "context_length": self._config.context_length,
+            "kv_pages": scheduler.pool.size,
+            "kv_pages_free": scheduler.pool.free,
+            "kv_page_bytes": self._backend.page_bytes,
+            "kv_page_tokens": scheduler.page_size,
+            "kv_tokens": scheduler.capacity(),
+            "max_batch": scheduler.max_running,
+            "step_tokens": scheduler.step_tokens,
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "steps": self._worker.steps,
+            "preemptions": scheduler.preemptions,
+        }
+
+    # Work.
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+        """Generate, handing out each token's text as it comes.
+
+        Args:
+            prompt: text, or token ids. An empty text begins where a document begins.
+
+        Returns:
+            An iterator of `Delta`. With n > 1 the deltas of all choices come interleaved, told
+            apart by `index`. The model runs while the iterator is read, at most one token ahead.
+            Leaving it (`close()`, dropping it, Ctrl-C) cancels the request.
+
+        Raises:
+            Error: the prompt or the parameters do not suit the model.
+        """
+        return Stream(
+            self, self._worker, self._generations(prompt, params or SamplingParams(), Outbox())
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Generate for one or many prompts, as many at a time as memory allows.
+
+        Args:
+            prompts: a text, a list of token ids, or a sequence of these.
+            params: for all prompts, or one for each.
+
+        Returns:
+            One flat list, in order of prompts, then of choices: completion c of prompt p is at
+            p·n + c where all ask for the same n. `prompt_index` and `index` tell them apart.
+
+        Raises:
+            Error: a prompt or its parameters do not suit the model; nothing has run then.
+        """
+        batch = _as_prompts(prompts)
+        outbox = Outbox()
+        jobs: list[Generation] = []
+        for index, (prompt, own) in enumerate(
+            zip(batch, _as_params(params, len(batch)), strict=True)
+        ):
+            try:
+                jobs += self._generations(prompt, own, outbox, prompt_index=index)
+            except Error as error:
+                if len(batch) == 1:
+                    raise
+                raise Error(f"prompt {index} of {len(batch)}: {error}") from None
+        deltas: dict[tuple[int, int], list[Delta]] = {job.key: [] for job in jobs}
+        for job in jobs:
+            job.demand = job.limit + 1  # more than it can produce: run to the end
+        with Submitted(self._worker, jobs):
+            unfinished = len(jobs)
+            while unfinished:
+                key, item = outbox.get()
+                if isinstance(item, BaseException):
+                    raise item
+                deltas[key].append(item)
+                unfinished -= item.finish_reason is not None
+        return [join(parts, prompt_index=key[0]) for key, parts in deltas.items()]
+
+    def logits(self, token_ids: SequenceOf[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Logits after every token of a given text ("teacher-forced").
+
+        Args:
+            token_ids: 1 to context_length ids.
+
+        Returns:
+            float32 [len(token_ids), vocab_size]; row i is the model's guess at token i + 1.
+        """
+        ids = self._check_ids(token_ids)
+        if len(ids) > self._config.context_length:
+            raise Error(
+                f"token_ids: expected at most {self._config.context_length} (the model's "
+                f"context), found {len(ids)}"
+            )
+        vocabulary = self._config.vocab_size
+        outbox = Outbox()
+        job = Scoring(ids, outbox, chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
+        result = np.empty((len(ids), vocabulary), np.float32)
+        done = 0
+        with Submitted(self._worker, [job]):
+            while done < len(ids):
+                _, item = outbox.get()
+                if isinstance(item, BaseException):
+                    raise item
+                first, rows = item
+                result[first : first + len(rows)] = rows
+                done = first + len(rows)
+        return result
+
+    # The end.
+
+    def close(self) -> None:
+        """Stop after the step in progress and free the model; harmless when repeated.
+
+        Streams that are still open raise an Error when read.
+        """
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # From what the caller wrote to jobs.
+
+    def _generations(
+        self, prompt: Prompt, params: SamplingParams, outbox: Outbox, prompt_index: int = 0
+    ) -> list[Generation]:
+        if not isinstance(params, SamplingParams):
+            raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
+        ids = self._prompt_ids(prompt)
+        self._check_params(params)
+        tokenizer = self._tokenizer_or_none(params)
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= set(self._config.eos_token_ids)
+            stop_ids |= tokenizer.eos_ids if tokenizer else frozenset()
+        seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed
+        return [
+            Generation(
+                ids,
+                params,
+                seed=derive_seed(seed, index),
+                most=self._most_tokens(len(ids), params.max_tokens),
+                stop_ids=stop_ids,
+                text=TextStream(tokenizer.stream(), params.stop_strings) if tokenizer else None,
+                token_bytes=tokenizer.token_bytes if tokenizer else lambda token: b"",
+                outbox=outbox,
+                key=(prompt_index, index),
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+
+    def _most_tokens(self, prompt: int, max_tokens: int | None) -> int:
+        """How many tokens a request may draw: what it asks for, and what there is room for."""
+        context = self._config.context_length
+        if prompt >= context:
+            raise Error(
+                f"prompt: expected at most {context - 1} tokens (the model's context of {context} "
+                f"holds prompt and output), found {prompt}"
+            )
+        if max_tokens is None:
+            # Not the caller's number: make do with the cache there is.
+            spare = self._worker.scheduler.capacity() + 1 - prompt
+            return min(context - prompt, max(1, spare))
+        return min(context - prompt, max_tokens)
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return self._check_ids(prompt)
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise Error(
+                f"prompt: expected text, found a lone surrogate at index {error.start}"
+            ) from None
+        ids = self.tokenizer.encode(prompt)
+        return self._check_ids(ids) if ids else [self._start_token()]
+
+    def _start_token(self) -> int:
+        special = self.tokenizer.special_tokens
+        for name in ("<|startoftext|>", "<|endoftext|>"):
+            if name in special:
+                return special[name]
+        raise Error("prompt: it is empty, and the model has no token that begins a text")
+
+    def _check_ids(self, ids: Any) -> list[int]:
+        if isinstance(ids, np.ndarray):
+            if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+                raise Error(
+                    f"token ids: expected a list of integers or an integer array of one "
+                    f"dimension, found {ids.dtype} {list(ids.shape)}"
+                )
+            ids = ids.tolist()
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, SequenceOf):
+            raise Error(f"prompt: expected text or token ids, found {type(ids).__name__}")
+        if not ids:
+            raise Error("token ids: expected at least one, found none")
+        top = self._config.vocab_size - 1
+        for position, token in enumerate(ids):
+            # bool is an int to Python, but not a token to anyone.
+            if (
+                isinstance(token, bool)
+                or not isinstance(token, Integral)
+                or not 0 <= int(token) <= top
+            ):
+                raise Error(
+                    f"token ids: expected integers from 0 to {top}, found {token!r} "
+                    f"({type(token).__name__}) at position {position}"
+                )
+        return [int(token) for token in ids]
+
+    def _check_params(self, params: SamplingParams) -> None:
+        vocabulary = self._config.vocab_size
+        for option, ids in (
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias or ()),
+        ):
+            for token in ids:
+                if token >= vocabulary:
+                    raise Error(
+                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}"
+                    )
+        if (params.logprobs or 0) > vocabulary:
+            raise Error(f"logprobs: expected at most {vocabulary}, found {params.logprobs}")
+
+    def _tokenizer_or_none(self, params: SamplingParams) -> Tokenizer | None:
+        """Token ids can be continued without a vocabulary; the text then stays empty."""
+        try:
+            return self.tokenizer
+        except Error:
+            if params.stop_strings:
+                raise
+            return None
+
+
+def _free(backend: Any, source: TensorSource) -> None:
+    backend.close()  # it may still read the source's arrays
+    source.close()
+
+
+def _choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
+    known = {backend["name"]: backend for backend in backends}
+    if device == "auto":
+        return "cuda" if known.get("cuda", {}).get("available") else "cpu"
+    if not isinstance(device, str) or device not in known:
+        raise Error(f"device: expected 'auto' or one of {sorted(known)}, found {device!r}")
+    if not known[device]["available"]:
+        raise Error(f"device: {device!r} is not available: {known[device]['reason']}")
+    return device
+
+
+def _check_integer(option: str, value: object, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+        raise Error(f"{option}: expected an integer of at least {low}, found {value!r}")
+
+
+def _as_prompts(prompts: Any) -> list[Prompt]:
+    """One prompt or many: a text, and a sequence that begins with a number, are one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, np.ndarray):
+        return [prompts] if prompts.ndim == 1 else list(prompts)
+    if isinstance(prompts, bytes) or not isinstance(prompts, SequenceOf):
+        raise Error(
+            f"prompts: expected text, token ids, or a sequence of these, "
+            f"found {type(prompts).__name__}"
+        )
+    if len(prompts) and isinstance(prompts[0], Integral):
+        return [prompts]
+    return list(prompts)
+
+
+def _as_params(params: Any, count: int) -> list[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, SequenceOf) or len(params) != count:
+        found = len(params) if isinstance(params, SequenceOf) else type(params).__name__
+        raise Error(
+            f"params: expected one SamplingParams, or one per prompt ({count}), found {found}"
+        )
+    return list(params)
