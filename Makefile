@@ -1,0 +1,101 @@
+# make demo   install into .venv and let the bundled model write a story
+# make test   install into .venv with the test extras, run the C++ and the Python tests
+#
+# Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
+# there before; CMake and Ninja come as wheels. Another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+PROMPT ?= Once upon a time
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := CMakeLists.txt pyproject.toml \
+           $(shell find cmake core bindings cuda tests/core -type f 2>/dev/null)
+
+# Without build isolation the object files of the last build are used again. Python files need no
+# new installation: the installed package refers to gptoss/ here.
+BUILD := build/venv
+INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
+
+.PHONY: help install demo test lint sanitize fuzz clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      the bundled model writes a story"
+	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
+	@echo "make install   the package, editable, in .venv"
+	@echo "make lint      formatters, linters, type checker"
+	@echo "make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make fuzz      broken checkpoints against the reader, for a minute"
+	@echo "make clean     remove .venv, build/, dist/ and caches"
+
+$(VENV)/made:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: no '$(PYTHON)' here. Name a Python 3.10 or newer: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: gptoss needs Python 3.10 or newer, found $$($(PYTHON) --version)." \
+	       "Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { \
+	  echo "make: no C++ compiler '$${CXX:-c++}'. On Debian and Ubuntu: apt install g++;" \
+	       "on Fedora: dnf install gcc-c++; or set CXX." >&2; exit 1; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: '$(PYTHON) -m venv' failed (above). On Debian and Ubuntu: apt install" \
+	       "python3-venv; or name another Python: make PYTHON=..." >&2; exit 1; }
+	@touch $@
+
+# What pyproject.toml lists under [build-system], read by the build backend itself.
+$(VENV)/build-requires: pyproject.toml $(VENV)/made
+	@echo "Installing the build tools"
+	@$(BIN)/pip install -q scikit-build-core
+	@$(BIN)/python -m scikit_build_core build requires > $@.json
+	@$(BIN)/python -c 'import json, sys; print(*json.load(sys.stdin), sep="\n")' \
+	  < $@.json > $@.txt
+	@$(BIN)/pip install -q -r $@.txt
+	@touch $@
+
+$(VENV)/installed: $(SOURCES) $(VENV)/build-requires
+	@echo "Building and installing gptoss (a minute or two)"
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/test-extras: pyproject.toml $(VENV)/installed
+	@echo "Installing the test extras (PyTorch among them)"
+	@$(INSTALL) '.[test]'
+	@touch $@
+
+$(VENV)/dev-extras: pyproject.toml $(VENV)/test-extras
+	@echo "Installing formatters and linters"
+	@$(INSTALL) '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: $(VENV)/installed
+	@$(BIN)/gptoss generate "$(PROMPT)" --max-tokens 250 --temperature 0.8 --seed 1 --stats
+
+# Both are run, even if the first fails.
+test: $(VENV)/test-extras
+	@$(BIN)/cmake --build $(BUILD) --target core_tests
+	@status=0; \
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --timeout 300 || status=1; \
+	$(BIN)/pytest || status=1; \
+	exit $$status
+
+lint: $(VENV)/dev-extras
+	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
+
+sanitize: $(VENV)/build-requires
+	@$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGPTOSS_PYTHON=OFF -DGPTOSS_WERROR=ON \
+	  -DGPTOSS_SANITIZE=address,undefined -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	@$(BIN)/cmake --build build/sanitize
+	@$(BIN)/ctest --test-dir build/sanitize --output-on-failure --timeout 600
+
+fuzz: $(VENV)/test-extras
+	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 60
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
