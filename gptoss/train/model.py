@@ -52,7 +52,7 @@ def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tenso
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates pairs (i, i + D/2). x: [B, S, H, D]; cos, sin: [B, S, 1, D/2]; keeps x's dtype."""
-    a, b = x.float().chunk(2, -1)
+    a, b = x.to(cos.dtype).chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
