@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from functools import partial
 from numbers import Integral
@@ -49,6 +49,7 @@ class Engine:
         threads: threads of the CPU backend; None: one per core.
         max_batch: most sequences in one step.
         step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
+        progress: called with (bytes read, bytes in all) while the weights are loaded.
 
     All calls may be made from any thread, and any number of streams may be open at once; they
     share every step. An engine is closed by `close()`, by leaving a `with` block, or when the
@@ -68,6 +69,7 @@ class Engine:
         *,
         max_batch: int = 64,
         step_tokens: int = 512,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_integer("kv_bytes", kv_bytes, 1)
         _check_integer("threads", threads, 1)
@@ -86,7 +88,11 @@ class Engine:
         try:
             self._config = config = self._source.config
             backend = _core.Backend(
-                config, self._source, device=device, activation=activation, threads=threads or 0
+                config,
+                _Reporting(self._source, progress) if progress else self._source,
+                device=device,
+                activation=activation,
+                threads=threads or 0,
             )
 
             def pages_for(length: int) -> int:
@@ -399,6 +405,24 @@ class Engine:
             if params.stop_strings:
                 raise
             return None
+
+
+class _Reporting:
+    """A tensor source that tells how far its reader is."""
+
+    def __init__(self, source: TensorSource, progress: Callable[[int, int], None]) -> None:
+        self._source = source
+        self._progress = progress
+        self._read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        array = self._source.tensor(name)
+        self._read += array.nbytes
+        self._progress(self._read, self._source.nbytes)
+        return array
 
 
 def _free(backend: Any, source: TensorSource) -> None:
