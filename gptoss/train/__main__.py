@@ -52,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return COMMANDS[args.command](args)
+    except ImportError as error:
+        print(f"error: {error}; the trainer needs: pip install 'gptoss[train]'", file=sys.stderr)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    return 1
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -103,7 +103,8 @@ class Trainer:
         `workers` threads share the rows of a step; with more than one, each runs PyTorch on one
         thread. That is as fast as PyTorch's own threads on an idle machine, and several times
         faster on a busy one, because the workers wait for each other once a step, not once an
-        operation. Their number changes the order of additions and nothing else.
+        operation. Their number changes the order of additions, and the groups of rows over
+        which the balance loss is formed.
         """
         self.config, self.settings, self.out = config, settings, out
         self.data, self.texts = data, list(texts)
@@ -189,6 +190,24 @@ class Trainer:
             setattr(self, name, state[name])
         self.rows = self._rows(self.row_length)
         torch.set_rng_state(state["rng"])
+        self._trim_log()
+        now = {**dataclasses.asdict(self.settings), "texts": self.texts}
+        before = {**state["settings"], "texts": [tuple(text) for text in state["texts"]]}
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        if changed:  # allowed, but then the run is no longer the one that began
+            self.log({"resumed_after": self.step, "changed": changed})
+
+    def _trim_log(self) -> None:
+        """Drops records of steps behind the state, which will be taken again."""
+        path = self.out / LOG_FILE
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line).get("step", 0) <= self.step]
+        if len(kept) < len(lines):
+            partial = self.out / (LOG_FILE + ".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
 
     def _next_batch(self, progress: float) -> Batch:
         length = self.settings.length

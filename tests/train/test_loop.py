@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_interrupted_run_equals_uninterrupted(
         assert torch.equal(tensor, weights(whole)[name]), name
     logged = [json.loads(s) for s in (tmp_path / "parts" / LOG_FILE).read_text().splitlines()]
     assert [r["step"] for r in logged] == list(range(1, 13))
+
+
+def test_log_goes_back_with_the_state_and_names_changes(
+    small_config: ModelConfig, prepared: Path, tmp_path: Path
+) -> None:
+    run = trainer(small_config, prepared, tmp_path)
+    run.run(until=4, quiet=True)
+    run.log(run.train_step())  # logged, but stopped before the next save
+    again = trainer(small_config, prepared, tmp_path, steps=6, clip=0.5)
+    again.run(quiet=True)
+    logged = [json.loads(s) for s in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert logged.pop(4) == {"resumed_after": 4, "changed": {"steps": 6, "clip": 0.5}}
+    assert [r["step"] for r in logged] == [1, 2, 3, 4, 5, 6]
 
 
 def test_state_is_replaced_in_one_piece(
@@ -134,7 +148,7 @@ def test_learning_rate() -> None:
     assert rates[0] == pytest.approx(s.learning_rate / 10)
     assert rates[10] == s.learning_rate == max(rates)
     assert rates[100] == pytest.approx(s.learning_rate * 0.1)
-    assert all(a > b > 0 for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates[10:]))
     for short in (Settings(steps=1, warmup=1), Settings(steps=5, warmup=0)):
         assert all(learning_rate(n, short) > 0 for n in range(short.steps))
 
