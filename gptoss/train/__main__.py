@@ -69,7 +69,7 @@ def _prepare(args: argparse.Namespace) -> int:
         args.validation,
         [weight for _, weight in args.texts],
     )
-    for entry in index["files"]:  # type: ignore[attr-defined]
+    for entry in index["files"]:
         print(
             "{text}.{split}: {documents} documents, {tokens} tokens, {bytes} bytes".format(**entry)
         )

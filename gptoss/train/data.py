@@ -12,9 +12,10 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -127,7 +128,7 @@ def prepare(
     vocab_size: int = 4096,
     validation: float = 0.05,
     bpe_weights: Sequence[int] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Writes tokenizer, ``<text>.<split>.bin`` files and an index into `out`; returns the index.
 
     `validation` is the share of documents held out. The vocabulary is trained on the training
@@ -148,7 +149,7 @@ def prepare(
     save_tokenizer(train_bpe(corpus, vocab_size), out)
     encoding = load_encoding(out)
 
-    index: dict[str, object] = {"vocab_size": vocab_size, "validation": validation}
+    index: dict[str, Any] = {"vocab_size": vocab_size, "validation": validation}
     entries = []
     for name, split in splits.items():
         for part, documents in split.items():
@@ -186,14 +187,38 @@ class Batch:
     documents: np.ndarray
 
 
+class Piece(NamedTuple):
+    """Tokens `start` … `end` − 1 of a stream, all of one document; each predicts the next one.
+
+    `marked`: ``<|endoftext|>`` goes before it and predicts its first token.
+    """
+
+    stream: int
+    start: int
+    end: int
+    marked: bool
+
+    @property
+    def size(self) -> int:
+        """Places it takes in a row."""
+        return self.end - self.start + self.marked
+
+
+Row = list[Piece]
+
+
 class PackedRows:
     """Rows of `length` tokens cut from documents, shuffled anew in every epoch.
 
     A document is cut into pieces of `length` tokens behind a first piece of random length. A
-    whole piece is a row; shorter ones are packed together, separated by `Batch.documents`, with
-    positions from 0 in each. One opening in four is preceded by ``<|endoftext|>``; the others
+    whole piece is a row; shorter ones are packed together, told apart by `Batch.documents`, with
+    positions from 0 in each. One opening in four is marked with ``<|endoftext|>``; the others
     start with their first word at position 0, as a prompt does.
+
+    Without `shuffle`, documents are cut from their beginning, in order, and never marked.
     """
+
+    MARKED = 0.25
 
     def __init__(
         self,
@@ -206,70 +231,64 @@ class PackedRows:
         """`files`: (``.bin`` file, times it is read per epoch)."""
         self.length, self.end_of_text, self.seed, self.shuffle = length, end_of_text, seed, shuffle
         self.streams: list[np.ndarray] = []
-        self.spans: list[tuple[int, int, int, int]] = []  # stream, start, end (at the end id), n
+        self.documents: list[tuple[int, int, int]] = []  # stream, start, place of the end id
         for number, (path, repeats) in enumerate(files):
             stream = np.memmap(path, dtype=np.uint16, mode="r")
             self.streams.append(stream)
-            ends = np.flatnonzero(stream == end_of_text)
-            starts = np.concatenate([[0], ends[:-1] + 1])
-            self.spans += [
-                (number, int(a), int(b), n)
-                for a, b in zip(starts, ends, strict=True)
-                for n in range(repeats)
+            ends = np.flatnonzero(stream == end_of_text).tolist()
+            starts = [0, *(end + 1 for end in ends)]
+            self.documents += [
+                (number, start, end)
+                for start, end in zip(starts, ends, strict=False)
+                for _ in range(repeats)
             ]
         self._epoch = -1
-        self._rows: list[list[tuple[int, int, int, bool]]] = []
+        self._rows: list[Row] = []
 
-    def rows(self, epoch: int) -> list[list[tuple[int, int, int, bool]]]:
-        """The rows of one epoch: lists of pieces (stream, start, end, preceded by the end id)."""
-        if epoch == self._epoch:
-            return self._rows
-        rng = np.random.default_rng([self.seed, epoch])
-        full: list[list[tuple[int, int, int, bool]]] = []
-        short: list[tuple[int, int, int, bool]] = []
-        for stream, start, end, _ in self.spans:
-            prefix = self.shuffle and bool(rng.random() < 0.25)
-            at = start
-            if self.shuffle and end - start > self.length:
-                at += int(rng.integers(1, self.length))
-                short.append((stream, start, at, prefix))
-                prefix = False
-            while end - at >= self.length and not prefix:
-                full.append([(stream, at, at + self.length, False)])
+    def rows(self, epoch: int) -> list[Row]:
+        """The rows of one epoch, each a list of pieces."""
+        if epoch != self._epoch:
+            self._epoch, self._rows = epoch, self._cut(np.random.default_rng([self.seed, epoch]))
+        return self._rows
+
+    def _cut(self, rng: np.random.Generator) -> list[Row]:
+        rows: list[Row] = []
+        short: list[Piece] = []
+        for stream, at, end in self.documents:
+            marked = self.shuffle and bool(rng.random() < self.MARKED)
+            if self.shuffle and end - at > self.length:
+                first = at + int(rng.integers(1, self.length))
+                short.append(Piece(stream, at, first, marked))
+                at, marked = first, False
+            while end - at >= self.length and not marked:
+                rows.append([Piece(stream, at, at + self.length, False)])
                 at += self.length
             if end > at:
-                short.append((stream, at, end, prefix))
+                short.append(Piece(stream, at, end, marked))
         if self.shuffle:
             short = [short[i] for i in rng.permutation(len(short))]
-        full += self._pack(short)
-        if self.shuffle:
-            full = [full[i] for i in rng.permutation(len(full))]
-        self._epoch, self._rows = epoch, full
-        return full
+        rows += self._pack(short)
+        return [rows[i] for i in rng.permutation(len(rows))] if self.shuffle else rows
 
-    def _pack(
-        self, pieces: list[tuple[int, int, int, bool]]
-    ) -> list[list[tuple[int, int, int, bool]]]:
-        rows: list[list[tuple[int, int, int, bool]]] = []
-        row: list[tuple[int, int, int, bool]] = []
+    def _pack(self, pieces: Iterable[Piece]) -> list[Row]:
+        """Fills rows with pieces one after the other; one that does not fit goes on in the next."""
+        rows: list[Row] = []
+        row: Row = []
         room = self.length
-        for stream, start, end, prefix in pieces:
-            at = start
-            while at < end:
-                take = min(end - at, room - prefix)
-                if take > 0:
-                    row.append((stream, at, at + take, prefix))
-                    room -= take + prefix
-                    at += take
-                    prefix = False
-                if room - prefix <= 0:
+        for piece in pieces:
+            while piece.start < piece.end:
+                fits = min(piece.size, room) - piece.marked
+                if fits > 0:
+                    part = piece._replace(end=piece.start + fits)
+                    row.append(part)
+                    room -= part.size
+                    piece = piece._replace(start=part.end, marked=False)
+                if fits <= 0 or room == 0:
                     rows.append(row)
                     row, room = [], self.length
-        if row:
-            rows.append(row)
-        return rows
+        return [*rows, row] if row else rows
 
-    def build(self, rows: Sequence[list[tuple[int, int, int, bool]]]) -> Batch:
+    def build(self, rows: Sequence[Row]) -> Batch:
         """Looks the tokens up. What is left of a row is filled with unpredicted end ids."""
         shape = (len(rows), self.length)
         tokens = np.full(shape, self.end_of_text, np.int64)
@@ -278,21 +297,21 @@ class PackedRows:
         documents = np.full(shape, -1, np.int64)
         for r, row in enumerate(rows):
             at = 0
-            for number, (stream, start, end, prefix) in enumerate(row):
-                n = end - start + prefix
-                source = self.streams[stream]
-                tokens[r, at + prefix : at + n] = source[start:end]
-                targets[r, at + prefix : at + n] = source[start + 1 : end + 1]
-                if prefix:
-                    targets[r, at] = source[start]
-                positions[r, at : at + n] = np.arange(n)
-                documents[r, at : at + n] = number
-                at += n
+            for number, piece in enumerate(row):
+                source = self.streams[piece.stream]
+                first, end = at + piece.marked, at + piece.size
+                tokens[r, first:end] = source[piece.start : piece.end]
+                targets[r, first:end] = source[piece.start + 1 : piece.end + 1]
+                if piece.marked:
+                    targets[r, at] = source[piece.start]
+                positions[r, at:end] = np.arange(piece.size)
+                documents[r, at:end] = number
+                at = end
         return Batch(tokens, targets, positions, documents)
 
     def batch(self, epoch: int, row: int, count: int) -> tuple[Batch, int, int]:
         """The next `count` rows from (`epoch`, `row`), and the (epoch, row) that follows."""
-        taken: list[list[tuple[int, int, int, bool]]] = []
+        taken: list[Row] = []
         while len(taken) < count:
             rows = self.rows(epoch)
             if not rows:
