@@ -1,0 +1,51 @@
+"""Fixtures that every folder of tests shares."""
+
+from __future__ import annotations
+
+import base64
+import json
+import string
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Checkpoints and the outputs of OpenAI's code on them (tests/data/golden/README.md)."""
+    return Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_a(golden_dir: Path) -> Path:
+    """A small random checkpoint in the original layout, one file."""
+    return golden_dir / "tiny-a"
+
+
+@pytest.fixture(scope="session")
+def tiny_a_hf(golden_dir: Path) -> Path:
+    """The same weights in the Hugging Face layout, two shards and an index."""
+    return golden_dir / "tiny-a-hf"
+
+
+@pytest.fixture(scope="session")
+def tiny_a_words(tiny_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-a with a vocabulary beside it: every byte, 255 pairs of letters, <|endoftext|>."""
+    directory = tmp_path_factory.mktemp("models") / "tiny-a-words"
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).symlink_to(tiny_a / name)
+    pieces = [bytes([byte]) for byte in range(256)]
+    pairs = product(" " + string.ascii_lowercase, string.ascii_lowercase)
+    pieces += ["".join(pair).encode() for pair, _ in zip(pairs, range(255), strict=False)]
+    ranks = (f"{base64.b64encode(piece).decode()} {rank}" for rank, piece in enumerate(pieces))
+    (directory / "tokenizer.tiktoken").write_text("\n".join(ranks) + "\n")
+    settings = {
+        "pattern": r" ?\w+| ?[^\w\s]+|\s+",
+        "special_tokens": {"<|endoftext|>": len(pieces)},
+        "eos_token": "<|endoftext|>",
+        "bos_token": None,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
