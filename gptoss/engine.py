@@ -230,18 +230,17 @@ class Engine:
                 if len(batch) == 1:
                     raise
                 raise Error(f"prompt {index} of {len(batch)}: {error}") from None
-        deltas: dict[tuple[int, int], list[Delta]] = {job.key: [] for job in jobs}
         for job in jobs:
             job.demand = job.limit + 1  # more than it can produce: run to the end
+            job.eager = False
         with Submitted(self._worker, jobs):
-            unfinished = len(jobs)
-            while unfinished:
-                key, item = outbox.get()
-                if isinstance(item, BaseException):
-                    raise item
-                deltas[key].append(item)
-                unfinished -= item.finish_reason is not None
-        return [join(parts, prompt_index=key[0]) for key, parts in deltas.items()]
+            deltas: dict[tuple[int, int], list[Delta]] = {}
+            while len(deltas) < len(jobs):
+                key, items = outbox.get()
+                if isinstance(items[-1], BaseException):
+                    raise items[-1]
+                deltas[key] = items
+        return [join(deltas[job.key], prompt_index=job.key[0]) for job in jobs]
 
     def logits(self, token_ids: SequenceOf[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Logits after every token of a given text ("teacher-forced").
@@ -265,12 +264,13 @@ class Engine:
         done = 0
         with Submitted(self._worker, [job]):
             while done < len(ids):
-                _, item = outbox.get()
-                if isinstance(item, BaseException):
-                    raise item
-                first, rows = item
-                result[first : first + len(rows)] = rows
-                done = first + len(rows)
+                _, items = outbox.get()
+                for item in items:
+                    if isinstance(item, BaseException):
+                        raise item
+                    first, rows = item
+                    result[first : first + len(rows)] = rows
+                    done = first + len(rows)
         return result
 
     # The end.

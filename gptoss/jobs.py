@@ -22,7 +22,8 @@ from gptoss.textstream import TextStream
 if TYPE_CHECKING:
     from gptoss._core import StepOutput
 
-Outbox = SimpleQueue[tuple[Any, Any]]  # (key of the job, what it produced or an exception)
+# (key of the job, what it produced in order; an exception is the last thing it produces)
+Outbox = SimpleQueue[tuple[Any, list[Any]]]
 
 
 class Job(Sequence):
@@ -31,12 +32,24 @@ class Job(Sequence):
     Attributes:
         key: tells the jobs of a shared outbox apart.
         demand: how many items its reader wants by now; the worker runs while some job owes any.
-        produced: how many it has put into the outbox.
+        produced: how many it has produced.
+        eager: whether each item goes to the outbox at once; else all go when the job is done,
+            which spares a reader that waits for the end from being woken by every token.
         sampler: parameters for its rows; None: the most likely token, no extras.
         wants_logits: whether the step must return whole rows of logits.
     """
 
-    __slots__ = ("created", "demand", "key", "outbox", "produced", "sampler", "started")
+    __slots__ = (
+        "_ready",
+        "created",
+        "demand",
+        "eager",
+        "key",
+        "outbox",
+        "produced",
+        "sampler",
+        "started",
+    )
     wants_logits = False
 
     def __init__(
@@ -52,6 +65,8 @@ class Job(Sequence):
         self.key = key
         self.demand = 1
         self.produced = 0
+        self.eager = True
+        self._ready: list[Any] = []  # produced, not in the outbox yet
         self.sampler: SamplerState | None = None
         self.created = perf_counter()
         self.started: float | None = None  # when its first step began
@@ -65,8 +80,15 @@ class Job(Sequence):
         raise NotImplementedError
 
     def put(self, item: Any) -> None:
+        """Produce an item; `deliver` sends it off."""
         self.produced += 1
-        self.outbox.put((self.key, item))
+        self._ready.append(item)
+
+    def deliver(self, done: bool) -> None:
+        """Send what is ready to the reader, unless the reader waits for the end."""
+        if self._ready and (done or self.eager):
+            self.outbox.put((self.key, self._ready))
+            self._ready = []
 
 
 class Scoring(Job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
@@ -24,6 +25,7 @@ class Stream(Iterator[Delta]):
         self._worker = worker
         self._outbox = jobs[0].outbox
         self._running: dict[Any, Job] = {}
+        self._ready: deque[tuple[Any, Any]] = deque()
         self.timing: Timing | None = None
         for job in jobs:
             self._running[job.key] = job  # first, so that an interruption here cancels it
@@ -31,12 +33,7 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         try:
-            while True:
-                if not self._running:
-                    raise StopIteration
-                key, item = self._outbox.get()
-                if key in self._running:  # else closed, by another thread, while this one waited
-                    break
+            key, item = self._take()
             if isinstance(item, BaseException):
                 raise item
             # The next token is computed while the caller uses this one.
@@ -51,12 +48,23 @@ class Stream(Iterator[Delta]):
         assert isinstance(item, Delta)
         return item
 
+    def _take(self) -> tuple[Any, Any]:
+        while self._running:
+            if not self._ready:
+                key, items = self._outbox.get()
+                self._ready.extend((key, item) for item in items)
+            while self._ready:
+                key, item = self._ready.popleft()
+                if key in self._running:  # else closed by another thread meanwhile
+                    return key, item
+        raise StopIteration
+
     def close(self) -> None:
         """Cancel what is not finished; further reading ends at once."""
         while self._running:
             _, job = self._running.popitem()
             self._worker.cancel(job)
-            self._outbox.put((None, None))  # wakes a reader in another thread
+            self._outbox.put((None, []))  # wakes a reader in another thread
 
     def __enter__(self) -> Stream:
         return self

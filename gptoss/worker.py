@@ -107,6 +107,7 @@ class Worker:
                 self.scheduler.reset()
                 for job in jobs:
                     job.put(error)
+                    job.deliver(done=True)
         self._at_end()
 
     def serve(self) -> None:
@@ -175,8 +176,10 @@ class Worker:
             count = len(job.rows(chunk))
             self.scheduler.commit(chunk)
             try:
-                if job.receive(chunk, output, first_row):
+                done = job.receive(chunk, output, first_row)
+                if done:
                     self._drop(job)
+                job.deliver(done)
             except Exception as error:
                 self._fail(job, error)
             first_row += count
@@ -195,6 +198,7 @@ class Worker:
     def _fail(self, job: Job, error: Exception) -> None:
         self._drop(job)
         job.put(error)
+        job.deliver(done=True)
 
     def _end(self) -> None:
         self._ended = True

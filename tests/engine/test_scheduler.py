@@ -57,7 +57,7 @@ def run(worker):
 def items(job):
     found = []
     while not job.outbox.empty():
-        found.append(job.outbox.get()[1])
+        found += job.outbox.get()[1]
     return found
 
 
