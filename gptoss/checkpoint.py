@@ -17,7 +17,14 @@ from gptoss import jsonfile
 from gptoss.checkpoint_writer import write_checkpoint
 from gptoss.config import ModelConfig
 from gptoss.errors import Error, shown
-from gptoss.layouts import Stored, detect, expert_dtype, parse_shard, stored_tensors
+from gptoss.layouts import (
+    Stored,
+    detect,
+    expert_dtype,
+    parse_shard,
+    rename_misnamed,
+    stored_tensors,
+)
 from gptoss.safetensors import HEADER_LIMIT, SafetensorsFile
 from gptoss.source import (
     Array,
@@ -163,13 +170,13 @@ def _open_files(path: Path) -> TensorSource:
         for shard in paths:
             opened.append(SafetensorsFile(shard))
         holders = _find_holders(opened, index, directory)
-        layout = detect(list(holders))
+        layout = detect({name: file.entries[name].dtype for name, file in holders.items()})
         if layout is None:
             raise Error(
                 f"{directory}: expected gpt-oss tensors such as embedding.weight or "
                 f"model.embed_tokens.weight, found {listed(sorted(holders)) or 'no tensor at all'}"
             )
-        stored = stored_tensors(config, layout)
+        stored = rename_misnamed(stored_tensors(config, layout), holders)
         _check_tensors(stored, holders, directory)
     except BaseException:
         for file in opened:

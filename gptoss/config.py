@@ -308,7 +308,7 @@ def _check(values: Mapping[str, Any], source: str, keys: Mapping[str, str]) -> N
             f"{source}: {key('rope_ntk_alpha')}: expected less than {key('rope_ntk_beta')} "
             f"({shown(present['rope_ntk_beta'])}), found {shown(present['rope_ntk_alpha'])}"
         )
-    context = present["initial_context_length"] * max(1.0, present["rope_scaling_factor"])
+    context = present["initial_context_length"] * max(1.0, float(present["rope_scaling_factor"]))
     if context >= _CONTEXT_LIMIT:
         raise Error(
             f"{source}: {key('initial_context_length')} times {key('rope_scaling_factor')}: "

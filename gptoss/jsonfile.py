@@ -61,9 +61,13 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 def read_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes. Raises Error."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise Error(f"{path}: expected a file, found something else")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        if isinstance(error, Error):
+            raise
         raise Error(f"{path}: cannot be read: {reason(error)}") from None
     if len(data) > limit:
         raise Error(f"{path}: expected at most {limit} bytes of JSON, found more")

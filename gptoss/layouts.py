@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from gptoss.config import ModelConfig
 from gptoss.errors import Error, shown
@@ -32,6 +33,8 @@ _HF_LAYER = {
     "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
     "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
 }
+_HF_UNPACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+_HF_MISNAMED = tuple(f"{name}_blocks" for name in _HF_UNPACKED)
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -88,16 +91,31 @@ def huggingface_name(name: str) -> str:
     return f"model.layers.{layer}.{_HF_LAYER[prefix]}{rest.removeprefix(prefix)}"
 
 
-def detect(names: list[str]) -> str | None:
-    """The layout that tensors of these names belong to, None where they are of no gpt-oss."""
-    theirs = sum(name.startswith("model.") or name == "lm_head.weight" for name in names)
-    ours = sum(name.startswith("block.") or name in _HF_OUTER for name in names)
+def detect(dtypes: Mapping[str, str]) -> str | None:
+    """The layout that tensors (name → dtype) belong to, None where they are of no gpt-oss."""
+    theirs = sum(name.startswith("model.") or name == "lm_head.weight" for name in dtypes)
+    ours = sum(name.startswith("block.") or name in _HF_OUTER for name in dtypes)
     if theirs == 0 and ours == 0:
         return None
     if ours >= theirs:
         return "original"
-    unpacked = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-    return "huggingface-bf16" if any(n.endswith(unpacked) for n in names) else "huggingface"
+    for name, dtype in dtypes.items():
+        if name.endswith(_HF_UNPACKED) or (name.endswith(_HF_MISNAMED) and dtype == "BF16"):
+            return "huggingface-bf16"
+    return "huggingface"
+
+
+def rename_misnamed(stored: list[Stored], names: Container[str]) -> list[Stored]:
+    """`stored` with the names that transformers 5 gives to experts which it has unpacked.
+
+    It saves the bf16 matrix under the name of the packed one, `gate_up_proj_blocks`.
+    """
+    return [
+        replace(tensor, name=tensor.name + "_blocks")
+        if tensor.transposed and tensor.name not in names and tensor.name + "_blocks" in names
+        else tensor
+        for tensor in stored
+    ]
 
 
 def shard_name(layout: str, number: int, count: int) -> str:

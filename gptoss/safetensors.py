@@ -187,20 +187,22 @@ def _parse_entry(name: str, value: Any, start: int, size: int, path: Path) -> En
 
 def _check_coverage(entries: dict[str, Entry], start: int, size: int, path: Path) -> None:
     """Raise Error unless the tensors fill the file from `start` to its end exactly once."""
-    position, before = start, "the header"
+    position, before, gap = start, "the header", ""
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin < position:
             raise Error(
                 f"{path}: tensor {shown(entry.name)} overlaps {before}: expected it to start at "
                 f"byte {position - start} of the data, found {entry.begin - start}"
             )
-        if entry.begin > position:
-            raise Error(
+        if entry.begin > position and not gap:  # an overlap elsewhere explains more than a gap
+            gap = (
                 f"{path}: {entry.begin - position} bytes between {before} and tensor "
                 f"{shown(entry.name)} belong to no tensor: expected it to start at byte "
                 f"{position - start} of the data, found {entry.begin - start}"
             )
         position, before = entry.end, f"tensor {shown(entry.name)}"
+    if gap:
+        raise Error(gap)
     if position != size:
         raise Error(
             f"{path}: expected the data to end at byte {position} with {before}, found "
