@@ -1,6 +1,6 @@
-# oneDNN for the dense products. Searched in this order, the first that serves wins:
-#   1. where the user points: -Ddnnl_DIR=…, CMAKE_PREFIX_PATH;
-#   2. a system installation newer than the wheel's 3.2;
+# oneDNN for the dense products. The first of these that serves is taken:
+#   1. the folder that the user names: -Ddnnl_DIR=…;
+#   2. one under CMAKE_PREFIX_PATH or in the system, newer than the wheel's 3.2;
 #   3. the wheel onednn-devel-cpu-gomp, in the prefix of the Python that builds us.
 # Only a build on GNU OpenMP will do: it shares the thread pool of our own kernels.
 #
@@ -32,28 +32,45 @@ for file in files:
     ERROR_QUIET)
 endif()
 
-# A folder remembered from an earlier build may be gone with that build's environment.
-if(dnnl_DIR AND NOT EXISTS "${dnnl_DIR}/dnnl-config.cmake")
-  unset(dnnl_DIR CACHE)
+set(candidates "")
+if(dnnl_DIR)  # named by the user, or chosen by an earlier run
+  list(APPEND candidates "${dnnl_DIR}/dnnl-config.cmake")
 endif()
-# Without PATH in the search, which under build isolation leads to the wheel.
-find_package(dnnl 3.3 CONFIG QUIET NO_SYSTEM_ENVIRONMENT_PATH)
-if(NOT dnnl_FOUND AND onednn_wheel)
-  find_package(dnnl 3.2 CONFIG QUIET PATHS "${onednn_wheel}" NO_DEFAULT_PATH)
+unset(dnnl_DIR CACHE)
+# There is no version 99: nothing is loaded, but CMake lists what lies where it looks. PATH is left
+# out, which under build isolation leads to the wheel.
+find_package(dnnl 99 CONFIG QUIET NO_SYSTEM_ENVIRONMENT_PATH)
+set(least 3.2)
+if(onednn_wheel)
+  set(least 3.3)
 endif()
-if(NOT dnnl_FOUND)
-  find_package(dnnl 3.2 CONFIG QUIET)
+foreach(config version IN ZIP_LISTS dnnl_CONSIDERED_CONFIGS dnnl_CONSIDERED_VERSIONS)
+  if(version VERSION_GREATER_EQUAL least)
+    list(APPEND candidates "${config}")
+  endif()
+endforeach()
+if(onednn_wheel)
+  list(APPEND candidates "${onednn_wheel}/dnnl-config.cmake")
 endif()
 
+set(problem "not found (pip install onednn-devel-cpu-gomp, or name a folder by -Ddnnl_DIR=…)")
+foreach(config ${candidates})
+  if(NOT EXISTS "${config}")  # gone with the environment of an earlier build
+    continue()
+  endif()
+  file(STRINGS "${config}" on_openmp REGEX "DNNL_CPU_THREADING_RUNTIME \"OMP\"")
+  if(NOT on_openmp)
+    set(problem "${config} does not run on OpenMP (name another by -Ddnnl_DIR=…)")
+    continue()
+  endif()
+  get_filename_component(folder "${config}" DIRECTORY)
+  find_package(dnnl 3.2 CONFIG QUIET PATHS "${folder}" NO_DEFAULT_PATH)
+  if(dnnl_FOUND)
+    break()
+  endif()
+  set(problem "${config} is not of version 3.2 or newer")
+endforeach()
 if(NOT dnnl_FOUND)
-  set(problem "not found (pip install onednn-devel-cpu-gomp, or name a folder by -Ddnnl_DIR=…)")
-elseif(NOT DNNL_CPU_THREADING_RUNTIME STREQUAL "OMP")
-  set(problem "${dnnl_DIR} runs on ${DNNL_CPU_THREADING_RUNTIME}, not on OpenMP \
-(name another by -Ddnnl_DIR=…)")
-else()
-  set(problem "")
-endif()
-if(problem)
   if(GPTOSS_ONEDNN STREQUAL "ON")
     message(FATAL_ERROR "GPTOSS_ONEDNN=ON, but oneDNN: ${problem}")
   endif()
