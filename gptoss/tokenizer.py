@@ -1,0 +1,294 @@
+"""Text to token ids and back: byte-level BPE through tiktoken, with no need of a network.
+
+The vocabulary is looked for beside the checkpoint first (a rank file, then tokenizer.json), and for
+models with the published vocabulary where tiktoken and openai-harmony look for theirs.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import operator
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, SupportsIndex
+
+import tiktoken
+import tiktoken.load
+
+from gptoss import vocabulary
+from gptoss.errors import Error, shown
+from gptoss.hf_tokenizer import NAME as TOKENIZER_JSON
+from gptoss.hf_tokenizer import read_tokenizer_json
+from gptoss.vocabulary import HARMONY_SIZE, O200K_FILE, O200K_SHA256, O200K_URL, Vocabulary
+
+# tiktoken's regular expressions give up on about a million blanks in a row; text is cut inside runs
+# of at least this many characters, so that the tokens of all other text are exactly tiktoken's.
+_LONG_RUN = 1 << 18
+# A pattern that leaves characters out would lose them without a word.
+_PROBE = "".join(map(chr, range(0x250))) + (
+    "Once upon a time, 3 bears' 1234567 http://x.y/?z=1\r\n\t  \n\n   indented  \u3000\u2028 "
+    "e\u0301 Ĳ ǅ ʰ Ж ע ك ก 中文 한국 ½ ٣ Ⅷ €→∀ 😀👩\u200d👧 "
+    "\u200b\ue000\ufeff\ufffd\U000e0001\U0010ffff end "
+)
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time, holding back incomplete UTF-8.
+
+    The strings that `push` and `flush` return, joined, are exactly the tokens' bytes decoded with
+    errors="replace": nothing is lost, and no half of a character is ever shown.
+    """
+
+    def __init__(self, table: list[bytes]) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: SupportsIndex, /) -> str:
+        """The text that is complete now that `token` has come."""
+        return self._decoder.decode(_bytes_of(self._table, token))
+
+    def flush(self) -> str:
+        """U+FFFD for what was left incomplete, else nothing. The decoder can then be used anew."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class Tokenizer:
+    """The tokenizer of one model. May be used by several threads at once.
+
+    vocab_size: ids in the model's tables, some of which may map to nothing. special_tokens: name →
+    id. eos_ids: ids that end a text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Raises Error where the pattern is no regular expression or leaves characters out."""
+        self.vocab_size = vocabulary.vocab_size
+        self.special_tokens = dict(vocabulary.special_tokens)
+        self.eos_ids = vocabulary.eos_ids
+        self._source = vocabulary.source
+        self._table = vocabulary.token_table()
+        self._plain = dict(vocabulary.plain_tokens)
+        try:
+            self._encoding = tiktoken.Encoding(
+                vocabulary.source,
+                pat_str=vocabulary.pattern,
+                mergeable_ranks=dict(vocabulary.ranks),
+                special_tokens={},  # they are found here, the longest first
+            )
+        except ValueError as error:
+            raise Error(
+                f"{self._source}: pattern: expected a regular expression, found "
+                f"{shown(vocabulary.pattern)}: {error}"
+            ) from None
+        self._check_pattern(vocabulary.pattern)
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self._source}: {self.vocab_size} ids>"
+
+    def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
+        """The token ids of `text`. Nothing is added before or after it.
+
+        Names of special tokens are plain text unless `allowed_special` lists them; "all" allows
+        every one. Surrogate pairs become the character they encode, lone surrogates U+FFFD. Raises
+        Error for a name that is not a special token's.
+        """
+        if not isinstance(text, str):
+            raise Error(f"text: expected str, found {type(text).__name__}")
+        text = _without_surrogates(text)
+        search = self._search(allowed_special)
+        if search is None:
+            return self._encode_ordinary(text)
+        ids: list[int] = []
+        start = 0
+        for match in search.finditer(text):
+            name = match.group()
+            ids += self._encode_ordinary(text[start : match.start()])
+            ids.append(self._plain[name] if name in self._plain else self.special_tokens[name])
+            start = match.end()
+        return ids + self._encode_ordinary(text[start:])
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of `ids`, special tokens by name; U+FFFD where their bytes are not UTF-8."""
+        return b"".join(_bytes_of(self._table, token) for token in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token: SupportsIndex) -> bytes:
+        """The bytes of one token; b"" for an id that maps to nothing. Error for negative ids."""
+        return _bytes_of(self._table, token)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for one text that arrives token by token."""
+        return StreamDecoder(self._table)
+
+    def _search(self, allowed: Collection[str]) -> re.Pattern[str] | None:
+        """What finds the tokens that are not plain text; None where there are none."""
+        if allowed == "all":
+            allowed = self.special_tokens
+        elif isinstance(allowed, str):
+            raise Error(f"allowed_special: expected names or 'all', found {shown(allowed)}")
+        names = frozenset(allowed)
+        unknown = sorted(str(name) for name in names if name not in self.special_tokens)
+        if unknown:
+            raise Error(f"allowed_special: {shown(unknown[0])} is no special token of this model")
+        names |= frozenset(self._plain)
+        return _search_for(names) if names else None
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if len(text) <= _LONG_RUN:
+            return self._encode_piece(text)
+        return [token for piece in _cut_long_runs(text) for token in self._encode_piece(piece)]
+
+    def _encode_piece(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            # tiktoken's failures inside Rust are not even Exceptions, and would end a thread
+            if type(error).__name__ != "PanicException":
+                raise
+            raise Error(
+                f"{self._source}: the pattern cannot split the text {shown(text)}: {error}"
+            ) from None
+        return ids
+
+    def _check_pattern(self, pattern: str) -> None:
+        found = self.decode(self._encode_piece(_PROBE))
+        if found != _PROBE:
+            pairs = zip(found, _PROBE, strict=False)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(found))
+            raise Error(
+                f"{self._source}: pattern: expected to match any text, found that "
+                f"{shown(pattern)} leaves out {shown(_PROBE[at])}"
+            )
+
+
+class HasVocabSize(Protocol):
+    """What is needed of a ModelConfig."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def load_tokenizer(directory: Path | None, config: HasVocabSize) -> Tokenizer:
+    """The tokenizer of a model whose tokenizer files, if any, lie in `directory`.
+
+    Taken is the first that is there:
+
+    1. a rank file `*.tiktoken` in `directory`: o200k_base.tiktoken, or a vocabulary of the model's
+       own, described by tokenizer_config.json (see `vocabulary.read_rank_directory`);
+    2. tokenizer.json in `directory`;
+    3. where config.vocab_size is 201088, o200k_base.tiktoken from TIKTOKEN_ENCODINGS_BASE, from
+       tiktoken's cache, or by tiktoken's own download.
+
+    Raises Error for a damaged file, and, where nothing is at hand, with the file to put where.
+    """
+    found = None
+    if directory is not None:
+        found = vocabulary.read_rank_directory(directory, config.vocab_size)
+        if found is None and (directory / TOKENIZER_JSON).is_file():
+            found = read_tokenizer_json(directory / TOKENIZER_JSON, config.vocab_size)
+    if found is None:
+        if config.vocab_size != HARMONY_SIZE:
+            raise Error(
+                f"no tokenizer for this model of {config.vocab_size} tokens: put tokenizer.json, "
+                f"or tokenizer.tiktoken and tokenizer_config.json, "
+                f"{_into(directory)}; until then only token ids can be used"
+            )
+        found = _find_harmony(directory)
+    return Tokenizer(found)
+
+
+def _find_harmony(directory: Path | None) -> Vocabulary:
+    base = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
+    if base:
+        path = Path(base) if Path(base).is_file() else Path(base, O200K_FILE)
+        if path.is_file():
+            data = vocabulary.read_bytes(path)
+            if not vocabulary.is_o200k(data):
+                raise Error(
+                    f"{path} (from TIKTOKEN_ENCODINGS_BASE): expected sha256 {O200K_SHA256}, "
+                    f"found {hashlib.sha256(data).hexdigest()}"
+                )
+            return vocabulary.harmony(data, str(path), HARMONY_SIZE)
+    for path in _cached_files():
+        if path.is_file():
+            data = vocabulary.read_bytes(path)
+            if vocabulary.is_o200k(data):  # tiktoken replaces what is not
+                return vocabulary.harmony(data, str(path), HARMONY_SIZE)
+    try:
+        data = _download()
+    except Exception as error:  # whatever networks do
+        raise Error(
+            f"no tokenizer at hand for this model: put {O200K_FILE} (from {O200K_URL}) or the "
+            f"published {TOKENIZER_JSON} {_into(directory)}; or set TIKTOKEN_ENCODINGS_BASE to "
+            f"the folder that holds {O200K_FILE}. The download failed: {error}"
+        ) from None
+    return vocabulary.harmony(data, O200K_URL, HARMONY_SIZE)
+
+
+@lru_cache(maxsize=32)
+def _search_for(names: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _into(directory: Path | None) -> str:
+    return f"into {directory}" if directory is not None else "beside the checkpoint"
+
+
+def _cached_files() -> Iterator[Path]:
+    """Where tiktoken keeps what it has downloaded."""
+    name = hashlib.sha1(O200K_URL.encode(), usedforsecurity=False).hexdigest()
+    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        if directory := os.environ.get(variable):
+            yield Path(directory, name)
+    yield Path(tempfile.gettempdir(), "data-gym-cache", name)
+
+
+def _download() -> bytes:
+    """o200k_base.tiktoken through tiktoken, which checks it and keeps it in its cache."""
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    # tiktoken waits for an answer without limit, so ask first whether there is one
+    try:
+        request = urllib.request.Request(O200K_URL, method="HEAD")
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # tiktoken brings certificates of its own
+            raise
+    data: bytes = tiktoken.load.read_file_cached(O200K_URL, O200K_SHA256)
+    return data
+
+
+def _bytes_of(table: list[bytes], token: SupportsIndex) -> bytes:
+    index = operator.index(token)
+    if index < 0:
+        raise Error(f"token ids: expected 0 or more, found {index}")
+    return table[index] if index < len(table) else b""
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _cut_long_runs(text: str) -> Iterator[str]:
+    """`text` in pieces with no more than twice _LONG_RUN blanks in a row.
+
+    It is cut behind each aligned stretch of _LONG_RUN characters that holds nothing but blanks.
+    """
+    start = 0
+    for at in range(_LONG_RUN, len(text), _LONG_RUN):
+        if text[at - _LONG_RUN : at].isspace():
+            yield text[start:at]
+            start = at
+    yield text[start:]
