@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import Size, o200k_path, texts, tiktoken_harmony, write_tiny
+from vocabularies import Size, texts, tiktoken_harmony, write_tiny
 
 from gptoss import Error
 from gptoss.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
@@ -32,14 +33,13 @@ HARMONY = {
 
 
 @pytest.fixture(scope="session")
-def published() -> tiktoken.Encoding:
-    return tiktoken_harmony(o200k_path())
+def published(o200k_file: Path) -> tiktoken.Encoding:
+    return tiktoken_harmony(o200k_file)
 
 
 @pytest.fixture(scope="session")
-def o200k() -> Tokenizer:
-    path = o200k_path()
-    return Tokenizer(harmony(path.read_bytes(), str(path), 201088))
+def o200k(o200k_file: Path) -> Tokenizer:
+    return Tokenizer(harmony(o200k_file.read_bytes(), str(o200k_file), 201088))
 
 
 @pytest.fixture(scope="session")
