@@ -34,6 +34,7 @@ from gptoss.source import (
     TensorSource,
     listed,
     seam_tensors,
+    transpose,
 )
 from gptoss.synthetic import PREFIX as SYNTHETIC
 from gptoss.synthetic import SyntheticSource
@@ -120,7 +121,7 @@ class MappedSource(TensorSource):
             return view[rows]
         out = np.empty(info.shape, dtype=view.dtype)
         for index in range(len(view)):
-            _transpose(view[index], out[index])
+            transpose(view[index], out[index])
         return out
 
     def _read_expert(self, name: str, index: int) -> Array:
@@ -128,7 +129,7 @@ class MappedSource(TensorSource):
         matrix: Array = self._holders[stored.name].view(stored.name)[index]
         if stored.transposed:
             out = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
-            _transpose(matrix, out)
+            transpose(matrix, out)
             return out
         return matrix
 
@@ -140,14 +141,6 @@ class MappedSource(TensorSource):
     def close(self) -> None:
         for file in self._holders.values():
             file.close()
-
-
-def _transpose(matrix: Array, out: Array) -> None:
-    """out [cols, rows] = matrix [rows, cols], in tiles that stay in the cache."""
-    tile = 128
-    for row in range(0, matrix.shape[0], tile):
-        for col in range(0, matrix.shape[1], tile):
-            out[col : col + tile, row : row + tile] = matrix[row : row + tile, col : col + tile].T
 
 
 def _open_files(path: Path) -> TensorSource:

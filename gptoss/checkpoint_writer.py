@@ -18,7 +18,7 @@ from gptoss.errors import Error, shown
 from gptoss.jsonfile import reason
 from gptoss.layouts import Stored
 from gptoss.safetensors import encode_header
-from gptoss.source import BYTES, Array, PackedExperts, TensorSource
+from gptoss.source import BYTES, Array, PackedExperts, TensorSource, transpose
 from gptoss.tokenizer_files import tokenizer_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -184,4 +184,6 @@ def _arrays(source: TensorSource, tensor: Stored) -> Iterator[Array]:
                     f"{source.name}: tensor {part.name}, expert {index}: an MXFP4 value is beyond "
                     f"the largest bf16 and cannot be unpacked"
                 )
-            yield np.ascontiguousarray(f32_to_bf16(matrix).T, dtype="<u2")
+            out = np.empty(matrix.shape[::-1], dtype="<u2")
+            transpose(f32_to_bf16(matrix), out)
+            yield out

@@ -144,14 +144,19 @@ class ModelConfig:
         missing = [keys.get(name, name) for name in _REQUIRED if name not in values]
         if missing:
             raise Error(f"{source}: missing {', '.join(missing)}")
-        for note in translated.notes:
-            warnings.warn(f"{source}: {note}", stacklevel=3)
         if translated.unknown:
             names = ", ".join(shown(name) for name in sorted(translated.unknown)[:20])
             warnings.warn(f"{source}: unknown keys ignored: {names}", stacklevel=3)
         values["eos_token_ids"] = _eos_token_ids(values.pop("eos_token_id", None), values, source)
         _check(values, source, keys)
-        return cls(**values)
+        config = cls(**values)
+        if translated.context not in (None, config.context_length):
+            warnings.warn(
+                f"{source}: max_position_embeddings: the rope settings make it "
+                f"{config.context_length}, found {shown(translated.context)}, which is ignored",
+                stacklevel=3,
+            )
+        return config
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ModelConfig:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_CHUNK = 1 << 16  # values worked on at a time: temporaries stay in the cache
 _QUIET = np.uint32(0x0040)  # the top bit of bf16's seven mantissa bits marks a quiet NaN
 
 
@@ -23,19 +24,26 @@ def f32_to_bf16(a: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
     Infinities are kept, values beyond the largest bf16 become infinite as IEEE 754 asks, and a NaN
     stays a NaN (made quiet). Shape is kept.
     """
-    bits = np.ascontiguousarray(a, dtype=np.float32).reshape(np.shape(a)).view(np.uint32)
+    bits = np.ascontiguousarray(a, dtype=np.float32).view(np.uint32)
+    out = np.empty(np.shape(a), dtype=np.uint16)
+    flat, flat_out = bits.reshape(-1), out.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        _round_bits(flat[start : start + _CHUNK], flat_out[start : start + _CHUNK])
+    return out
+
+
+def _round_bits(bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+    """out [n] = the bf16 nearest to the float32 bits [n]."""
     # half an ulp less one, plus the lowest kept bit: a tie carries only when that bit is odd
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits  # may wrap for some NaN, which are replaced below
     rounded >>= np.uint32(16)
-    out: NDArray[np.uint16] = rounded.astype(np.uint16)
+    out[:] = rounded
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     if nan.any():
-        quiet = ((bits >> np.uint32(16)) | _QUIET).astype(np.uint16)
-        out = np.where(nan, quiet, out)
-    return out
+        out[nan] = (bits[nan] >> np.uint32(16)) | _QUIET
 
 
 def round_bf16(a: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

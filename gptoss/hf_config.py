@@ -81,12 +81,15 @@ _NOT_CONVERTED = [
 
 @dataclass
 class Translated:
-    """`values` by our field names (plus eos_token_id); `keys` has the user's where they differ."""
+    """`values` by our field names (plus eos_token_id); `keys` has the user's where they differ.
+
+    context: the context length that the file states beside the rope settings, None without one.
+    """
 
     values: dict[str, Any]
     keys: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    context: Any = None
 
 
 def is_huggingface(data: Mapping[str, Any]) -> bool:
@@ -213,14 +216,7 @@ def _translate_rope(result: Translated, data: Mapping[str, Any], source: str) ->
     if "original_max_position_embeddings" in rope:
         top.insert(0, (original, rope["original_max_position_embeddings"]))
     _take(result, "initial_context_length", top, source)
-    initial = result.values.get("initial_context_length", 4096)
-    factor = result.values.get("rope_scaling_factor", 32.0)
-    if type(initial) is int and type(factor) in (int, float) and type(longest) is int:
-        if longest != initial * factor:
-            result.notes.append(
-                f"max_position_embeddings {shown(longest)} is not {shown(initial)} times "
-                f"{shown(factor)}; the context is taken from the rope settings"
-            )
+    result.context = longest
 
 
 def describe(config: ModelConfig, experts: str) -> dict[str, Any]:

@@ -320,6 +320,14 @@ class PackedExperts(TensorSource):
         self._base.close()
 
 
+def transpose(matrix: Array, out: Array) -> None:
+    """out [cols, rows] = matrix [rows, cols], in tiles that stay in the cache."""
+    tile = 128
+    for row in range(0, matrix.shape[0], tile):
+        for col in range(0, matrix.shape[1], tile):
+            out[col : col + tile, row : row + tile] = matrix[row : row + tile, col : col + tile].T
+
+
 def listed(names: list[str]) -> str:
     """The first few of `names`, and how many more there are."""
     text = ", ".join(shown(name) for name in names[:6])

@@ -13,6 +13,7 @@ from gptoss.checkpoint import ArraySource, TensorSource, open_checkpoint, write_
 from gptoss.dtypes import bf16_to_f32, f32_to_bf16
 from gptoss.errors import Error
 from gptoss.safetensors import SafetensorsFile
+from gptoss.source import transpose
 from gptoss.synthetic import SyntheticSource
 
 MLP1, MLP2 = "block.1.mlp.mlp1_weight", "block.1.mlp.mlp2_weight"
@@ -220,11 +221,9 @@ def test_bf16_experts_are_packed_where_the_layout_wants_it(tmp_path: Path, small
 
 
 def test_transposing_blocks_of_uneven_size() -> None:
-    from gptoss.checkpoint import _transpose
-
     matrix = np.arange(300 * 130, dtype=np.uint16).reshape(300, 130)
     out = np.empty((130, 300), dtype=np.uint16)
-    _transpose(matrix, out)
+    transpose(matrix, out)
     assert np.array_equal(out, matrix.T)
 
 

@@ -184,7 +184,7 @@ def test_unknown_keys_are_named_in_a_warning() -> None:
 
 
 def test_a_contradictory_context_is_named_in_a_warning() -> None:
-    with pytest.warns(UserWarning, match="max_position_embeddings 4096 is not 4096 times 32.0"):
+    with pytest.warns(UserWarning, match="max_position_embeddings: .* 131072, found 4096"):
         ModelConfig.from_dict({**HUGGINGFACE, "max_position_embeddings": 4096})
 
 
@@ -249,6 +249,7 @@ def test_bad_values(key: str, value: Any, message: str) -> None:
         ("rope_scaling", {**YARN, "factor": "32"}, "rope_scaling.factor: expected a finite number"),
         ("rope_scaling", {**YARN, "attention_factor": 1.0}, "attention_factor: expected none"),
         ("rope_scaling", {**YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("rope_scaling", {**YARN, "original_max_position_embeddings": 10**400}, "same value"),
         ("initial_context_length", 2048, "expected the same value, found 4096 and 2048"),
         ("experts_per_token", 2, "num_experts_per_tok and experts_per_token: expected the same"),
         ("num_local_experts", 0, "num_local_experts: expected 1"),
@@ -258,6 +259,12 @@ def test_bad_values(key: str, value: Any, message: str) -> None:
 def test_bad_huggingface_values(key: str, value: Any, message: str) -> None:
     with pytest.raises(Error, match=f"^c.json: .*{message}"):
         ModelConfig.from_dict({**HUGGINGFACE, key: value}, "c.json")
+
+
+def test_a_number_beyond_every_float() -> None:
+    rope = {**YARN, "original_max_position_embeddings": 10**400}
+    with pytest.raises(Error, match="expected 1..16777216, found an integer of 1329 bits"):
+        ModelConfig.from_dict({**HUGGINGFACE, "rope_scaling": rope, "initial_context_length": None})
 
 
 def test_missing_keys_are_named() -> None:

@@ -59,6 +59,9 @@ def test_infinity_nan_and_overflow() -> None:
     # a NaN with only low mantissa bits would become infinity if it were cut off
     nans = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
     assert np.isnan(round_bf16(nans.view(np.float32))).all()
+    mixed = np.ones(200_000, dtype=np.float32)
+    mixed[::7] = np.nan
+    assert np.array_equal(round_bf16(mixed), mixed, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
