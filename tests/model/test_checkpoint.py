@@ -12,7 +12,7 @@ from gptoss import mxfp4
 from gptoss.checkpoint import ArraySource, TensorSource, open_checkpoint, write_checkpoint
 from gptoss.dtypes import bf16_to_f32, f32_to_bf16
 from gptoss.errors import Error
-from gptoss.safetensors import SafetensorsFile
+from gptoss.safetensors import SafetensorsFile, encode_header
 from gptoss.source import transpose
 from gptoss.synthetic import SyntheticSource
 
@@ -421,3 +421,29 @@ def test_bad_options(tiny_a: Path) -> None:
         open_checkpoint(tiny_a, experts="int8")
     with pytest.raises(Error, match="rule: expected 'mx' or 'mse', found 'best'"):
         open_checkpoint(tiny_a, rule="best")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_released_pages_leave_the_process(tmp_path: Path) -> None:
+    """A backend that has repacked a tensor must not go on holding the file's pages."""
+    size = 32 << 20
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(encode_header([("a", "U8", (size,)), ("b", "U8", (size,))], {}))
+    with path.open("ab") as out:
+        out.write(bytes(2 * size))
+    file = SafetensorsFile(path)
+    before = resident()
+    views = [file.view(name) for name in "ab"]
+    assert sum(int(view.sum()) for view in views) == 0
+    assert resident() - before > 1.8 * size
+    file.release("a")
+    assert 0.8 * size < resident() - before < 1.2 * size  # the neighbour stays
+    assert int(views[0].sum()) == 0
+
+
+def resident() -> int:
+    """Bytes of files that this process has mapped and touched."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssFile:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssFile")
