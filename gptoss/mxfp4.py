@@ -29,7 +29,7 @@ VALUES: NDArray[np.float32] = np.array(
 _PAIRS: NDArray[np.float32] = np.stack([np.tile(VALUES, 16), np.repeat(VALUES, 16)], axis=1)
 # scale byte → 2^(s − 127); 2^-127 is subnormal in float32 and still exact
 _SCALES: NDArray[np.float32] = np.full(256, np.nan, dtype=np.float32)
-_SCALES[:SCALE_NAN] = np.ldexp(np.float32(1.0), np.arange(SCALE_NAN) - _BIAS)
+_SCALES[:SCALE_NAN] = np.ldexp(VALUES[2:3], np.arange(SCALE_NAN) - _BIAS)
 
 
 def quantize(x: ArrayLike, rule: str = "mx") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -132,7 +132,7 @@ def _round(x: NDArray[np.floating[Any]], exponents: NDArray[np.int32]) -> NDArra
     """e2m1 codes uint8 [n, 32] of x [n, 32] divided by 2^exponents [n]."""
     # multiplying by a power of two is exact but for results far below e2m1's smallest step
     size = np.abs(x)
-    size *= np.ldexp(x.dtype.type(1.0), -exponents)[:, None].astype(x.dtype)
+    size *= np.ldexp(np.ones(1, dtype=x.dtype), -exponents)[:, None]
     # Midpoints between neighbours; a tie goes to the code with an even mantissa, so each second
     # comparison includes equality.
     codes = (size > 0.25).view(np.uint8)
