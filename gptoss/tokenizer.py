@@ -54,9 +54,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """U+FFFD for what was left incomplete, else nothing. The decoder can then be used anew."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 class Tokenizer:
@@ -100,7 +98,6 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise Error(f"text: expected str, found {type(text).__name__}")
-        text = _without_surrogates(text)
         search = self._search(allowed_special)
         if search is None:
             return self._encode_ordinary(text)
@@ -145,7 +142,7 @@ class Tokenizer:
 
     def _encode_piece(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._encoding.encode_ordinary(text)
+            ids: list[int] = self._encoding.encode_ordinary(text)  # mends surrogates itself
         except BaseException as error:
             # tiktoken's failures inside Rust are not even Exceptions, and would end a thread
             if type(error).__name__ != "PanicException":
@@ -271,14 +268,6 @@ def _bytes_of(table: list[bytes], token: SupportsIndex) -> bytes:
     if index < 0:
         raise Error(f"token ids: expected 0 or more, found {index}")
     return table[index] if index < len(table) else b""
-
-
-def _without_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _cut_long_runs(text: str) -> Iterator[str]:

@@ -251,16 +251,24 @@ def test_softmax_by_hand() -> None:
 
 
 def test_query_heads_share_key_value_heads() -> None:
-    q, k = np.zeros((1, 8, 2)), np.zeros((1, 2, 2))
-    v = np.array([[[1.0, 0], [0, 1.0]]])
-    found = reference.attention(q, k, v, np.full(8, -1e9))[0]
-    np.testing.assert_allclose(found, [[1, 0]] * 4 + [[0, 1]] * 4)
+    """Four query heads in a row read one key/value head, each with its own sink."""
+    rng = np.random.default_rng(2)
+    q, k, v = rng.normal(size=(6, 8, 4)), rng.normal(size=(6, 2, 4)), rng.normal(size=(6, 2, 4))
+    sinks = rng.normal(size=8)
+    found = reference.attention(q, k, v, sinks, 3)
+    for head in range(8):
+        own, shared = slice(head, head + 1), slice(head // 4, head // 4 + 1)
+        alone = reference.attention(q[:, own], k[:, shared], v[:, shared], sinks[own], 3)
+        np.testing.assert_allclose(found[:, own], alone)
 
 
 def test_large_logits_stay_finite() -> None:
     q = np.full((3, 1, 64), 1e3, np.float32)
-    found = reference.attention(q, q, np.ones_like(q), np.zeros(1, np.float32))
-    np.testing.assert_allclose(found, 1)
+    with np.errstate(over="raise", invalid="raise"):
+        found = reference.attention(q, q, np.ones_like(q), np.zeros(1, np.float32))
+        np.testing.assert_allclose(found, 1)
+        found = reference.attention(q * 0, q, q, np.full(1, 1e3, np.float32))  # a large sink
+        assert not found.any()
 
 
 # Router and experts.
@@ -270,7 +278,9 @@ def test_router_ties_go_to_the_lowest_expert() -> None:
     experts, shares = reference.router_topk(np.array([[1.0, 2, 2, 1, 1, 2, 0, 1]]), 5)
     assert experts.tolist() == [[1, 2, 5, 0, 3]]
     assert shares.sum() == pytest.approx(1)
-    assert reference.router_topk(np.zeros((1, 32)), 4)[0].tolist() == [[0, 1, 2, 3]]
+    logits = np.random.default_rng(3).integers(0, 4, size=(20, 128)).astype(np.float32)
+    for row, chosen in zip(logits, reference.router_topk(logits, 8)[0], strict=True):
+        assert chosen.tolist() == sorted(range(128), key=lambda e, row=row: (-row[e], e))[:8]
 
 
 def test_router_softmax_is_over_the_chosen_alone() -> None:
