@@ -6,6 +6,8 @@ bf16 arrays are uint16. `isa` names an instruction set of isas(). Every output i
 (0xFFFF for bf16) before the kernel runs, so that an element left out is seen.
 """
 
+from time import perf_counter
+
 import numpy as np
 
 from libc.math cimport sqrt
@@ -13,8 +15,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
 from gptoss cimport (
-    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, ModelConfig, RmsNormArgs, RopeArgs, SwigluArgs,
-    UnpackArgs, bf16, fill_config, isa_name, kernels_for, matmul_scratch_rows, page_size, padded_rows as cpp_padded_rows, parse_isa,
+    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, ModelConfig, RmsNormArgs, RopeArgs,
+    SwigluArgs, ThreadCountScope, UnpackArgs, bf16, fill_config, isa_name, kernels_for,
+    matmul_scratch_rows, page_size, padded_rows as cpp_padded_rows, parse_isa, read_all,
     route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
@@ -256,3 +259,51 @@ def yarn(config):
 def uniform_draw(uint64_t seed, uint64_t draw):
     """The uniform number in [0, 1) that a draw uses."""
     return cpp_uniform_draw(seed, draw)
+
+
+def read_seconds(const uint64_t[::1] data, threads, repeat):
+    """Seconds that each of `repeat` readings of data took, by so many threads."""
+    cdef int threads_ = threads
+    cdef uint64_t total = 0
+    seconds = []
+    for _ in range(repeat):
+        start = perf_counter()
+        with nogil:
+            total += read_all(&data[0], data.shape[0], threads_)
+        seconds.append(perf_counter() - start)
+    return seconds, total
+
+
+def gemm_seconds(rows, n, cols, threads, repeat):
+    """Seconds that each of `repeat` bf16 products [rows, cols] · [n, cols]ᵀ through oneDNN took,
+    after one that is not counted; None where oneDNN is not available here."""
+    cdef int64_t m = cpp_padded_rows(rows)
+    cdef int64_t n_ = n
+    cdef int64_t k = cols
+    cdef int threads_ = threads
+    cdef ThreadCountScope* scope = NULL
+    cdef DenseGemm* gemm = new DenseGemm(threads_)
+    cdef const uint16_t[:, ::1] x
+    cdef const uint16_t[:, ::1] w
+    cdef float[:, ::1] y
+    try:
+        if not gemm.available():
+            return None
+        scope = new ThreadCountScope(threads_)
+        random = np.random.default_rng(0)
+        # bf16 values of either sign around 1: real numbers, so that the chip's clock is the real one
+        x = random.integers(0x3F00, 0x4000, (m, cols), np.uint16) | random.integers(
+            0, 2, (m, cols), np.uint16) << 15
+        w = random.integers(0x3F00, 0x4000, (n, cols), np.uint16) | random.integers(
+            0, 2, (n, cols), np.uint16) << 15
+        y = np.zeros((m, n), np.float32)
+        seconds = []
+        for _ in range(repeat + 1):
+            start = perf_counter()
+            with nogil:
+                gemm.matmul(<const bf16*> &x[0, 0], <const bf16*> &w[0, 0], &y[0, 0], m, n_, k, n_)
+            seconds.append(perf_counter() - start)
+        return seconds[1:]
+    finally:
+        del scope
+        del gemm

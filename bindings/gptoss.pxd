@@ -133,6 +133,15 @@ cdef extern from "cpu/isa.h" namespace "gptoss::cpu" nogil:
     int usable_threads()
 
 
+cdef extern from "cpu/bandwidth.h" namespace "gptoss::cpu" nogil:
+    uint64_t read_all(const uint64_t*, int64_t, int) except +translate_exception
+
+
+cdef extern from "cpu/threads.h" namespace "gptoss::cpu" nogil:
+    cdef cppclass ThreadCountScope:
+        ThreadCountScope(int)
+
+
 cdef extern from "cpu/gemm_onednn.h" namespace "gptoss::cpu" nogil:
     string onednn_version() except +translate_exception
     int64_t padded_rows(int64_t)
