@@ -96,6 +96,7 @@ cdef class _Source:
         prefix = f"block.{layer}."
         for name in [name for name in self.kept if name.startswith(prefix)]:
             del self.kept[name]
+            self.source.release(name)  # a mapped file's pages go back to the system
 
     @property
     def bytes_kept(self):

@@ -117,7 +117,7 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
 
   // All K and V of the step are stored before any token attends: a chunk's later tokens see its
   // earlier ones through the pages.
-  parallel_for(compute.threads, batch.num_tokens, [&](int64_t t, int) {
+  parallel_for(compute.threads, batch.num_tokens, config.query_size(), [&](int64_t t, int) {
     const float* cos = rope.cos.data() + t * half;
     const float* sin = rope.sin.data() + t * half;
     float* k_row = k + t * config.kv_size();
@@ -135,7 +135,12 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
 
   const int64_t state_size = 2 * heads_per_kv;
   float* states = state.reserve(compute.threads * state_size);
-  parallel_for(compute.threads, batch.num_tokens * kv_heads, [&](int64_t task, int thread) {
+  const int64_t longest =
+      *std::max_element(batch.context_len, batch.context_len + batch.num_sequences);
+  const int64_t keys =
+      group == kv_full ? longest : std::min<int64_t>(longest, config.sliding_window);
+  const int64_t cost = 2 * heads_per_kv * config.head_dim * keys;
+  parallel_for(compute.threads, batch.num_tokens * kv_heads, cost, [&](int64_t task, int thread) {
     const int64_t t = task / kv_heads;
     const int64_t kv_head = task % kv_heads;
     const int64_t position = index.position[static_cast<size_t>(t)];

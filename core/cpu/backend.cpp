@@ -111,7 +111,7 @@ private:
 
   void embed(const Batch& batch, float* x) {
     const int64_t hidden = config_.hidden_size;
-    parallel_for(compute_.threads, batch.num_tokens, [&](int64_t i, int) {
+    parallel_for(compute_.threads, batch.num_tokens, hidden, [&](int64_t i, int) {
       const bf16* from = weights_.embedding + batch.token_ids[i] * hidden;
       std::transform(from, from + hidden, x + i * hidden,
                      [](bf16 value) { return to_float(value); });
@@ -120,7 +120,7 @@ private:
 
   void norm(const float* x, const bf16* scale, float* y, int64_t rows) {
     const int64_t n = config_.hidden_size;
-    parallel_for(compute_.threads, rows, [&](int64_t i, int) {
+    parallel_for(compute_.threads, rows, n, [&](int64_t i, int) {
       compute_.kernels.rms_norm({x + i * n, scale, y + i * n, n, config_.rms_norm_eps});
     });
   }
@@ -128,7 +128,7 @@ private:
   // x += t
   void add(const float* t, float* x, int64_t rows) {
     const int64_t n = config_.hidden_size;
-    parallel_for(compute_.threads, rows, [&](int64_t i, int) {
+    parallel_for(compute_.threads, rows, n, [&](int64_t i, int) {
       compute_.kernels.add_scaled(x + i * n, t + i * n, 1.0f, n);
     });
   }

@@ -12,7 +12,7 @@ uint64_t read_all(const uint64_t* data, int64_t n, int threads) {
   constexpr int64_t per_task = int64_t{1} << 19;  // 4 MiB
   const int64_t tasks = (n + per_task - 1) / per_task;
   std::vector<uint64_t> sums(static_cast<size_t>(tasks));
-  parallel_for(threads, tasks, [&](int64_t task, int) {
+  parallel_for(threads, tasks, per_task, [&](int64_t task, int) {
     const int64_t end = std::min(n, (task + 1) * per_task);
     uint64_t lanes[8] = {};
     int64_t i = task * per_task;

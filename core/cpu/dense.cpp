@@ -40,13 +40,13 @@ Operand make_operand(Compute& compute, float* x, int64_t rows, int64_t cols,
     return {x, rows, cols, nullptr};
   }
   if (!compute.use_gemm(rows)) {
-    parallel_for(compute.threads, rows,
+    parallel_for(compute.threads, rows, cols,
                  [&](int64_t r, int) { compute.kernels.round_bf16(x + r * cols, cols); });
     return {x, rows, cols, nullptr};
   }
   const int64_t padded = padded_rows(rows);
   bf16* copy = storage.reserve(padded * cols);
-  parallel_for(compute.threads, rows, [&](int64_t r, int) {
+  parallel_for(compute.threads, rows, cols, [&](int64_t r, int) {
     compute.kernels.round_bf16(x + r * cols, cols);
     compute.kernels.to_bf16(x + r * cols, copy + r * cols, cols);
   });
@@ -60,7 +60,7 @@ void linear(Compute& compute, const Operand& x, const bf16* weight, const bf16* 
   if (x.x_bf16 != nullptr) {
     compute.gemm.matmul(x.x_bf16, weight, y, padded_rows(x.rows), n, x.cols, y_stride);
     if (bias != nullptr) {
-      parallel_for(compute.threads, x.rows, [&](int64_t r, int) {
+      parallel_for(compute.threads, x.rows, n, [&](int64_t r, int) {
         for (int64_t i = 0; i < n; ++i) {
           y[r * y_stride + i] += to_float(bias[i]);
         }
@@ -69,7 +69,8 @@ void linear(Compute& compute, const Operand& x, const bf16* weight, const bf16* 
     return;
   }
   const int64_t tasks = (n + columns_per_task - 1) / columns_per_task;
-  parallel_for(compute.threads, tasks, [&](int64_t task, int) {
+  const int64_t cost = x.rows * columns_per_task * x.cols;
+  parallel_for(compute.threads, tasks, cost, [&](int64_t task, int) {
     MatmulArgs args{};
     args.x = x.x;
     args.x_stride = x.cols;

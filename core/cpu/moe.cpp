@@ -78,7 +78,7 @@ void expert_product(Compute& compute, const Groups& groups, const ExpertLinear& 
     bf16* operand = scratch.operand.reserve(padded * cols);
     std::memset(static_cast<void*>(operand + rows * cols), 0,
                 static_cast<size_t>((padded - rows) * cols) * sizeof(bf16));
-    parallel_for(compute.threads, rows, [&](int64_t r, int) {
+    parallel_for(compute.threads, rows, cols, [&](int64_t r, int) {
       const int64_t pair = begin + r;
       const int64_t row = by_token ? groups.token[static_cast<size_t>(pair)] : pair;
       compute.kernels.to_bf16(x + row * cols, operand + r * cols, cols);
@@ -90,7 +90,7 @@ void expert_product(Compute& compute, const Groups& groups, const ExpertLinear& 
       if (part == nullptr) {
         bf16* unpacked = scratch.weights.reserve(columns_per_gemm * cols);
         parallel_for(compute.threads, (last - first + columns_per_task - 1) / columns_per_task,
-                     [&](int64_t task, int) {
+                     columns_per_task * cols, [&](int64_t task, int) {
                        const int64_t from = first + task * columns_per_task;
                        compute.kernels.unpack_mxfp4({args.blocks, args.scales, cols,
                                                      unpacked + (from - first) * cols, from,
@@ -100,7 +100,7 @@ void expert_product(Compute& compute, const Groups& groups, const ExpertLinear& 
       }
       compute.gemm.matmul(operand, part, y + begin * n + first, padded, last - first, cols, n);
     }
-    parallel_for(compute.threads, rows, [&](int64_t r, int) {
+    parallel_for(compute.threads, rows, n, [&](int64_t r, int) {
       float* row = y + (begin + r) * n;
       for (int64_t i = 0; i < n; ++i) {
         row[i] += to_float(args.bias[i]);
@@ -110,7 +110,8 @@ void expert_product(Compute& compute, const Groups& groups, const ExpertLinear& 
   }
 
   const int64_t tasks_per_expert = (n + columns_per_task - 1) / columns_per_task;
-  parallel_for(compute.threads, static_cast<int64_t>(few.size()) * tasks_per_expert,
+  const int64_t cost = columns_per_task * cols;  // of a row; experts with more cost more
+  parallel_for(compute.threads, static_cast<int64_t>(few.size()) * tasks_per_expert, cost,
                [&](int64_t task, int thread) {
                  const int64_t e = few[static_cast<size_t>(task / tasks_per_expert)];
                  const int64_t begin = groups.start[static_cast<size_t>(e)];
@@ -164,7 +165,7 @@ void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weight
   float* logits = scratch.logits.reserve(tokens * config.num_experts);
   std::vector<int32_t> experts(static_cast<size_t>(tokens * per_token));
   std::vector<float> mix(experts.size());
-  parallel_for(compute.threads, tokens, [&](int64_t i, int) {
+  parallel_for(compute.threads, tokens, hidden * config.num_experts, [&](int64_t i, int) {
     MatmulArgs gate{};
     gate.x = t + i * hidden;
     gate.x_stride = hidden;
@@ -197,7 +198,7 @@ void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weight
                  });
   expert_product(compute, groups, weights.mlp2, hidden, inner, h, false, y, scratch,
                  [](int64_t, int64_t, int64_t) {});
-  parallel_for(compute.threads, tokens, [&](int64_t i, int) {
+  parallel_for(compute.threads, tokens, hidden * per_token, [&](int64_t i, int) {
     for (int64_t rank = 0; rank < per_token; ++rank) {
       const auto pair = static_cast<size_t>(i * per_token + rank);
       compute.kernels.add_scaled(x + i * hidden, y + groups.place[pair] * hidden, mix[pair],

@@ -10,13 +10,17 @@
 
 namespace gptoss::cpu {
 
+// Less work than this (elements touched or multiply-adds, some microseconds) is done by the calling
+// thread: waking others and waiting for them would take longer, far longer on a busy machine.
+constexpr int64_t parallel_threshold = int64_t{1} << 16;
+
 // Runs work(task, thread) for every task in [0, tasks), thread in [0, threads). Tasks are handed
 // out one by one, so they may differ in cost; results must not depend on which thread takes which.
-// `work` must not throw.
+// `cost` is a task's rough number of elements or multiply-adds. `work` must not throw.
 template <class Work>
-void parallel_for(int threads, int64_t tasks, const Work& work) {
+void parallel_for(int threads, int64_t tasks, int64_t cost, const Work& work) {
 #ifdef GPTOSS_HAVE_OPENMP
-  if (threads > 1 && tasks > 1) {
+  if (threads > 1 && tasks > 1 && tasks * cost >= parallel_threshold) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < tasks; ++task) {
       work(task, omp_get_thread_num());
@@ -25,6 +29,7 @@ void parallel_for(int threads, int64_t tasks, const Work& work) {
   }
 #endif
   (void)threads;
+  (void)cost;
   for (int64_t task = 0; task < tasks; ++task) {
     work(task, 0);
   }
