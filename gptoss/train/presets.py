@@ -80,7 +80,7 @@ NANO = Preset(
         rope_ntk_beta=32.0,
         eos_token_ids=(4095,),
     ),
-    settings=Settings(),
+    settings=Settings(steps=1400, validate_every=150, validation_rows=16, save_every=50),
 )
 
 PRESETS = {"nano": NANO}
