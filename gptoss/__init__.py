@@ -10,6 +10,7 @@ for delta in engine.stream("Once upon a time", SamplingParams(temperature=0.8)):
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = [
     "TokenLogprob",
     "__version__",
 ]
+
+# Run from a checkout, this folder hides the installed package, which holds the compiled modules.
+__path__ = extend_path(__path__, __name__)
 
 # Imported when first used (PEP 562): `import gptoss` stays quick, and the modules that read
 # checkpoints work without the compiled core.
