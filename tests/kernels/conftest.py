@@ -1,0 +1,17 @@
+"""Every kernel test runs on every instruction set that this machine has."""
+
+import numpy as np
+import pytest
+
+from gptoss import _kernels
+
+
+@pytest.fixture(params=_kernels.isas())
+def isa(request):
+    return request.param
+
+
+@pytest.fixture
+def random(request):
+    """A generator seeded by the test's name: the same numbers in every run."""
+    return np.random.default_rng(list(request.node.name.encode()))
