@@ -1,0 +1,195 @@
+// Whole steps of a small random model through the backend interface.
+#include "backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <numeric>
+
+#include "cpu/isa.h"
+#include "random_model.h"
+#include "test.h"
+
+using namespace gptoss;
+using test::small_config;
+
+namespace {
+
+constexpr int64_t pages = 40;
+
+struct Model {
+  test::RandomSource source;
+  std::unique_ptr<Backend> backend;
+
+  explicit Model(Activation activation = Activation::f32, int threads = 2,
+                 const ModelConfig& config = small_config())
+      : source(config) {
+    Options options;
+    options.activation = activation;
+    options.threads = threads;
+    backend = make_backend("cpu", "", options);
+    backend->load(config, source);
+    backend->alloc_kv(pages);
+  }
+};
+
+// Text of a sequence and the pages it uses; pages do not overlap between `place`s.
+struct Sequence {
+  std::vector<int32_t> tokens;
+  int place;
+  int done = 0;
+};
+
+std::vector<int32_t> text(int length, int seed) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < length; ++i) {
+    tokens.push_back((i * 7 + i * i * 3 + seed * 13) % small_config().vocab_size);
+  }
+  return tokens;
+}
+
+// Runs counts[i] tokens of each sequence in one step; appends their logits to logits[i].
+void step(Backend& backend, std::vector<Sequence*> sequences, std::vector<int> counts,
+          std::vector<std::vector<float>*> logits) {
+  constexpr int blocks = 5;
+  const auto vocab = static_cast<size_t>(small_config().vocab_size);
+  std::vector<int32_t> tokens, starts = {0}, lengths, full, sliding;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    Sequence& q = *sequences[s];
+    tokens.insert(tokens.end(), q.tokens.begin() + q.done, q.tokens.begin() + q.done + counts[s]);
+    q.done += counts[s];
+    starts.push_back(static_cast<int32_t>(tokens.size()));
+    lengths.push_back(q.done);
+    for (int b = 0; b < blocks; ++b) {
+      full.push_back((q.place * 2 * blocks + 2 * b) % pages);
+      sliding.push_back((q.place * 2 * blocks + 2 * b + 1) % pages);
+    }
+  }
+  std::vector<int32_t> rows(tokens.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> out(tokens.size() * vocab);
+  Batch batch;
+  batch.num_tokens = batch.num_rows = static_cast<int32_t>(tokens.size());
+  batch.num_sequences = static_cast<int32_t>(sequences.size());
+  batch.max_blocks = blocks;
+  batch.token_ids = tokens.data();
+  batch.seq_start = starts.data();
+  batch.context_len = lengths.data();
+  batch.block_table[kv_full] = full.data();
+  batch.block_table[kv_sliding] = sliding.data();
+  batch.logits_rows = rows.data();
+  Output output;
+  output.logits = out.data();
+  backend.step(batch, output);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto at = [&](size_t i) {
+      return out.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(starts[i]) * vocab);
+    };
+    logits[s]->insert(logits[s]->end(), at(s), at(s + 1));
+  }
+}
+
+std::vector<float> run(Backend& backend, const std::vector<int32_t>& tokens, int chunk) {
+  Sequence sequence{tokens, 0};
+  std::vector<float> logits;
+  const int length = static_cast<int>(tokens.size());
+  while (sequence.done < length) {
+    step(backend, {&sequence}, {std::min(chunk, length - sequence.done)}, {&logits});
+  }
+  return logits;
+}
+
+}  // namespace
+
+TEST(chunks_change_nothing) {
+  for (const cpu::Isa isa : cpu::usable_isas()) {
+    setenv("GPTOSS_CPU_ISA", cpu::isa_name(isa), 1);
+    const Model model;
+    const std::vector<float> whole = run(*model.backend, text(70, 1), 70);
+    CHECK(std::all_of(whole.begin(), whole.end(), [](float x) { return std::isfinite(x); }));
+    for (const int chunk : {1, 5, 16, 17}) {
+      CHECK(run(*model.backend, text(70, 1), chunk) == whole);
+    }
+  }
+  unsetenv("GPTOSS_CPU_ISA");
+}
+
+TEST(neighbours_and_threads_change_nothing) {
+  const Model model, single(Activation::f32, 1);
+  const std::vector<float> wanted = run(*single.backend, text(60, 2), 60);
+  Sequence a{text(60, 2), 0}, b{text(40, 3), 1}, c{text(20, 4), 2};
+  std::vector<float> a_logits, others;
+  step(*model.backend, {&b, &a}, {33, 10}, {&others, &a_logits});
+  step(*model.backend, {&a, &c, &b}, {1, 20, 7}, {&a_logits, &others, &others});
+  step(*model.backend, {&a}, {49}, {&a_logits});
+  CHECK(a_logits == wanted);
+}
+
+TEST(bf16_is_near_float32) {
+  ModelConfig config = small_config();
+  config.experts_per_token = config.num_experts;  // a rounding cannot flip the choice of experts
+  const Model exact(Activation::f32, 2, config), rounded(Activation::bf16, 2, config);
+  const std::vector<float> x = run(*exact.backend, text(5, 6), 5);
+  const std::vector<float> y = run(*rounded.backend, text(5, 6), 5);
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    difference += (x[i] - y[i]) * (x[i] - y[i]);
+    size += x[i] * x[i];
+  }
+  CHECK(difference > 0);
+  CHECK_NEAR(std::sqrt(difference / size), 0, 0.05);
+}
+
+TEST(a_refused_step_harms_nothing) {
+  const Model model;
+  const std::vector<float> before = run(*model.backend, text(20, 5), 20);
+  std::vector<int32_t> wrong = text(20, 5);
+  wrong[19] = 50;
+  CHECK_THROWS(run(*model.backend, wrong, 20), "token id must lie in 0..49, found 50");
+  CHECK(run(*model.backend, text(20, 5), 20) == before);
+}
+
+TEST(kv_pages) {
+  const Model model;
+  // Two of three layers slide: a page holds two layers' K and V, 16 tokens, 2 heads of 16, float32.
+  CHECK(model.backend->page_bytes() == 2 * 2 * 16 * 2 * 16 * 4);
+  CHECK(model.backend->plan_kv(model.backend->page_bytes() * 3 + 1) == 3);
+  CHECK(model.backend->plan_kv(-1) == 0);
+  CHECK_THROWS(model.backend->alloc_kv(4), "already allocated (40 pages)");
+  const auto empty = make_backend("cpu", "", {});
+  CHECK_THROWS(empty->alloc_kv(4), "no model is loaded");
+  CHECK_THROWS(empty->step({}, {}), "no model is loaded");
+}
+
+TEST(devices) {
+  CHECK_THROWS(make_backend("tpu", "", {}), "expected auto, cpu or cuda, found tpu");
+  CHECK_THROWS(make_backend("cuda", "/nowhere", {}), "this installation has no cuda backend");
+  CHECK(make_backend("auto", "/nowhere", {}) != nullptr);
+  Options options;
+  options.threads = -1;
+  CHECK_THROWS(make_backend("cpu", "", options), "threads must lie in");
+  const auto list = list_backends("/nowhere");
+  CHECK(list.size() == 2 && list[0].name == "cuda" && !list[0].available && list[1].available);
+}
+
+TEST(plugins) {
+  const auto list = list_backends(GPTOSS_TEST_PLUGINS "/good");
+  CHECK(list[0].available && list[0].reason == "a device of paper");
+  CHECK(make_backend("cuda", GPTOSS_TEST_PLUGINS "/good", {})->page_bytes() == 4321);
+  CHECK(make_backend("auto", GPTOSS_TEST_PLUGINS "/good", {})->page_bytes() == 4321);
+  CHECK_THROWS(make_backend("cuda", GPTOSS_TEST_PLUGINS "/old", {}), "built for interface 0");
+  CHECK_THROWS(make_backend("cuda", GPTOSS_TEST_PLUGINS "/absent", {}), "no device here");
+}
+
+TEST(isa_names) {
+  setenv("GPTOSS_CPU_ISA", "sse9", 1);
+  CHECK_THROWS(make_backend("cpu", "", {}), "found 'sse9'");
+  CHECK_THROWS(cpu::select_isa(), "expected one of generic");
+  CHECK(cpu::describe_isa().find("sse9") != std::string::npos);
+  setenv("GPTOSS_CPU_ISA", "generic", 1);
+  CHECK(cpu::select_isa() == cpu::Isa::generic);
+  setenv("GPTOSS_CPU_ISA", "", 1);
+  CHECK(cpu::select_isa() == cpu::usable_isas().back());
+  unsetenv("GPTOSS_CPU_ISA");
+  CHECK(cpu::usable_threads() >= 1);
+}
