@@ -6,7 +6,8 @@
 
 namespace gptoss::cpu {
 
+// Made by the compiler: code for an instruction set that the machine may lack must not run at load.
 extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = make_kernels(Isa::avx512);
+constinit const Kernels kernels_avx512 = make_kernels(Isa::avx512);
 
 }  // namespace gptoss::cpu

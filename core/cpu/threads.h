@@ -53,7 +53,9 @@ public:
   ThreadCountScope& operator=(const ThreadCountScope&) = delete;
 
 private:
-  [[maybe_unused]] int before_ = 1;
+#ifdef GPTOSS_HAVE_OPENMP
+  int before_;
+#endif
 };
 
 }  // namespace gptoss::cpu
