@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import gptoss as package
-from gptoss.cli_arguments import _size
+from gptoss.cli.arguments import _size
 
 
 def test_version(gptoss):

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from gptoss import __version__
 from gptoss.sampling import SamplingParams
 
 Command = Callable[[argparse.Namespace, argparse.ArgumentParser], int]
+
+
+class CommandModule(Protocol):
+    """A file of this folder that says all about one command of the training side."""
+
+    NAME: str
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options; imports nothing heavy."""
+
+    def run(self, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+        """Carry it out; the exit code."""
+
 
 _LAYOUTS = ["original", "huggingface", "huggingface-bf16"]
 _MODEL = 'a checkpoint directory or file, or "synthetic:gpt-oss-20b?layers=4"'
@@ -22,8 +36,13 @@ _UNITS = {
 }
 
 
-def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The whole command line; `run` maps the name of a command to what carries it out."""
+def build_parser(
+    run: Mapping[str, Command], modules: Sequence[CommandModule] = ()
+) -> argparse.ArgumentParser:
+    """The whole command line; `run` maps the name of a command to what carries it out.
+
+    `modules` bring their own arguments.
+    """
     # Before the command or behind it: SUPPRESS keeps the second from undoing the first.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
@@ -70,6 +89,13 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     ):
         make.add_argument(option, type=_whole, metavar="N", help=text)
     make.add_argument("--layout", choices=_LAYOUTS, default="original")
+
+    for module in modules:
+        made = commands.add_parser(
+            module.NAME, help=module.HELP, description=module.HELP, parents=[common]
+        )
+        made.set_defaults(run=module.run)
+        module.add_arguments(made)
     return parser
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from gptoss.cli_arguments import build_parser
+from gptoss.cli import data, export, finetune, train, viz
+from gptoss.cli.arguments import build_parser
 from gptoss.errors import Error
 from gptoss.progress import Progress, human_bytes
 from gptoss.sampling import SamplingParams
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    parser = build_parser({"generate": generate, "info": info, "convert": convert, "synth": synth})
+    parser = build_parser(
+        {"generate": generate, "info": info, "convert": convert, "synth": synth},
+        [data, train, export, finetune, viz],
+    )
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     try:
@@ -51,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read us has gone; that includes the flush at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        if getattr(arguments, "debug", False) or (error.name or "").startswith("gptoss"):
+            raise
+        print(
+            f"gptoss: error: this command needs the Python package {error.name}: "
+            "pip install 'gptoss[train]'",
+            file=sys.stderr,
+        )
+        return 1
     except (Error, OSError, MemoryError) as error:
         if getattr(arguments, "debug", False):
             raise
