@@ -1,86 +1,170 @@
-"""Model geometries and training settings under a name."""
+"""Architectures and training settings under a name."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
+from gptoss.synthetic import PRESETS as GEOMETRIES
+from gptoss.train.architecture import Architecture
+from gptoss.train.settings import Settings
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything about a run beside the model and the data.
-
-    Lengths and `batch_tokens` count tokens; `warmup` and `steps` count optimizer steps; the
-    `…_from` figures are fractions of the run, 1 = never.
-    """
-
-    steps: int = 1000
-    batch_tokens: int = 4096
-    micro_tokens: int = 4096  # at most so many tokens in memory at once; the rest accumulates
-    length: int = 512
-    long_length: int = 1024  # row length of the last part of the run
-    long_from: float = 0.8
-    quantize_from: float = 0.9  # experts rounded to MXFP4 in the forward pass from here on
-    learning_rate: float = 2.5e-3
-    final_learning_rate: float = 0.02  # as a fraction of learning_rate
-    warmup: int = 60
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.98
-    clip: float = 1.0
-    balance: float = 0.01
-    seed: int = 0
-    dtype: str = "bfloat16"  # of matrix operands; "float32"
-    validate_every: int = 100
-    validation_rows: int = 32  # of each text; 0 = all
-    save_every: int = 100
-    sample_prompt: str = "Once upon a time"
-    sample_tokens: int = 80
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.warmup <= self.steps:
-            raise Error(
-                f"warmup: expected 0 <= warmup <= steps, found {self.warmup} of {self.steps} steps"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise Error(f"dtype: expected float32 or bfloat16, found {self.dtype!r}")
-        for length in (self.length, self.long_length):
-            if self.batch_tokens % length:
-                raise Error(
-                    f"batch_tokens: expected a multiple of the row length {length}, "
-                    f"found {self.batch_tokens}"
-                )
+if TYPE_CHECKING:
+    from gptoss.train.data import PreparedData
 
 
 @dataclass(frozen=True)
 class Preset:
-    model: ModelConfig
+    """What to train and how. `fixed`: sizes of the vocabulary that the user has named."""
+
+    architecture: Architecture
     settings: Settings
+    fixed: frozenset[str] = frozenset()
+
+    def replace(self, **changes: Any) -> Preset:
+        """A copy with other values, of the architecture, its sizes or the settings.
+
+        Raises Error for a name that none of them has.
+        """
+        names = {field.name for field in dataclasses.fields(Settings)}
+        mine = {name: value for name, value in changes.items() if name in names}
+        rest = {name: value for name, value in changes.items() if name not in names}
+        known = names | set(self.architecture.to_dict())
+        for name in rest:
+            if name not in known:
+                raise Error(f"preset: expected one of {', '.join(sorted(known))}; found {name!r}")
+        return Preset(
+            self.architecture.replace(**rest),
+            dataclasses.replace(self.settings, **mine),
+            self.fixed | ({"vocab_size", "eos_token_ids"} & set(rest)),
+        )
+
+    def fit(self, data: PreparedData) -> Preset:
+        """The same with vocabulary and end ids of `data`, as far as they were not `fixed`."""
+        found = {"vocab_size": data.vocab_size, "eos_token_ids": data.stop_ids}
+        changes = {name: value for name, value in found.items() if name not in self.fixed}
+        return dataclasses.replace(self, architecture=self.architecture.replace(**changes))
 
 
-NANO = Preset(
-    model=ModelConfig(
-        num_hidden_layers=4,
-        num_experts=8,
-        experts_per_token=4,
-        vocab_size=4096,
-        hidden_size=224,
-        intermediate_size=160,
-        swiglu_limit=7.0,
-        head_dim=64,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-        sliding_window=128,
-        initial_context_length=256,
-        rope_theta=150000.0,
-        rope_scaling_factor=4.0,
-        rope_ntk_alpha=1.0,
-        rope_ntk_beta=32.0,
-        eos_token_ids=(4095,),
+def _preset(sizes: dict[str, Any], parts: dict[str, Any], settings: dict[str, Any]) -> Preset:
+    config = ModelConfig(vocab_size=4096, eos_token_ids=(4095,), **sizes)
+    return Preset(Architecture(config, **parts), Settings(**settings))
+
+
+_NANO_CPU = {
+    "num_hidden_layers": 4,
+    "num_experts": 8,
+    "experts_per_token": 4,
+    "hidden_size": 224,
+    "intermediate_size": 160,
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "sliding_window": 128,
+    "initial_context_length": 256,
+    "rope_scaling_factor": 4.0,
+}
+
+PRESETS = {
+    # for one GPU: 4,000 tokens of context; 58 M parameters, 34 M of them active, with 4,096 ids
+    "nano": _preset(
+        {
+            "num_hidden_layers": 8,
+            "num_experts": 8,
+            "experts_per_token": 4,
+            "hidden_size": 512,
+            "intermediate_size": 448,
+            "head_dim": 64,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "sliding_window": 128,
+            "initial_context_length": 1000,
+            "rope_scaling_factor": 4.0,
+        },
+        {},
+        {
+            "steps": 5000,
+            "batch_tokens": 64_000,
+            "micro_tokens": 16_000,
+            "length": 1000,
+            "long_length": 4000,
+            "learning_rate": 1.5e-3,
+            "warmup": 200,
+            "validate_every": 250,
+            "save_every": 250,
+        },
     ),
-    settings=Settings(steps=1400, validate_every=150, validation_rows=16, save_every=50),
-)
+    # for two CPU cores: the bundled model
+    "nano-cpu": _preset(_NANO_CPU, {}, {"steps": 1400, "save_every": 50}),
+    # GPT-2's parts with the active parameters per token of nano-cpu's blocks
+    "gpt2-style": _preset(
+        {
+            **_NANO_CPU,
+            "head_dim": 56,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "initial_context_length": 1024,
+            "rope_scaling_factor": 1.0,
+        },
+        {
+            "positions": "learned",
+            "norm": "layer",
+            "feed_forward": "gelu",
+            "feed_forward_size": 1088,
+            "window_pattern": "F",
+            "sinks": False,
+            "dropout": 0.1,
+            "tied_embeddings": True,
+        },
+        {"steps": 1400, "save_every": 50},
+    ),
+    # tiny Shakespeare by characters, in minutes
+    "shakespeare": _preset(
+        {
+            **_NANO_CPU,
+            "hidden_size": 128,
+            "intermediate_size": 96,
+            "head_dim": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": 64,
+            "initial_context_length": 128,
+            "rope_scaling_factor": 2.0,
+        },
+        {},
+        {
+            "steps": 1000,
+            "length": 256,
+            "long_length": 256,
+            "learning_rate": 3e-3,
+            "sample_prompt": "ROMEO:",
+            "sample_tokens": 200,
+        },
+    ),
+    # the published geometry, for machines that hold 21 billion parameters and their optimizer
+    "gpt-oss-20b": Preset(
+        Architecture(GEOMETRIES["gpt-oss-20b"]),
+        Settings(
+            steps=10_000,
+            batch_tokens=524_288,
+            micro_tokens=4096,
+            length=4096,
+            long_length=4096,
+            learning_rate=3e-4,
+            weight_decay=0.1,
+            beta2=0.95,
+            warmup=500,
+            checkpointing=True,
+        ),
+    ),
+}
 
-PRESETS = {"nano": NANO}
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; raises Error for another name."""
+    if name not in PRESETS:
+        raise Error(f"preset: expected one of {', '.join(PRESETS)}; found {name!r}")
+    return PRESETS[name]

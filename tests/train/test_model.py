@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 
 from gptoss.checkpoint import open_checkpoint
 from gptoss.config import ModelConfig
-from gptoss.train import functions, model
+from gptoss.errors import Error
+from gptoss.train import attention, cross_entropy, experts, model
+from gptoss.train.architecture import Architecture
 from gptoss.train.convert import from_source
+from gptoss.train.positions import rotary_tables, sinusoids
+from gptoss.train.trace import trace
 
 
 def small_model(config: ModelConfig, seed: int = 0) -> model.GptOss:
@@ -39,40 +44,111 @@ def test_golden(golden_dir: Path, layout: str, length: int) -> None:
     with open_checkpoint(golden_dir / layout) as source:
         net = from_source(source)
     tokens = torch.from_numpy(golden[f"tokens_{length}"]).long()[None]
-    residuals: list[torch.Tensor] = []
     with torch.no_grad():
         logits = net.logits(tokens)[0]
-        net.hidden(tokens, residuals=residuals)
+    found = trace(net, tokens[0].tolist())
     assert relative(logits, golden[f"logits_f32_{length}"]) < 1e-5
+    assert relative(torch.from_numpy(found.logits), golden[f"logits_f32_{length}"]) < 1e-5
     for layer, expected in enumerate(golden[f"hidden_f32_{length}"]):
-        assert relative(residuals[layer][0], expected) < 1e-5
+        assert relative(torch.from_numpy(found.residuals[layer + 1]), expected) < 1e-5
 
 
 def plain_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sink: torch.Tensor, mask: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sink: torch.Tensor,
+    documents: torch.Tensor,
+    window: int | None,
 ) -> torch.Tensor:
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask
+    """The formula, on the whole matrix."""
+    place = torch.arange(q.shape[2])
+    distance = place[:, None] - place
+    seen = (distance >= 0) & (documents[:, :, None] == documents[:, None, :])
+    if window is not None:
+        seen &= distance < window
+    scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~seen[:, None], -torch.inf)
     column = sink[None, :, None, None].expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
 
 
-@pytest.mark.parametrize("length", [1, 33, 128, 300])
-def test_sink_attention_and_its_gradients(length: int) -> None:
+def attention_inputs(length: int, heads: int = 4) -> tuple[list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(length)
-    q, k, v, grad = (torch.randn(2, 4, length, 64, generator=generator) for _ in range(4))
-    sink = torch.randn(4, generator=generator)
-    inputs = [t.requires_grad_() for t in (q, k, v, sink)]
+    inputs = [torch.randn(2, heads, length, 64, generator=generator) for _ in range(3)]
+    inputs.append(torch.randn(heads, generator=generator))
     documents = torch.zeros(2, length, dtype=torch.long)
     documents[1, length // 3 :] = 1
-    place = torch.arange(length)
-    visible = (place[:, None] >= place) & (documents[:, :, None] == documents[:, None, :])
-    mask = model.additive_mask(visible[:, None], torch.float32)
-    expected = plain_attention(q, k, v, sink, mask)
-    found = functions.sink_attention(q, k, v, sink, mask, 1 / 8)
+    return [t.requires_grad_() for t in inputs], documents
+
+
+@pytest.mark.parametrize("window", [None, 1, 16, 128, 200])
+@pytest.mark.parametrize("length", [1, 33, 128, 300])  # partial and whole blocks of queries
+def test_sink_attention_and_its_gradients(length: int, window: int | None) -> None:
+    inputs, documents = attention_inputs(length)
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    expected = plain_attention(*doubles, documents, window)
+    found = attention.sink_attention(*inputs, documents, window, 1 / 8)
     assert relative(found, expected) < 1e-6
-    wanted = torch.autograd.grad((expected * grad).sum(), inputs)
+    wanted = torch.autograd.grad((expected * grad).sum(), doubles)
     for one, other in zip(torch.autograd.grad((found * grad).sum(), inputs), wanted, strict=True):
         assert relative(one, other) < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_one_kv_head_for_all_gets_the_sum_of_gradients(window: int | None) -> None:
+    (q, _, _, sink), documents = attention_inputs(150)
+    kv = [torch.randn(2, 1, 150, 64, requires_grad=True) for _ in range(2)]
+    k, v = (t.expand(-1, 4, -1, -1) for t in kv)
+    found = attention.sink_attention(q, k, v, sink, documents, window, 1 / 8)
+    doubles = [t.detach().double().requires_grad_() for t in kv]
+    wide = [t.expand(-1, 4, -1, -1) for t in doubles]
+    expected = plain_attention(q.double(), *wide, sink.double(), documents, window)
+    wanted = torch.autograd.grad(expected.square().sum(), doubles)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), kv), wanted, strict=True):
+        assert relative(one, other) < 1e-5
+
+
+def test_minus_infinity_is_no_sink() -> None:
+    (q, k, v, _), documents = attention_inputs(70)
+    nothing = torch.full((4,), -torch.inf)
+    found = attention.sink_attention(q, k, v, nothing, documents, None, 1 / 8)
+    seen = attention.visible(documents, slice(0, 70), slice(0, 70), None)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    assert relative(found, expected) < 1e-5
+    for gradient in torch.autograd.grad(found.sum(), (q, k, v)):
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_flex_attention_computes_the_same(window: int | None) -> None:
+    """Its forward pass, as written; PyTorch has the backward pass on GPUs only."""
+    inputs, documents = attention_inputs(150)
+    with torch.no_grad():
+        found = attention.flex_sink_attention(
+            *(t.detach() for t in inputs), documents, window, 1 / 8, compiled=False
+        )
+    assert relative(found, plain_attention(*inputs, documents, window).detach()) < 1e-5
+
+
+def test_attention_never_holds_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest mask it makes is one block of queries wide."""
+    sizes = []
+    original = attention.visible
+
+    def spy(documents: torch.Tensor, *rest: object) -> torch.Tensor:
+        found = original(documents, *rest)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(attention, "visible", spy)
+    inputs, documents = attention_inputs(1024, heads=1)
+    attention.sink_attention(*inputs, documents, None, 1 / 8).sum().backward()
+    assert max(sizes) == 2 * attention.BLOCK * 1024
+    sizes.clear()
+    attention.sink_attention(*inputs, documents, 64, 1 / 8).sum().backward()
+    assert max(sizes) == 2 * attention.BLOCK * (attention.BLOCK + 63)
 
 
 def test_sink_gradient_is_that_of_finite_differences(small_config: ModelConfig) -> None:
@@ -111,18 +187,14 @@ def test_float32_gradients_are_those_of_float64(small_config: ModelConfig) -> No
         assert relative(gradients[0][name].double(), expected) < 1e-4, name
 
 
-@pytest.mark.parametrize("length", [40, 48])  # dense mask, and in blocks
-def test_window_is_as_many_keys_with_its_own(small_config: ModelConfig, length: int) -> None:
-    net = small_model(small_config).double()
-    documents = torch.zeros(1, length, dtype=torch.long)
-    masks = model.build_masks(small_config, documents, torch.float64)
-    cos, sin = (
-        t[:, :, None].double()
-        for t in model.rotary_tables(small_config, torch.arange(length)[None])
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the kernel, and written out
+def test_window_is_as_many_keys_with_its_own(small_config: ModelConfig, dtype: torch.dtype) -> None:
+    net = small_model(small_config).to(dtype)
+    length = 40
+    place = net.place(torch.arange(length)[None], torch.zeros(1, length, dtype=torch.long), dtype)
     for layer, window in ((0, 16), (1, length)):
-        x = torch.randn(1, length, 32, dtype=torch.float64, requires_grad=True)
-        y = net.block[layer].attn(x, cos, sin, masks, torch.float64)
+        x = torch.randn(1, length, 32, dtype=dtype, requires_grad=True)
+        y = net.block[layer].attn(x, place, dtype)
         (gradient,) = torch.autograd.grad(y[0, -1].sum(), x)
         seen = gradient[0].abs().sum(-1).nonzero().flatten().tolist()
         assert seen == list(range(length - window, length))
@@ -191,11 +263,11 @@ def test_balance_is_one_when_even_and_grows_with_collapse(small_config: ModelCon
 def test_clamped_swiglu_gradient() -> None:
     u = torch.randn(20, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 6
     u.requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: functions.ClampedSwiglu.apply(t, 7.0), u)
+    assert torch.autograd.gradcheck(lambda t: experts.ClampedSwiglu.apply(t, 7.0), u)
 
 
 def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions.LinearCrossEntropy, "CHUNK", 7)  # the last chunk is partial
+    monkeypatch.setattr(cross_entropy.LinearCrossEntropy, "CHUNK", 7)  # the last chunk is partial
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(30, 16, generator=generator, requires_grad=True)
     weight = torch.randn(50, 16, generator=generator, requires_grad=True)
@@ -203,7 +275,7 @@ def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.nn.functional.cross_entropy(
         x @ weight.T, targets, ignore_index=-1, reduction="sum"
     )
-    found = functions.linear_cross_entropy(x, weight, targets)
+    found = cross_entropy.linear_cross_entropy(x, weight, targets)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     wanted = torch.autograd.grad(3 * expected, (x, weight))
     for one, other in zip(torch.autograd.grad(3 * found, (x, weight)), wanted, strict=True):
@@ -213,7 +285,7 @@ def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rotary_tables_of_the_published_model() -> None:
     config = ModelConfig(1, 4, 16, 32, 32, 64, 8, 1)
     position = 1000
-    cos, sin = model.rotary_tables(config, torch.tensor([position]))
+    cos, sin = rotary_tables(config, torch.tensor([position]))
     i = np.arange(32)
     ramp = np.clip((i - 8.0928) / (17.3980 - 8.0928), 0, 1)
     plain = 150_000.0 ** (-i / 32)
@@ -230,3 +302,196 @@ def test_fresh_model_knows_nothing(small_config: ModelConfig) -> None:
     with torch.no_grad():
         loss = float(net.loss(*rows)[0]) / tokens.numel()
     assert loss == pytest.approx(np.log(320), rel=0.05)
+
+
+# Parts that can be exchanged.
+
+VARIANTS = [
+    {"positions": "rope"},
+    {"positions": "learned"},
+    {"positions": "sinusoidal"},
+    {"positions": "none"},
+    {"norm": "layer"},
+    {"feed_forward": "swiglu"},
+    {"feed_forward": "gelu"},
+    {"feed_forward": "relu", "feed_forward_size": 48},
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": 1},
+    {"window_pattern": "F"},
+    {"window_pattern": "SSF"},
+    {"sinks": False},
+    {"tied_embeddings": True},
+]
+
+
+def variant(config: ModelConfig, **changes: object) -> model.GptOss:
+    net = model.GptOss(Architecture(config).replace(**changes))
+    net.initialise(0)
+    return net
+
+
+def random_rows(length: int = 48) -> tuple[torch.Tensor, ...]:
+    tokens = torch.randint(0, 320, (2, length), generator=torch.Generator().manual_seed(3))
+    places = torch.arange(length).expand(2, length)
+    return tokens, tokens.roll(-1, 1), places, torch.zeros_like(tokens)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_part_trains_and_differs(
+    small_config: ModelConfig, changes: dict[str, object]
+) -> None:
+    net = variant(small_config, **changes)
+    loss, routing = net(*random_rows())
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert len(routing) == (2 if net.architecture.feed_forward == "moe" else 0)
+    whole = variant(small_config)
+    assert net.architecture != whole.architecture
+    if "tied_embeddings" in changes or "num_key_value_heads" in changes:
+        return
+    with torch.no_grad():  # the same weights where the parts are the same, another function
+        shared = {n: p for n, p in whole.named_parameters() if n in dict(net.named_parameters())}
+        net.load_state_dict(shared, strict=False)
+        assert relative(net.logits(random_rows()[0]), whole.logits(random_rows()[0])) > 1e-4
+
+
+def test_without_positions_order_matters_only_through_the_mask(small_config: ModelConfig) -> None:
+    net = variant(small_config, positions="none", window_pattern="F")
+    tokens = torch.arange(10, 20)[None]
+    swapped = tokens[:, [1, 0, *range(2, 10)]]
+    with torch.no_grad():
+        assert relative(net.logits(swapped)[:, 0], net.logits(tokens)[:, 0]) > 1e-2
+    single = variant(small_config, positions="none", window_pattern="F", num_hidden_layers=1)
+    with torch.no_grad():  # in one layer the last token sees a set
+        a, b = single.logits(tokens)[0, -1], single.logits(swapped)[0, -1]
+    assert relative(b, a) < 1e-5
+
+
+def test_learned_positions_end(small_config: ModelConfig) -> None:
+    net = variant(small_config, positions="learned", rope_scaling_factor=1.0)
+    with torch.no_grad(), pytest.raises(Error, match="at most 32 learned, found 33"):
+        net.logits(torch.zeros(1, 33, dtype=torch.long))
+
+
+def test_sinusoids() -> None:
+    found = sinusoids(torch.tensor([0, 7]), 6)
+    assert found[0].tolist() == [0, 1, 0, 1, 0, 1]
+    angles = 7 / 10000 ** (np.arange(3) / 3)
+    np.testing.assert_allclose(found[1, 0::2], np.sin(angles), rtol=1e-6)
+    np.testing.assert_allclose(found[1, 1::2], np.cos(angles), rtol=1e-6)
+
+
+def test_tied_embeddings_are_one_parameter(small_config: ModelConfig) -> None:
+    net = variant(small_config, tied_embeddings=True)
+    assert "unembedding.weight" not in dict(net.named_parameters())
+    assert net.unembedding.weight is net.embedding.weight
+
+
+def test_dropout_is_for_training_only(small_config: ModelConfig) -> None:
+    net, plain = variant(small_config, dropout=0.5), variant(small_config)
+    rows = random_rows()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        assert net(*rows)[0] != plain(*rows)[0]
+        assert net.eval()(*rows)[0] == plain(*rows)[0]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_changes_nothing(small_config: ModelConfig, dropout: float) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        net = variant(small_config, dropout=dropout)
+        net.checkpointing = checkpointing
+        torch.manual_seed(4)
+        net(*random_rows())[0].backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_grouped_product_is_one_per_expert(small_config: ModelConfig) -> None:
+    generator = torch.Generator().manual_seed(11)
+    load = torch.tensor([5, 0, 30, 1])
+    rows = torch.randn(36, 32, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(4, 48, 32, generator=generator).bfloat16().requires_grad_()
+    bias = torch.randn(4, 48, generator=generator).bfloat16().requires_grad_()
+    one = experts.expert_linear(rows, load, weight, bias)
+    other = experts.grouped_linear(rows, load, weight, bias)
+    assert relative(other.float(), one.float().detach()) < 1e-2
+    grad = torch.randn(one.shape, generator=generator).bfloat16()
+    inputs = (rows, weight, bias)
+    wanted = torch.autograd.grad(one, inputs, grad)
+    for a, b in zip(torch.autograd.grad(other, inputs, grad), wanted, strict=True):
+        assert relative(a.float(), b.float()) < 1e-2
+
+
+@pytest.mark.parametrize("layout", ["tiny-a", "tiny-a-hf"])
+def test_packed_experts_compute_and_pass_gradients_on(golden_dir: Path, layout: str) -> None:
+    with open_checkpoint(golden_dir / layout) as source:
+        whole, packed = from_source(source), from_source(source, packed=True)
+    assert not any("mlp1_weight" in name for name, _ in packed.named_parameters())
+    tokens = torch.arange(30)[None] % whole.config.vocab_size
+    rows = (tokens, tokens.roll(-1, 1), torch.arange(30)[None], torch.zeros_like(tokens))
+    for net in (whole, packed):
+        net(*rows)[0].backward()
+    found = dict(whole.named_parameters())
+    for name, parameter in packed.named_parameters():
+        assert relative(parameter.grad, found[name].grad) < 1e-5, name
+
+
+def test_z_loss_is_the_mean_square_of_the_normaliser(small_config: ModelConfig) -> None:
+    mlp = small_model(small_config).block[0].mlp
+    x = torch.randn(1, 20, 32)
+    with torch.no_grad():
+        logits = mlp.gate(mlp.norm(x)[0])
+        expected = (logits.exp().sum(-1).log() ** 2).mean()
+        assert float(mlp(x, torch.float32)[1].z) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "alibi"}, "positions: expected one of yarn"),
+        ({"norm": "batch"}, "norm: expected one of rms"),
+        ({"feed_forward": "conv"}, "feed_forward: expected one of moe"),
+        ({"window_pattern": "SX"}, "window_pattern: expected letters S"),
+        ({"window_pattern": ""}, "window_pattern"),
+        ({"dropout": 1.0}, "dropout: expected 0 <= dropout < 1"),
+        ({"speed": 1}, "found 'speed'"),
+        ({"hidden_size": 33}, "hidden_size"),
+    ],
+)
+def test_impossible_architectures(
+    small_config: ModelConfig, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(Error, match=message):
+        Architecture(small_config).replace(**changes)
+
+
+def test_architecture_survives_json(small_config: ModelConfig) -> None:
+    some = Architecture(small_config).replace(positions="learned", window_pattern="F", dropout=0.2)
+    assert Architecture.from_dict(json.loads(json.dumps(some.to_dict()))) == some
+    assert Architecture(small_config).differences() == []
+    assert some.differences() == ["positions 'learned'", "window_pattern 'F'"]
+    rope = Architecture(small_config, positions="rope")
+    assert rope.differences() == ["positions 'rope' with scaling"]
+    assert rope.replace(rope_scaling_factor=1.0).differences() == []
+
+
+def test_trace_tells_what_the_model_did(small_config: ModelConfig) -> None:
+    net = small_model(small_config)
+    ids = random_rows()[0][0].tolist()
+    found = trace(net, ids)
+    assert found.attention[0].shape == (4, 48, 48)
+    for layer, weights in enumerate(found.attention):
+        np.testing.assert_allclose(weights.sum(-1) + found.sink_share[layer], 1, rtol=1e-5)
+    assert found.chosen is not None and found.chosen.shape == (2, 48, 2)
+    assert found.expert_weights is not None
+    np.testing.assert_allclose(found.expert_weights.sum(-1), 1, rtol=1e-5)
+    with torch.no_grad():
+        assert relative(torch.from_numpy(found.logits), net.logits(torch.tensor([ids]))[0]) < 1e-5
+    assert trace(variant(small_config, feed_forward="gelu"), ids).chosen is None
+    for wrong, message in (([], "found 0"), ([320], "below 320"), ([0] * 129, "1 to 128")):
+        with pytest.raises(Error, match=message):
+            trace(net, wrong)
