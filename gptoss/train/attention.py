@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-BLOCK = 128  # queries that are computed together on the CPU
+BLOCK = 64  # queries of all heads that are computed together: scores stay in the cache
 
 
 def visible(documents: Tensor, queries: slice, keys: slice, window: int | None) -> Tensor:
@@ -38,13 +38,14 @@ def spans(length: int, window: int | None) -> list[tuple[slice, slice]]:
     return found
 
 
-class CpuSinkAttention(Function):
-    """Through the CPU flash kernel, which knows no sinks, block of queries by block of queries.
+class BlockedSinkAttention(Function):
+    """Row by row of the batch, block by block of queries, in plain matrix products.
 
-    The kernel gives o and lse without the sink. With it, the normaliser is
-    lse' = log(exp(lse) + exp(sink)) and the output o' = o·exp(lse − lse'). The kernel's backward
-    computes p·(dp − Σ do·o) with p = exp(s − lse): handed lse' and o', it is the exact gradient,
-    and that of the sink is −Σ exp(sink − lse')·(do·o').
+    Query heads that share a KV head are rows of one product. Only the normaliser of each query is
+    kept for the backward pass, which computes the scores s again (Dao et al. 2022,
+    arXiv:2205.14135): lse = log(Σ exp(s) + exp(sink)), p = exp(s − lse), dv = pᵀ·do,
+    ds = p·(do·vᵀ − Σ do·o), dq = ds·k, dk = dsᵀ·q; the sink, a score whose value is zero, gets
+    −Σ exp(sink − lse)·(do·o).
     """
 
     @staticmethod
@@ -58,54 +59,58 @@ class CpuSinkAttention(Function):
         window: int | None,
         scale: float,
     ) -> Tensor:
-        out = torch.empty_like(q)
-        total = torch.empty(q.shape[:3], dtype=torch.float32)
-        for rows, keys in spans(q.shape[2], window):
-            o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[:, :, rows],
-                k[:, :, keys],
-                v[:, :, keys],
-                0.0,
-                False,
-                attn_mask=_additive(documents, rows, keys, window),
-                scale=scale,
-            )
-            total[:, :, rows] = torch.logaddexp(lse, sink[None, :, None])
-            out[:, :, rows] = o * (lse - total[:, :, rows]).exp_()[..., None].to(o.dtype)
-        ctx.save_for_backward(q, k, v, sink, documents, out, total)
+        size, heads, length, dim = q.shape
+        out = torch.empty(size, length, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+        lse = torch.empty(size, heads, length, dtype=sink.dtype, device=q.device)
+        scaled = q * scale
+        for rows, keys in spans(length, window):
+            hidden = ~visible(documents, rows, keys, window)
+            for b in range(size):
+                scores = _scores(_fold(scaled, b, rows, k), k[b, :, keys], hidden[b], sink.dtype)
+                p = scores.softmax(-1)
+                # the largest weight is exp(its score − the sum's log)
+                own = (scores.amax(-1) - p.amax(-1).log()).view(heads, -1)
+                total = torch.logaddexp(own, sink[:, None])
+                o = torch.bmm(p.to(v.dtype).flatten(1, 2), v[b, :, keys]).view(heads, -1, dim)
+                out[b, :, rows] = o * (own - total).exp_()[..., None].to(o.dtype)
+                lse[b, :, rows] = total
+        ctx.save_for_backward(q, k, v, sink, documents, out, lse)
         ctx.window, ctx.scale = window, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, sink, documents, out, total = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        if min(dk.stride()) == 0:  # one KV head for all, expanded: its gradient is per head
-            dk, dv = (torch.zeros(k.shape, dtype=k.dtype) for _ in range(2))
-        for rows, keys in reversed(spans(q.shape[2], ctx.window)):
-            part = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, rows],
-                q[:, :, rows],
-                k[:, :, keys],
-                v[:, :, keys],
-                out[:, :, rows],
-                total[:, :, rows],
-                0.0,
-                False,
-                attn_mask=_additive(documents, rows, keys, ctx.window),
-                scale=ctx.scale,
-            )
-            dq[:, :, rows] = part[0]
-            dk[:, :, keys] += part[1]
-            dv[:, :, keys] += part[2]
-        delta = (grad * out).sum(-1, dtype=torch.float32)
-        dsink = -((sink[None, :, None] - total).exp_() * delta).sum((0, 2))
-        return dq, dk, dv, dsink, None, None, None
+        q, k, v, sink, documents, out, lse = ctx.saved_tensors
+        size, heads, length, dim = q.shape
+        delta = (grad * out).sum(-1, dtype=sink.dtype)
+        dsink = -((sink[None, :, None] - lse).exp_() * delta).sum((0, 2))
+        scaled, dq = q * ctx.scale, torch.empty_like(q)
+        dk, dv = (torch.zeros(k.shape, dtype=sink.dtype, device=k.device) for _ in range(2))
+        for rows, keys in spans(length, ctx.window):
+            hidden = ~visible(documents, rows, keys, ctx.window)
+            for b in range(size):
+                qb, gb = _fold(scaled, b, rows, k), _fold(grad, b, rows, k)
+                scores = _scores(qb, k[b, :, keys], hidden[b], sink.dtype)
+                like = (*scores.shape[:-1], 1)
+                p = scores.sub_(lse[b, :, rows].reshape(like)).exp_()
+                dv[b, :, keys] += torch.bmm(p.to(v.dtype).flatten(1, 2).transpose(1, 2), gb)
+                dp = torch.bmm(gb, v[b, :, keys].transpose(1, 2)).to(sink.dtype).view_as(p)
+                ds = dp.sub_(delta[b, :, rows].reshape(like)).mul_(p).to(q.dtype).flatten(1, 2)
+                dq[b, :, rows] = (torch.bmm(ds, k[b, :, keys]) * ctx.scale).view(heads, -1, dim)
+                dk[b, :, keys] += torch.bmm(ds.transpose(1, 2), qb)
+        return dq, dk.to(k.dtype), dv.to(v.dtype), dsink, None, None, None
 
 
-def _additive(documents: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
-    seen = visible(documents, rows, keys, window)
-    return torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)
+def _fold(x: Tensor, b: int, rows: slice, k: Tensor) -> Tensor:
+    """Of row b of the batch: x [B, H, S, D] → [G, H/G·rows, D], the heads of a KV head together."""
+    return x[b, :, rows].reshape(k.shape[1], -1, x.shape[-1])
+
+
+def _scores(q: Tensor, k: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """q·kᵀ [G, H/G, rows, keys] of `dtype`, −inf where bool `hidden` [1, rows, keys] is set."""
+    _, rows, keys = hidden.shape
+    scores = torch.bmm(q, k.transpose(1, 2)).to(dtype).view(len(k), -1, rows, keys)
+    return scores.masked_fill_(hidden, -math.inf)
 
 
 @functools.lru_cache(maxsize=1)
@@ -135,10 +140,11 @@ def flex_sink_attention(
         seen = (query >= key) & (documents[batch, query] == documents[batch, key])
         return seen if window is None else seen & (query - key < window)
 
-    size, _, length, _ = q.shape
+    size, heads, length, _ = q.shape
     blocks = create_block_mask(mask, size, None, length, length, device=q.device.type)
     flex = _compiled_flex() if compiled else flex_attention
-    out, lse = flex(q, k, v, block_mask=blocks, scale=scale, return_lse=True)
+    shared = k.shape[1] < heads
+    out, lse = flex(q, k, v, block_mask=blocks, scale=scale, return_lse=True, enable_gqa=shared)
     return out * (lse - sink[None, :, None]).sigmoid()[..., None].to(out.dtype)
 
 
@@ -148,6 +154,7 @@ def probabilities(
     """The weights themselves, [B, H, S, S + 1] in sink's dtype; the last column is the sink's."""
     everything = slice(0, q.shape[2])
     hidden = ~visible(documents, everything, everything, window)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = (q @ k.transpose(-1, -2)).to(sink.dtype) * scale
     scores = scores.masked_fill(hidden, -math.inf)
     column = sink[None, :, None, None].expand(*scores.shape[:-1], 1)
@@ -165,12 +172,10 @@ def sink_attention(
 ) -> Tensor:
     """Attention within each document with one extra score per head that adds no value.
 
-    q, k, v: [B, H, S, D]; sink: float32 [H], −inf for none; documents: int64 [B, S]; `window` keys
-    at most, or None for all. Returns [B, H, S, D]. Written out where no kernel does it.
+    q: [B, H, S, D]; k, v: [B, G, S, D], query head h reading KV head h // (H / G); sink: float32
+    [H], −inf for none; documents: int64 [B, S]; `window` keys at most, or None for all. Returns
+    [B, H, S, D].
     """
-    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16):
-        return CpuSinkAttention.apply(q, k, v, sink, documents, window, scale)
     if q.device.type == "cuda" and q.dtype in (torch.float32, torch.bfloat16):
         return flex_sink_attention(q, k, v, sink, documents, window, scale)
-    weights = probabilities(q, k, sink, documents, window, scale)
-    return weights[..., :-1].to(v.dtype) @ v
+    return BlockedSinkAttention.apply(q, k, v, sink, documents, window, scale)

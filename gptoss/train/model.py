@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.out = Linear(heads * dim, c.hidden_size)
 
     def project(self, x: Tensor, place: Place, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """q, k, v [B, heads, S, D]: query head h has the keys of KV head h // (heads / groups)."""
+        """q [B, heads, S, D]; k, v [B, KV heads, S, D]."""
         c = self.config
         heads, groups = c.num_attention_heads, c.num_key_value_heads
         qkv = self.qkv(self.norm(x).to(dtype))
@@ -108,10 +108,6 @@ class Attention(nn.Module):
         if place.cos is not None and place.sin is not None:
             qk = rotate(qk, place.cos, place.sin)
         q, k = qk.split([heads, groups], 2)
-        if groups == 1:  # a view will do
-            k, v = (t.expand(-1, -1, heads, -1) for t in (k, v))
-        else:
-            k, v = (t.repeat_interleave(heads // groups, 2) for t in (k, v))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def weights(self, x: Tensor, place: Place, dtype: torch.dtype) -> Tensor:

@@ -96,14 +96,14 @@ def test_sink_attention_and_its_gradients(length: int, window: int | None) -> No
         assert relative(one, other) < 1e-5
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("window", [None, 20])
-def test_one_kv_head_for_all_gets_the_sum_of_gradients(window: int | None) -> None:
+def test_shared_kv_heads_get_the_sum_of_gradients(window: int | None, groups: int) -> None:
     (q, _, _, sink), documents = attention_inputs(150)
-    kv = [torch.randn(2, 1, 150, 64, requires_grad=True) for _ in range(2)]
-    k, v = (t.expand(-1, 4, -1, -1) for t in kv)
-    found = attention.sink_attention(q, k, v, sink, documents, window, 1 / 8)
+    kv = [torch.randn(2, groups, 150, 64, requires_grad=True) for _ in range(2)]
+    found = attention.sink_attention(q, *kv, sink, documents, window, 1 / 8)
     doubles = [t.detach().double().requires_grad_() for t in kv]
-    wide = [t.expand(-1, 4, -1, -1) for t in doubles]
+    wide = [t.repeat_interleave(4 // groups, 1) for t in doubles]
     expected = plain_attention(q.double(), *wide, sink.double(), documents, window)
     wanted = torch.autograd.grad(expected.square().sum(), doubles)
     for one, other in zip(torch.autograd.grad(found.square().sum(), kv), wanted, strict=True):
@@ -133,7 +133,7 @@ def test_flex_attention_computes_the_same(window: int | None) -> None:
 
 
 def test_attention_never_holds_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest mask it makes is one block of queries wide."""
+    """The largest mask it makes is as long as one block of queries."""
     sizes = []
     original = attention.visible
 
