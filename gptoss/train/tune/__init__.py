@@ -1,0 +1,1 @@
+"""Fine-tuning: LoRA or all weights, on conversations, preferences or texts."""

@@ -1,0 +1,87 @@
+"""What a fine-tuning run does, beside the settings that every run has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss.errors import Error
+from gptoss.train.settings import Settings
+from gptoss.train.tune.examples import METHODS
+from gptoss.train.tune.lora import parse_targets
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`method` "sft", "dpo" or "text"; all weights (`full`) or LoRA. Raises Error for nonsense.
+
+    lora_targets: names out of attention, router, experts, with commas. beta: how dearly DPO pays
+    for leaving the model it started from. validation: share of the examples held out. truncate:
+    cut what is too long instead of leaving it out. epochs: passes over the data; 0: settings.steps.
+    """
+
+    method: str = "sft"
+    full: bool = False
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: str = "attention,router,experts"
+    beta: float = 0.1
+    validation: float = 0.1
+    truncate: bool = False
+    epochs: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise Error(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
+        object.__setattr__(self, "lora_targets", ",".join(parse_targets(self.lora_targets)))
+        for name, low, high in (
+            ("lora_rank", 1, 1 << 16),
+            ("lora_alpha", 0, 1e6),
+            ("beta", 1e-6, 1e3),
+            ("validation", 0, 0.9),
+            ("epochs", 0, 1e6),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise Error(f"{name}: expected {low:g} to {high:g}, found {value}")
+
+    @property
+    def sequences(self) -> int:
+        """How many an example holds."""
+        return 2 if self.method == "dpo" else 1
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """`lora_targets` one by one."""
+        return parse_targets(self.lora_targets)
+
+    def settings(self, **changes: Any) -> Settings:
+        """Settings that suit the method, with `changes`.
+
+        A row is one `length` long, or for DPO two, so that a pair lies in one row.
+        """
+        rates = {"sft": (1e-4, 1e-3), "text": (1e-4, 1e-3), "dpo": (1e-5, 1e-4)}[self.method]
+        default: dict[str, Any] = {
+            "learning_rate": rates[0 if self.full else 1],
+            "final_learning_rate": 0.1,
+            "warmup": 10,
+            "weight_decay": 0.0,
+            "beta2": 0.99,
+            "balance": 0.0,
+            "quantize_from": 0.5,
+            "spike": 0.0,
+            "validate_every": 20,
+            "validation_rows": 0,
+            "save_every": 20,
+            "sample_tokens": 0,
+        }
+        values = {**default, **changes}
+        length = values.get("length", Settings.length)
+        values["long_length"], values["long_from"] = length, 1.0
+        values["warmup"] = min(values["warmup"], values.get("steps", Settings.steps))
+        return Settings(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
