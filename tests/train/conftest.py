@@ -10,7 +10,8 @@ import pytest
 
 from gptoss.config import ModelConfig
 
-MISSING = [name for name in ("torch", "tokenizers") if find_spec(name) is None]
+NEEDED = ("torch", "tokenizers", "datasketch", "ftfy", "pyarrow")
+MISSING = [name for name in NEEDED if find_spec(name) is None]
 
 
 class Skipped(pytest.Module):
@@ -62,7 +63,7 @@ def prepared(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from gptoss.train import data
 
     out = tmp_path_factory.mktemp("prepared")
-    data.prepare([stories], out, vocab_size=320, validation=0.1)
+    data.prepare([stories], out, vocab_size=320, validation=0.1, near_duplicates=0)
     return out
 
 
