@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptoss.errors import Error
+
+if TYPE_CHECKING:
+    from gptoss.train.loop import Trainer
+    from gptoss.train.presets import Preset
 
 NAME = "train"
 HELP = "Train a model, or go on with a run."
@@ -10,8 +21,143 @@ HELP = "Train a model, or go on with a run."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="RUN", help="a new directory, or a run")
+    add("--preset", metavar="P", help="nano, nano-cpu, gpt2-style, shakespeare or gpt-oss-20b")
+    add("--data", type=Path, metavar="DIR", help="made by `gptoss data prepare`")
+    add("--config", type=Path, metavar="F", help="settings and sizes in a TOML or JSON file")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting or a size, such as steps=2000; may be given often",
+    )
+    add("--device", metavar="D", help="auto, cpu or cuda; as --set device=D")
+    add("--quiet", action="store_true", help="print no progress")
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    raise NotImplementedError
+    from gptoss.train.distributed import leave
+
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        code = _train(arguments, first)
+    except Error:
+        if first or getattr(arguments, "debug", False):
+            raise
+        code = 1  # the first process says what is wrong
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave()
+        # Threads of the process group may abort an interpreter that ends in the usual way.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _train(arguments: argparse.Namespace, first: bool) -> int:
+    from gptoss.train.data import open_data
+    from gptoss.train.loop import Trainer
+
+    preset, directory = _asked(arguments)
+    data = open_data(directory)
+    preset = preset.fit(data)
+    trainer = Trainer(preset.architecture, preset.settings, data, arguments.out)
+    if first and not arguments.quiet:
+        _describe(trainer)
+    caught: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        caught.append(number)
+        trainer.stopping = True
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else before[number])
+
+    before: dict[int, Any] = {}
+    for name in ("SIGINT", "SIGTERM"):
+        number = int(getattr(signal, name))
+        before[number] = signal.signal(number, stop)
+    try:
+        trainer.run(quiet=arguments.quiet)
+    finally:
+        trainer.logs.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if trainer.step < trainer.settings.steps and first:
+        print(
+            f"stopped after step {trainer.step}, which is saved; the same command goes on",
+            file=sys.stderr,
+        )
+    if caught:
+        return 128 + caught[0]
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Preset, Path]:
+    """The preset with all changes, and the data; what is not named comes from the run itself."""
+    from gptoss.train.overrides import from_options, from_table, read_file
+    from gptoss.train.presets import get_preset
+    from gptoss.train.state import CHECKPOINT_FILE, CONFIG_FILE
+
+    out, table = arguments.out, {}
+    if arguments.config is not None:
+        table = read_file(arguments.config)
+    name = arguments.preset or table.get("preset")
+    kept: dict[str, Any] = {}
+    if (out / CHECKPOINT_FILE).exists() and (out / CONFIG_FILE).exists():
+        kept = read_file(out / CONFIG_FILE)
+    if name is not None:
+        preset = get_preset(name)
+    elif kept or "architecture" in table:
+        about = kept or table
+        where = out / CONFIG_FILE if kept else arguments.config
+        preset = get_preset("nano")
+        preset = preset.replace(**from_table(about, preset, str(where)))
+    else:
+        raise Error(f"train: expected --preset, or a run to go on with in {out}")
+    changes = from_table(table, preset, str(arguments.config))
+    changes |= from_options(arguments.set, preset)
+    if arguments.device is not None:
+        changes["device"] = arguments.device
+    data = arguments.data or _directory(table) or _directory(kept)
+    if data is None:
+        raise Error("train: expected --data, a directory made by `gptoss data prepare`")
+    return preset.replace(**changes), Path(data)
+
+
+def _directory(table: dict[str, Any]) -> str | None:
+    found = table.get("data")
+    if isinstance(found, dict):  # as config.json of a run has it
+        found = found.get("directory")
+    return found if isinstance(found, str) else None
+
+
+def _describe(trainer: Trainer) -> None:
+    from gptoss.train.state import SCHEDULE
+
+    model, world, s = trainer.model, trainer.world, trainer.settings
+    total = sum(p.numel() for p in model.parameters())
+    tokens = sum(trainer.data.tokens("train", name) for name in trainer.texts)
+    many = f", {world.size} processes ({s.parallel})" if world.size > 1 else ""
+    print(
+        f"{total / 1e6:.2f} M parameters, {tokens} tokens of text, {s.steps} steps of "
+        f"{s.batch_tokens} tokens, on {world.device}{many}"
+    )
+    if trainer.step:
+        print(f"going on after step {trainer.step}")
+    if trainer.changed:
+        text = ", ".join(f"{name} = {value}" for name, value in trainer.changed.items())
+        print(f"changed from here on: {text}")
+        if SCHEDULE & set(trainer.changed):
+            print(
+                "gptoss: warning: the learning rate jumps to where the new schedule has it",
+                file=sys.stderr,
+            )
+    silent = sorted(set(trainer.texts) - set(trainer.validated))
+    if silent:
+        print(
+            f"gptoss: warning: no held-out documents of {', '.join(silent)}: not validated",
+            file=sys.stderr,
+        )
+    sys.stdout.flush()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from gptoss.errors import Error, shown
+from gptoss.train.files import write_in_one_piece
 from gptoss.train.settings import Settings
 
 CHECKPOINT_FILE = "state.pt"
@@ -28,28 +28,6 @@ CHANGEABLE = frozenset(
     "statistics_every tensorboard sample_prompt sample_tokens".split()
 )
 SCHEDULE = frozenset("steps learning_rate final_learning_rate schedule decay_from warmup".split())
-
-
-def write_in_one_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside `path`, brings it to the disk and renames it: `path` is old or new, never half.
-
-    Whatever `write` raises passes on, and what it has written is removed.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
