@@ -1,8 +1,15 @@
-"""`gptoss data`."""
+"""`gptoss data`: `prepare` makes training data out of texts, `info` shows what is in it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import Error
+from gptoss.progress import Progress, human_bytes
 
 NAME = "data"
 HELP = "Turn texts into training data."
@@ -10,8 +17,197 @@ HELP = "Turn texts into training data."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    prepare = commands.add_parser(
+        "prepare",
+        help="clean texts, drop duplicates, learn a vocabulary, write token files",
+        description="Clean texts, drop duplicates, learn a vocabulary, write token files. "
+        "A preparation that was interrupted goes on when the same command is given again.",
+    )
+    _add_prepare(prepare)
+    info = commands.add_parser("info", help="show what prepared data holds")
+    info.add_argument("directory", type=Path, metavar="DIR", help="made by `gptoss data prepare`")
+    info.add_argument("--json", action="store_true", help="print the report as JSON")
+    info.add_argument("--verify", action="store_true", help="compare the checksum of every file")
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a .txt, .jsonl or .parquet file (.gz too), a folder of such files, or a dataset of "
+        "the Hugging Face Hub as owner/name[@revision][:part]",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="a new or empty directory")
+    add(
+        "--tokenizer",
+        choices=["bpe", "o200k_harmony", "characters", "words"],
+        default="bpe",
+        help="default: bpe, learned from the texts",
+    )
+    add("--vocab-size", type=int, metavar="N", help="ids of bpe and words (default: 4096)")
+    add(
+        "--weights",
+        type=_numbers,
+        metavar="N,N,…",
+        help="how often each source counts for the vocabulary (default: 1 each)",
+    )
+    add(
+        "--validation",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of documents held out (default: 0.05)",
+    )
+    add("--field", default="text", metavar="NAME", help="of JSONL and Parquet (default: text)")
+    add(
+        "--separator",
+        metavar="TEXT",
+        help="what stands between the documents of a text file (default: <|endoftext|>)",
+    )
+    add("--min-chars", type=int, metavar="N", help="shorter documents are left out (default: 80)")
+    add("--max-chars", type=int, metavar="N", help="longer ones too (default: no limit)")
+    add(
+        "--max-symbols",
+        type=float,
+        metavar="SHARE",
+        help="documents with more than this share of symbols are left out (default: 0.25)",
+    )
+    add(
+        "--drop-prefix",
+        action="append",
+        metavar="TEXT",
+        help="documents that begin with TEXT are left out; may be given often",
+    )
+    add(
+        "--near-duplicates",
+        type=float,
+        default=0.8,
+        metavar="SIMILARITY",
+        help="from which similarity on the first of two documents is kept alone; 0 = only exact "
+        "duplicates go (default: 0.8)",
+    )
+    add("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    add("--cache", type=Path, metavar="DIR", help="where fetched datasets stay")
+    add("--quiet", action="store_true", help="print no progress and no report")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers as in 3,1; found {text!r}") from None
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    raise NotImplementedError
+    return _info(arguments) if arguments.what == "info" else _prepare(arguments)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from gptoss.train.data import END_OF_TEXT, Cleaning, prepare
+
+    limits = {
+        name: getattr(arguments, name)
+        for name in ("min_chars", "max_chars", "max_symbols")
+        if getattr(arguments, name) is not None
+    }
+    with _Steps(arguments.quiet) as steps:
+        report = prepare(
+            arguments.sources,
+            arguments.out,
+            tokenizer=arguments.tokenizer,
+            vocab_size=arguments.vocab_size,
+            validation=arguments.validation,
+            weights=arguments.weights,
+            cleaning=Cleaning(**limits, drop_prefixes=tuple(arguments.drop_prefix or ())),
+            near_duplicates=arguments.near_duplicates,
+            field=arguments.field,
+            separator=END_OF_TEXT if arguments.separator is None else arguments.separator,
+            workers=_cores() if arguments.workers is None else arguments.workers,
+            cache=arguments.cache,
+            progress=steps,
+        )
+    if not arguments.quiet:
+        print_report(report)
+        print(f"written to {arguments.out}")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from gptoss.train.data import open_data
+
+    data = open_data(arguments.directory)
+    if arguments.verify:
+        data.verify()
+    report = data.index.get("report")
+    if not isinstance(report, dict):
+        raise Error(f"{arguments.directory}: expected a report in data.json, found none")
+    if arguments.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    print(f"tokenizer   {data.index['tokenizer']}")
+    print_report(report)
+    return 0
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Steps:
+    """One progress bar after the other, a new one for each kind of work."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._what = ""
+        self._bar: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        if what != self._what:
+            self._end()
+            self._what, self._bar = what, Progress(what)
+        if self._bar is not None:
+            self._bar(done, total)
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report of `gptoss.train.data.prepare` as a small table."""
+    dropped = sum(report["dropped"].values())
+    print(f"documents   {report['documents_read']:,} read, {report['documents']:,} kept")
+    if dropped:
+        reasons = ", ".join(f"{name} {count:,}" for name, count in report["dropped"].items())
+        print(f"left out    {dropped:,}: {reasons}")
+    print(f"vocabulary  {report['vocab_size']:,} ids")
+    print(
+        f"tokens      {report['tokens']:,} of {human_bytes(report['bytes'])} of text, "
+        f"{report['bytes_per_token']:.2f} bytes per token"
+    )
+    if "unknown" in report:
+        print(f"unknown     {report['unknown']:.2%} of the tokens are <unk>: their text is lost")
+    print(f"digest      {report['digest']}")
+    width = max(4, *(len(entry["text"]) for entry in report["texts"]))
+    print(f"\n{'text':<{width}}  {'split':<10} {'documents':>10} {'tokens':>14} {'text':>10}")
+    for entry in report["texts"]:
+        print(
+            f"{entry['text']:<{width}}  {entry['split']:<10} {entry['documents']:>10,} "
+            f"{entry['tokens']:>14,} {human_bytes(entry['bytes']):>10}"
+        )
