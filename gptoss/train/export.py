@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,86 +9,137 @@ from typing import Any
 
 import torch
 
-from gptoss.checkpoint import write_checkpoint
-from gptoss.config import ModelConfig
+from gptoss.checkpoint import open_checkpoint, write_checkpoint
 from gptoss.errors import Error
-from gptoss.train.convert import rounded, to_source
-from gptoss.train.data import INDEX_FILE, PackedRows, load_encoding
-from gptoss.train.loop import CHECKPOINT_FILE, evaluate
+from gptoss.train.architecture import Architecture
+from gptoss.train.convert import from_source, require_exportable, rounded, to_source
+from gptoss.train.data import PreparedData, open_data
+from gptoss.train.loop import evaluate
 from gptoss.train.model import GptOss
+from gptoss.train.state import CHECKPOINT_FILE, load_state, write_in_one_piece
 
 REPORT_FILE = "export.json"
+RULES = ("mx", "mse")
+LAYOUTS = {"original": "original", "hf": "huggingface", "hf-bf16": "huggingface-bf16"}
 
 
 def load_run(run: Path) -> tuple[GptOss, dict[str, Any]]:
-    """The float32 model of a run directory, and the rest of its state."""
+    """The float32 model of a run (its averaged weights, if it keeps any) and its whole state."""
     path = run / CHECKPOINT_FILE
     if not path.exists():
-        raise Error(f"{path}: expected a run's state, found nothing")
-    state = torch.load(path, weights_only=True)
-    config = ModelConfig(
-        **{**state["config"], "eos_token_ids": tuple(state["config"]["eos_token_ids"])}
-    )
-    model = GptOss(config)
-    model.load_state_dict(state.pop("model"))
-    return model, state
+        raise Error(f"{path}: expected the state of a run, found nothing")
+    state = load_state(path)
+    model = GptOss(Architecture.from_dict(state["architecture"]))
+    model.load_state_dict(state["model"])
+    if state["ema"]:
+        model.load_state_dict(state["ema"], strict=False)
+    return model.eval(), state
 
 
-def losses(model: GptOss, data: Path, texts: list[str], limit: int = 0) -> dict[str, Any]:
+def load_model(
+    path: Path, compute_dtype: torch.dtype = torch.float32, packed: bool = False
+) -> tuple[GptOss, Path]:
+    """The model of a run or of any checkpoint, and where its tokenizer files are.
+
+    `packed` leaves the MXFP4 experts of a checkpoint as they are. Raises Error for neither.
+    """
+    from gptoss.train.tune.merge import is_run, merged_source
+
+    if (path / CHECKPOINT_FILE).exists():
+        model, _ = load_run(path)
+        model.compute_dtype = compute_dtype
+        return model, path
+    source = merged_source(path) if is_run(path) else open_checkpoint(path)
+    with source:
+        return from_source(source, compute_dtype, packed).eval(), source.directory or path
+
+
+def losses(model: GptOss, data: PreparedData, limit: int = 0) -> dict[str, Any]:
     """Per held-out text and over all of them: nats per token and bits per byte of text.
 
     A row is at most the model's context long. `limit` rows of each text (0 = all).
     """
-    end = load_encoding(data).eot_token
-    index = json.loads((data / INDEX_FILE).read_text())
-    sizes = {f["text"]: (f["tokens"], f["bytes"]) for f in index["files"] if f["split"] == "val"}
     result: dict[str, Any] = {}
-    nats, tokens, byte_total = 0.0, 0, 0.0
-    for name in texts:
-        rows = PackedRows(
-            [(data / f"{name}.val.bin", 1)], model.config.context_length, end, shuffle=False
-        )
+    nats, tokens, size = 0.0, 0, 0.0
+    for name in data.texts:
+        if not data.tokens("validation", name):
+            continue
+        length = model.config.context_length
+        rows = data.rows("validation", length, shuffle=False, texts=(name,))
         mean, count = evaluate(model, rows, limit=limit)
-        bytes_per_token = sizes[name][1] / sizes[name][0]
+        bytes_per_token = data.bytes_per_token("validation", name)
         result[name] = {
             "tokens": count,
             "nats_per_token": mean,
             "bits_per_byte": mean / math.log(2) / bytes_per_token,
         }
-        nats, tokens = nats + mean * count, tokens + count
-        byte_total += count * bytes_per_token
+        nats, tokens, size = nats + mean * count, tokens + count, size + count * bytes_per_token
+    if not tokens:
+        raise Error(f"{data.directory}: expected held-out documents to measure on, found none")
     result["all"] = {
         "tokens": tokens,
         "nats_per_token": nats / tokens,
-        "bits_per_byte": nats / math.log(2) / byte_total,
+        "bits_per_byte": nats / math.log(2) / size,
     }
     return result
 
 
 @torch.no_grad()
-def export(run: Path, data: Path, out: Path, rule: str = "best", limit: int = 0) -> dict[str, Any]:
-    """Writes the model of `run` into `out` in the original layout, experts in MXFP4.
+def export(
+    run: Path,
+    out: Path,
+    layout: str = "original",
+    data: Path | None = None,
+    rule: str = "best",
+    limit: int = 0,
+) -> dict[str, Any]:
+    """Writes the model of `run` into `out`; experts in MXFP4, but not for layout "hf-bf16".
 
-    `rule` for the block scales is "mx", "mse" or "best", the one of less validation loss. Returns
-    the losses (see `losses`) in float32, with bf16 weights, and with MXFP4 experts of each rule
-    tried, and writes them into the run directory.
+    `rule` for the block scales is "mx", "mse" or "best", the one of less validation loss. Measures
+    on the held-out documents of `data` (default: where the run had its data), `limit` rows of each
+    text. Returns the losses (see `losses`) in float32, with bf16 weights and with MXFP4 experts of
+    each rule tried; writes them into the run directory too. Where the data is no longer there,
+    nothing is measured and "best" is "mse". Raises Error for another architecture than gpt-oss.
     """
+    if layout not in LAYOUTS:
+        raise Error(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}")
+    if rule not in ("best", *RULES):
+        raise Error(f"rule: expected best, {' or '.join(RULES)}; found {rule!r}")
     model, state = load_run(run)
-    texts = [name for name, _ in state["texts"]]
+    require_exportable(model)
     report: dict[str, Any] = {
-        "step": state["step"],
-        "tokens_seen": state["tokens_seen"],
-        "seconds": state["seconds"],
-        "settings": state["settings"],
-        "config": dataclasses.asdict(model.config),
-        "float32": losses(model, data, texts, limit),
-        "bf16": losses(rounded(model, "bf16"), data, texts, limit),
+        name: state[name]
+        for name in ("step", "tokens_seen", "seconds", "settings", "architecture", "digest")
     }
-    for name in ("mx", "mse") if rule == "best" else (rule,):
-        report[name] = losses(rounded(model, rule=name), data, texts, limit)
+    experts = "bf16" if layout == "hf-bf16" else "mxfp4"
+    held_out = _held_out(data, state)
+    if held_out is not None:
+        report["float32"] = losses(model, held_out, limit)
+        report["bf16"] = losses(rounded(model, "bf16"), held_out, limit)
+        for name in (RULES if rule == "best" else (rule,)) if experts == "mxfp4" else ():
+            report[name] = losses(rounded(model, rule=name), held_out, limit)
+    measured = {name: report[name]["all"]["nats_per_token"] for name in RULES if name in report}
     if rule == "best":
-        rule = min(("mx", "mse"), key=lambda name: report[name]["all"]["nats_per_token"])
-    report["rule"] = rule
-    write_checkpoint(to_source(model, rule=rule, directory=data), out)
-    (run / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+        rule = min(measured, key=lambda name: measured[name]) if measured else "mse"
+    report["rule"] = rule if experts == "mxfp4" else None
+    write_checkpoint(to_source(model, experts, rule, directory=run), out, LAYOUTS[layout])
+    text = json.dumps(report, indent=1) + "\n"
+    write_in_one_piece(run / REPORT_FILE, lambda file: file.write(text.encode()))
     return report
+
+
+def _held_out(data: Path | None, state: dict[str, Any]) -> PreparedData | None:
+    """The run's data, or the one named. Raises Error when the one named is not the run's."""
+    if data is None:
+        place = Path(state["data"])
+        if not place.is_dir():
+            return None
+        found = open_data(place)
+        return found if found.digest == state["digest"] else None
+    found = open_data(data)
+    if found.digest != state["digest"]:
+        raise Error(
+            f"{data}: expected the data of the run (digest {state['digest'][:12]}…), "
+            f"found {found.digest[:12]}…"
+        )
+    return found

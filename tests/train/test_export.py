@@ -11,11 +11,14 @@ import torch
 
 from gptoss import mxfp4
 from gptoss.checkpoint import open_checkpoint, write_checkpoint
+from gptoss.cli import main
 from gptoss.config import ModelConfig
-from gptoss.train.__main__ import main
+from gptoss.errors import Error
+from gptoss.train.architecture import Architecture
 from gptoss.train.convert import from_source, rounded, to_source
-from gptoss.train.export import REPORT_FILE, export
-from gptoss.train.loop import Trainer
+from gptoss.train.data import load_tokenizer, open_data, prepare
+from gptoss.train.export import REPORT_FILE, export, load_model, load_run
+from gptoss.train.loop import Trainer, evaluate
 from gptoss.train.model import GptOss
 from gptoss.train.quantize import round_mxfp4, straight_through
 
@@ -78,20 +81,32 @@ def test_straight_through_gradient_is_the_identity() -> None:
     assert torch.equal(torch.autograd.grad((rounded_w * grad).sum(), w)[0], grad)
 
 
-def test_export_of_a_run(small_config: ModelConfig, prepared: Path, tmp_path: Path) -> None:
-    run = Trainer(small_config, QUICK, prepared, [("stories", 1)], tmp_path / "run")
-    run.run(quiet=True)
-    report = export(tmp_path / "run", prepared, tmp_path / "out")
-    assert json.loads((tmp_path / "run" / REPORT_FILE).read_text())["rule"] == report["rule"]
+@pytest.fixture(scope="module")
+def trained(small_config: ModelConfig, prepared: Path, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    """The directory of a short run."""
+    out: Path = tmp_path_factory.mktemp("run")
+    Trainer(small_config, QUICK, prepared, out).run(quiet=True)
+    return out
+
+
+def test_export_of_a_run(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    report = export(trained, tmp_path / "out")
+    assert json.loads((trained / REPORT_FILE).read_text())["rule"] == report["rule"]
     assert report["tokens_seen"] == 12 * 128
+    model, _ = load_run(trained)
     plain = report["float32"]["all"]
-    assert plain["nats_per_token"] == pytest.approx(run.validate(0)["stories"], rel=0.05)
+    data = open_data(prepared)
+    rows = data.rows("validation", 128, shuffle=False)
+    mean, count = evaluate(model, rows)
+    assert plain["tokens"] == count
+    assert plain["nats_per_token"] == pytest.approx(mean, rel=1e-6)
+    assert plain["bits_per_byte"] == pytest.approx(
+        mean / np.log(2) / data.bytes_per_token("validation"), rel=1e-6
+    )
     for stage in ("bf16", "mx", "mse"):
         assert report[stage]["all"]["nats_per_token"] == pytest.approx(
             plain["nats_per_token"], rel=0.02
         )
-    ids = np.fromfile(prepared / "stories.val.bin", np.uint16)
-    assert plain["tokens"] == (ids != 319).sum()
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.json",
@@ -100,15 +115,75 @@ def test_export_of_a_run(small_config: ModelConfig, prepared: Path, tmp_path: Pa
         "tokenizer_config.json",
     }
     with open_checkpoint(tmp_path / "out") as source:
-        assert source.config.eos_token_ids == (319,)
+        assert source.config.eos_token_ids == model.config.eos_token_ids != ()
         for a, b in zip(
             from_source(source).parameters(),
-            rounded(run.model, rule=report["rule"]).parameters(),
+            rounded(model, rule=report["rule"]).parameters(),
             strict=True,
         ):
             assert torch.equal(a, b)
 
 
-def test_export_without_a_run(prepared: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--data", str(prepared)]) == 1
-    assert "state.pt: expected a run's state" in capsys.readouterr().err
+@pytest.mark.parametrize("layout", ["original", "hf", "hf-bf16"])
+def test_command_line(
+    trained: Path, tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(trained), str(out), "--layout", layout, "--rows", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "float32" in printed and ("rule mse" in printed) == (layout != "hf-bf16")
+    with open_checkpoint(out) as source:
+        assert source.layout == {"hf": "huggingface", "hf-bf16": "huggingface-bf16"}.get(
+            layout, layout
+        )
+    model, directory = load_model(out)
+    run, place = load_model(trained)
+    assert directory == out and place == trained
+    rule = json.loads((trained / REPORT_FILE).read_text())["rule"]
+    expected = rounded(run, "mxfp4", rule) if rule else rounded(run, "bf16")
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_export_without_the_data(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lonely = tmp_path / "run"
+    lonely.mkdir()
+    for file in trained.iterdir():
+        (lonely / file.name).write_bytes(file.read_bytes())
+    state = torch.load(lonely / "state.pt", weights_only=True)
+    torch.save({**state, "data": str(tmp_path / "gone")}, lonely / "state.pt")
+    assert main(["export", str(lonely), str(tmp_path / "out")]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "out").encode("a cat")
+
+
+def test_export_says_what_is_wrong(
+    trained: Path, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([stories], tmp_path / "other", vocab_size=330, validation=0.1)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("precious")
+    for arguments, message in (
+        ([str(tmp_path), str(tmp_path / "out")], "state.pt: expected the state of a run"),
+        ([str(trained), str(full)], "full"),
+        (
+            [str(trained), str(tmp_path / "out"), "--data", str(tmp_path / "other")],
+            "expected the data of the run",
+        ),
+    ):
+        assert main(["export", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert (full / "mine").read_text() == "precious"
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_architectures_are_not_exported(
+    small_config: ModelConfig, prepared: Path, tmp_path: Path
+) -> None:
+    architecture = Architecture(small_config, norm="layer", sinks=False)
+    Trainer(architecture, QUICK, prepared, tmp_path / "run").run(until=1, quiet=True)
+    with pytest.raises(Error, match="found norm 'layer', no sinks"):
+        export(tmp_path / "run", tmp_path / "out")
