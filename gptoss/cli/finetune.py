@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--lora-targets",
         metavar="NAMES",
-        help="default: attention,router,experts",
+        help="default: attention,router,experts,tokens (rows of the special tokens)",
     )
     add("--beta", type=float, metavar="X", help="dpo: pull towards the base (default: 0.1)")
     add("--epochs", type=float, metavar="X", help="passes over the examples (default: 3)")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="default: by method; 10 times less for --full",
+        help="default: 1 / hidden size; a tenth of it for --full, and for dpo",
     )
     add("--length", type=int, metavar="N", help="tokens of the longest example (default: 512)")
     add("--batch-tokens", type=int, metavar="N", help="tokens per step (default: 4096)")
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     changes = {name: getattr(a, name) for name in _SETTINGS if getattr(a, name) is not None}
     for item in a.set:
         changes.update(_setting(item))
-    tuner = Tuner(_model(a.model), a.data, a.out, recipe, recipe.settings(**changes))
+    tuner = Tuner(_model(a.model), a.data, a.out, recipe, changes)
     trained = sum(p.numel() for p in tuner.named.values())
     print(f"{a.data}: {tuner.examples}", flush=True)
     print(f"{trained:,} weights to train, {tuner.settings.steps} steps", flush=True)

@@ -181,7 +181,7 @@ class Harmony:
         """The ids of a whole conversation, and what the model has to write at each place or −1.
 
         `trained`: indices of the assistant messages to be learned. The whole ends with
-        ``<|return|>`` if the assistant has the last word. Answers before that are followed by
+        ``<|return|>`` if the last message is an answer. Answers before that are followed by
         ``<|end|>``, as histories are written; yet what the model has to write at that place is
         ``<|return|>``, and that is the target there.
         """
@@ -191,18 +191,16 @@ class Harmony:
         indices = _kept(messages)
         kept = [messages[i] for i in indices]
         for place, message in enumerate(kept):
-            after = kept[place + 1] if place + 1 < len(kept) else None
             before = kept[place - 1] if place else None
             part, author = self._render(message)
             targets = [NOTHING] * len(part)
-            stops = _answers(message) and _ends_turn(message, after)
             if message.from_model and message.weight and indices[place] in learned:
-                continues = before and _answers(before) and not _ends_turn(before, message)
+                continues = before and _speaks(before) and not _stops(before)
                 first = 0 if continues else author
                 targets[first:] = part[first:]
-                if stops:
+                if _stops(message):
                     targets[-1] = self.special[RETURN]
-            if stops and after is None:
+            if _stops(message) and message is kept[-1]:
                 part[-1] = self.special[RETURN]
             ids += part
             wanted += targets
@@ -234,14 +232,14 @@ class Harmony:
         return [*self.encode(" "), self.special[CONSTRAIN], *(self.encode(rest) if rest else [])]
 
 
-def _answers(message: Message) -> bool:
+def _speaks(message: Message) -> bool:
     """Whether the model speaks here, and not to a tool."""
     return message.from_model and not message.recipient
 
 
-def _ends_turn(message: Message, after: Message | None) -> bool:
-    """Whether the model stops behind `message`, of its own, with `after` the next one shown."""
-    return message.channel == "final" or after is None or not after.from_model
+def _stops(message: Message) -> bool:
+    """Whether the model stops behind `message` and leaves the word to others."""
+    return _speaks(message) and message.channel == "final"
 
 
 def _turns(messages: Sequence[Message]) -> list[range]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss import jsonfile
-from gptoss.errors import Error, shown
-from gptoss.train.data import Batch
+from gptoss.errors import Error
+from gptoss.train.data import END_OF_TEXT, Batch, clean, is_validation
+from gptoss.train.data.sources import Reading, read_documents
 from gptoss.train.tune.conversations import (
     NOTHING,
     Example,
@@ -23,7 +24,6 @@ from gptoss.train.tune.conversations import (
 )
 
 METHODS = ("sft", "dpo", "text")
-END_OF_TEXT = "<|endoftext|>"
 
 Item = tuple[Example, ...]  # one sequence, or for DPO the chosen and the rejected one
 
@@ -80,7 +80,7 @@ def read_examples(
     count = 0
     for where, record in _records(path, data, method):
         count += 1
-        held_out = is_held_out(record, validation)
+        held_out = is_validation(json.dumps(record, sort_keys=True), validation)
         for item in make(record, where, reader, length):
             longest = max(len(sequence) for sequence in item)
             if longest > length:
@@ -103,23 +103,12 @@ def read_examples(
     return found
 
 
-def is_held_out(record: object, share: float) -> bool:
-    """Decided by the record's own hash, so that no reordering moves it to the other side."""
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
-
-
 def _records(path: Path, data: bytes, method: str) -> Iterator[tuple[str, Any]]:
-    """(where, record): an object per line, or a text between two <|endoftext|>."""
-    if method == "text" and path.suffix != ".jsonl":
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Error(f"{path}: expected UTF-8, found an invalid byte at {error.start}") from None
-        for number, part in enumerate(text.split(END_OF_TEXT), start=1):
-            if part.strip():
-                yield f"{path}: text {number}", part.strip()
+    """(where, record): a text, or an object per line."""
+    if method == "text":
+        for number, document in enumerate(read_documents(path, Reading()), start=1):
+            if text := clean(document):
+                yield f"{path}: text {number}", text
         return
     for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
@@ -159,10 +148,7 @@ def _arrays(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return example.tokens, example.targets
 
 
-def _text(record: Any, where: str, vocabulary: Vocabulary, length: int) -> list[Item]:
-    text = record if isinstance(record, str) else record.get("text")
-    if not isinstance(text, str) or not text:
-        raise Error(f"{where}: text: expected a string, found {shown(text)}")
+def _text(text: str, where: str, vocabulary: Vocabulary, length: int) -> list[Item]:
     ids = np.array([*vocabulary.encode(text), vocabulary.special[END_OF_TEXT]], np.int64)
     tokens, targets = ids[:-1], ids[1:]
     starts = range(0, len(tokens), length)

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gptoss.errors import Error, shown
-from gptoss.tokenizer import load_tokenizer
 from gptoss.tokenizer_files import tokenizer_files
+from gptoss.train.data import END_OF_TEXT
 from gptoss.train.distributed import join
+from gptoss.train.files import write_in_one_piece
 from gptoss.train.logs import Logs
 from gptoss.train.schedule import learning_rate, parameter_groups
 from gptoss.train.settings import Settings
@@ -29,12 +30,11 @@ from gptoss.train.state import (
     load_state,
     save_state,
     trim_log,
-    write_in_one_piece,
 )
 from gptoss.train.tune import base as bases
 from gptoss.train.tune import lora
-from gptoss.train.tune.conversations import CALL, RETURN
-from gptoss.train.tune.examples import END_OF_TEXT, Rows, Vocabulary, read_examples
+from gptoss.train.tune.conversations import CALL, REQUIRED, RETURN
+from gptoss.train.tune.examples import Rows, Vocabulary, read_examples
 from gptoss.train.tune.merge import MARKER, STATE, read_marker
 from gptoss.train.tune.objectives import dpo, sequence_logps, token_losses
 from gptoss.train.tune.recipe import Recipe
@@ -51,34 +51,36 @@ class Tuner:
     """
 
     def __init__(
-        self, base: str, data: Path, out: Path, recipe: Recipe, settings: Settings
+        self,
+        base: str,
+        data: Path,
+        out: Path,
+        recipe: Recipe,
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
+        """`changes`: settings other than those that `recipe.settings` chooses, by name."""
+        self.out, self.recipe = out, recipe
+        self.base = bases.absolute(base)
+        self.source = bases.open_base(base)
+        settings = recipe.settings(self.source.config, changes or {})
         world = join(settings.device)
         if world.size > 1:
             raise Error(f"torchrun: expected one process for fine-tuning, found {world.size}")
-        self.device, self.out, self.recipe = world.device, out, recipe
-        self.base = bases.absolute(base)
-        self.source = bases.open_base(base)
-        tokenizer = load_tokenizer(self.source.directory, self.source.config)
-        vocabulary = Vocabulary(tokenizer.encode, tokenizer.special_tokens)
-        context = self.source.config.context_length
-        if settings.length > context:
-            raise Error(f"length: expected at most {context}, the context, found {settings.length}")
+        self.device = world.device
+        tokenizer = bases.open_vocabulary(self.source)
+        vocabulary = Vocabulary(tokenizer.encode, tokenizer.special)
         self.examples = read_examples(
             data, recipe.method, vocabulary, settings.length, recipe.validation, recipe.truncate
         )
         width = settings.length * recipe.sequences
-        if settings.batch_tokens % width:
-            raise Error(
-                f"batch_tokens: expected a multiple of {width}, the tokens of a row, "
-                f"found {settings.batch_tokens}"
-            )
         self.rows = Rows(self.examples.train, width, settings.seed)
         self.held_out = Rows(self.examples.held_out, width, 0, shuffle=False)
         self.rows_per_step = settings.batch_tokens // width
-        self.settings = self._with_steps(settings)
+        self.settings = settings = self._with_steps(settings)
         ends = (END_OF_TEXT,) if recipe.method == "text" else (RETURN, CALL)
         self.stop_ids = [vocabulary.special[name] for name in ends]
+        known = (END_OF_TEXT, *REQUIRED)
+        self.token_ids = [vocabulary.special[n] for n in known if n in vocabulary.special]
         self.model = self._open_model(base)
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
@@ -111,7 +113,7 @@ class Tuner:
             model = bases.load_trainable(base, self.source, dtype)
         else:
             model = bases.load_frozen(self.source, dtype)
-            lora.attach(model, r.targets, r.lora_rank, r.lora_alpha, s.seed)
+            lora.attach(model, r.targets, r.lora_rank, r.lora_alpha, s.seed, self.token_ids)
         size = math.prod((self.source.config.hidden_size, self.source.config.vocab_size))
         model.checkpointing = s.checkpointing or 2 * size > _LARGE
         return model.to(self.device)
@@ -128,6 +130,7 @@ class Tuner:
             "settings": dataclasses.asdict(self.settings),
             "data": self.examples.digest,
             "stop_ids": self.stop_ids,
+            "token_ids": self.token_ids,
             "architecture": self.model.architecture.to_dict(),
         }
         text = json.dumps(marker, indent=1) + "\n"

@@ -7,6 +7,10 @@ Every expert has adapters of its own. Sharing factors between experts would save
 and B of mlp2 are the only ones whose inputs or outputs are the same thing for all experts) and
 would tie together functions that the router keeps apart; and a difference per expert is merged
 expert by expert, with no more than one matrix in memory.
+
+Special tokens that the base has hardly seen (a model trained on plain texts has never seen
+``<|start|>``) have rows of chance in embedding and unembedding, and no adapter inside can mend
+that: the target "tokens" trains a difference for these few rows.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from gptoss.train.experts import PackedMatrix
 from gptoss.train.model import GptOss, Linear, Mlp
 from gptoss.train.quantize import round_mxfp4
 
-TARGETS = ("attention", "router", "experts")
+TARGETS = ("attention", "router", "experts", "tokens")
 
 
 class LowRank(nn.Module):
@@ -133,6 +137,40 @@ class AdaptedExperts(nn.Module):
         return product(rows, a, b, adapter.scale)
 
 
+class AdaptedEmbedding(nn.Module):
+    """An embedding with a difference for the rows `ids`."""
+
+    place: Tensor
+
+    def __init__(self, base: nn.Embedding, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = nn.Parameter(torch.zeros(len(ids), base.embedding_dim))
+        place = torch.full((base.num_embeddings,), len(ids))  # behind the last row: none
+        place[list(ids)] = torch.arange(len(ids))
+        self.register_buffer("place", place, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.base(tokens)
+        return x + F.embedding(self.place[tokens], F.pad(self.rows, (0, 0, 0, 1))).to(x.dtype)
+
+
+class AdaptedUnembedding(nn.Module):
+    """The unembedding with a difference for the rows `ids`."""
+
+    ids: Tensor
+
+    def __init__(self, base: Linear, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = nn.Parameter(torch.zeros(len(ids), base.weight.shape[1]))
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.base(x)
+        return logits.index_add(-1, self.ids, F.linear(x, self.rows.to(x.dtype)))
+
+
 def parse_targets(text: str) -> tuple[str, ...]:
     """ "attention,experts" as names, in the order of TARGETS. Raises Error for others."""
     names = {name.strip() for name in text.split(",")}
@@ -142,14 +180,24 @@ def parse_targets(text: str) -> tuple[str, ...]:
     return tuple(name for name in TARGETS if name in names)
 
 
-def attach(model: GptOss, targets: Collection[str], rank: int, alpha: float, seed: int) -> None:
+def attach(
+    model: GptOss,
+    targets: Collection[str],
+    rank: int,
+    alpha: float,
+    seed: int,
+    token_ids: Sequence[int] = (),
+) -> None:
     """Freezes `model` and puts adapters on `targets`: all that trains from here on.
 
-    The router has as many rows as there are experts, and its rank is at most that. Raises Error for
-    a rank above the size of another matrix it is meant for.
+    token_ids: the rows that "tokens" is about. The router has as many rows as there are experts,
+    and its rank is at most that. Raises Error for a rank above a size of another matrix.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if "tokens" in targets and token_ids:
+        for name, kind in (("embedding", AdaptedEmbedding), ("unembedding", AdaptedUnembedding)):
+            setattr(model, name, kind(getattr(model, name), token_ids))
     scale = alpha / rank
     for number, block in enumerate(model.blocks()):
         attn, mlp, at = block.attn, block.mlp, f"block.{number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,9 +53,17 @@ class MergedSource(TensorSource):
     """
 
     def __init__(
-        self, base: TensorSource, config: ModelConfig, factors: Mapping[str, Factors]
+        self,
+        base: TensorSource,
+        config: ModelConfig,
+        factors: Mapping[str, Factors],
+        rows: Mapping[str, NDArray[np.float32]] | None = None,
+        row_ids: Sequence[int] = (),
     ) -> None:
-        """`factors`: by names such as "block.0.attn.qkv.weight", "block.0.mlp.mlp1_weight"."""
+        """`factors`: by names such as "block.0.attn.qkv.weight", "block.0.mlp.mlp1_weight".
+
+        `rows`: of "embedding.weight" and "unembedding.weight", what is added to rows `row_ids`.
+        """
         unpacked = any(name.endswith("_weight") for name in factors)
         super().__init__(
             config,
@@ -67,6 +75,8 @@ class MergedSource(TensorSource):
         )
         self._base = base
         self._factors = dict(factors)
+        self._rows = dict(rows or {})
+        self._row_ids = list(row_ids)
 
     def _read(self, info: TensorInfo) -> NDArray[Any]:
         name = info.name
@@ -75,6 +85,10 @@ class MergedSource(TensorSource):
             for index in range(len(out)):
                 out[index] = f32_to_bf16(self.expert(name, index))
             return out
+        if name in self._rows:
+            table = np.array(self._base.tensor(name))
+            table[self._row_ids] = f32_to_bf16(bf16_to_f32(table[self._row_ids]) + self._rows[name])
+            return table
         found, rows = self._difference(name)
         if found is None:
             return self._base.tensor(name)
@@ -134,7 +148,13 @@ def merged_source(run: Path, base: str | None = None, rule: str = "mse") -> Tens
     recipe = marker["recipe"]
     scale = recipe["lora_alpha"] / recipe["lora_rank"]
     config = _with_stop_ids(source.config, marker["stop_ids"])
-    merged = MergedSource(source, config, factors_of(state["trained"], scale))
+    trained = state["trained"]
+    rows = {
+        name.replace(".rows", ".weight"): values.numpy()
+        for name, values in trained.items()
+        if name.endswith("embedding.rows")
+    }
+    merged = MergedSource(source, config, factors_of(trained, scale), rows, marker["token_ids"])
     if merged.expert_dtype == "bf16" and source.expert_dtype == "mxfp4":
         return PackedMerged(merged, rule)
     return merged
@@ -178,7 +198,7 @@ def read_marker(run: Path) -> dict[str, Any]:
     """What `run` says about itself. Raises Error."""
     path = run / MARKER
     found = jsonfile.read_object(path)
-    needed = ("base", "fingerprint", "recipe", "stop_ids", "architecture")
+    needed = ("base", "fingerprint", "recipe", "stop_ids", "token_ids", "architecture")
     missing = [key for key in needed if key not in found]
     if missing or found.get("format") != 1:
         raise Error(f"{path}: expected a fine-tuning run of format 1, found another file")

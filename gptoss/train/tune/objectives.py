@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptoss.train.model import GptOss, Routing
@@ -26,11 +26,14 @@ def token_losses(
     counted = (targets.flatten() >= 0).nonzero()[:, 0]
     chosen = x.flatten(0, 1).index_select(0, counted).to(model.operand_dtype)
     wanted = targets.flatten().index_select(0, counted)
-    weight = model.unembedding.weight.to(model.operand_dtype)
-    step = max(16, LOGITS // weight.shape[0])
+    step = max(16, LOGITS // model.config.vocab_size)
     parts = [
         checkpoint(
-            _losses, chosen[at : at + step], weight, wanted[at : at + step], use_reentrant=False
+            _losses,
+            chosen[at : at + step],
+            model.unembedding,
+            wanted[at : at + step],
+            use_reentrant=False,
         )
         for at in range(0, len(chosen), step)
     ]
@@ -40,9 +43,9 @@ def token_losses(
     return flat.view_as(targets), routing
 
 
-def _losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _losses(x: Tensor, unembedding: nn.Module, targets: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.cross_entropy(F.linear(x, weight).to(wide), targets, reduction="none")
+    return F.cross_entropy(unembedding(x).to(wide), targets, reduction="none")
 
 
 def sequence_logps(losses: Tensor, documents: Tensor, sequences: int) -> Tensor:

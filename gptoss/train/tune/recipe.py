@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss.config import ModelConfig
 from gptoss.errors import Error
 from gptoss.train.settings import Settings
 from gptoss.train.tune.examples import METHODS
@@ -16,16 +18,17 @@ from gptoss.train.tune.lora import parse_targets
 class Recipe:
     """`method` "sft", "dpo" or "text"; all weights (`full`) or LoRA. Raises Error for nonsense.
 
-    lora_targets: names out of attention, router, experts, with commas. beta: how dearly DPO pays
-    for leaving the model it started from. validation: share of the examples held out. truncate:
-    cut what is too long instead of leaving it out. epochs: passes over the data; 0: settings.steps.
+    lora_targets: names out of attention, router, experts, tokens, with commas. beta: how dearly
+    DPO pays for leaving the model it started from. validation: share of the examples held out.
+    truncate: cut what is too long instead of leaving it out. epochs: passes over the data; 0 says
+    that settings.steps counts.
     """
 
     method: str = "sft"
     full: bool = False
     lora_rank: int = 8
     lora_alpha: float = 16.0
-    lora_targets: str = "attention,router,experts"
+    lora_targets: str = "attention,router,experts,tokens"
     beta: float = 0.1
     validation: float = 0.1
     truncate: bool = False
@@ -56,15 +59,30 @@ class Recipe:
         """`lora_targets` one by one."""
         return parse_targets(self.lora_targets)
 
-    def settings(self, **changes: Any) -> Settings:
-        """Settings that suit the method, with `changes`.
+    def rate(self, hidden_size: int) -> float:
+        """The learning rate, where none is named: 1 / hidden size for adapters.
+
+        Adam's steps have one size for every weight, so their sum over a row of a matrix grows with
+        its length. All weights at once want a tenth of it, and preferences a tenth.
+        """
+        return (0.1 if self.full else 1.0) * (0.1 if self.method == "dpo" else 1.0) / hidden_size
+
+    def settings(self, config: ModelConfig, changes: Mapping[str, Any]) -> Settings:
+        """Settings that suit the method and the model, with `changes`. Raises Error.
 
         A row is one `length` long, or for DPO two, so that a pair lies in one row.
         """
-        rates = {"sft": (1e-4, 1e-3), "text": (1e-4, 1e-3), "dpo": (1e-5, 1e-4)}[self.method]
-        default: dict[str, Any] = {
-            "learning_rate": rates[0 if self.full else 1],
+        length = changes.get("length", min(Settings.length, config.context_length))
+        if isinstance(length, int) and length > config.context_length:
+            raise Error(
+                f"length: expected at most {config.context_length}, the model's context, "
+                f"found {length}"
+            )
+        width = length * self.sequences
+        values: dict[str, Any] = {
+            "learning_rate": self.rate(config.hidden_size),
             "final_learning_rate": 0.1,
+            "batch_tokens": max(1, 4096 // max(1, width)) * width,
             "warmup": 10,
             "weight_decay": 0.0,
             "beta2": 0.99,
@@ -75,12 +93,19 @@ class Recipe:
             "validation_rows": 0,
             "save_every": 20,
             "sample_tokens": 0,
+            **changes,
+            "length": length,
+            "long_length": length,
+            "long_from": 1.0,
         }
-        values = {**default, **changes}
-        length = values.get("length", Settings.length)
-        values["long_length"], values["long_from"] = length, 1.0
         values["warmup"] = min(values["warmup"], values.get("steps", Settings.steps))
-        return Settings(**values)
+        settings = Settings(**values)
+        if settings.batch_tokens % width:
+            raise Error(
+                f"batch_tokens: expected a multiple of {width}, the tokens of a row, "
+                f"found {settings.batch_tokens}"
+            )
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
