@@ -61,9 +61,9 @@ def _train(arguments: argparse.Namespace, first: bool) -> int:
     from gptoss.train.data import open_data
     from gptoss.train.loop import Trainer
 
-    preset, directory = _asked(arguments)
+    preset, changes, directory = _asked(arguments)
     data = open_data(directory)
-    preset = preset.fit(data)
+    preset = preset.fit(data).replace(**changes)
     trainer = Trainer(preset.architecture, preset.settings, data, arguments.out)
     if first and not arguments.quiet:
         _describe(trainer)
@@ -94,8 +94,8 @@ def _train(arguments: argparse.Namespace, first: bool) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace) -> tuple[Preset, Path]:
-    """The preset with all changes, and the data; what is not named comes from the run itself."""
+def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], Path]:
+    """The preset, changes to it, and the data; what is not named comes from the run itself."""
     from gptoss.train.overrides import from_options, from_table, read_file
     from gptoss.train.presets import get_preset
     from gptoss.train.state import CHECKPOINT_FILE, CONFIG_FILE
@@ -123,7 +123,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Preset, Path]:
     data = arguments.data or _directory(table) or _directory(kept)
     if data is None:
         raise Error("train: expected --data, a directory made by `gptoss data prepare`")
-    return preset.replace(**changes), Path(data)
+    return preset, changes, Path(data)
 
 
 def _directory(table: dict[str, Any]) -> str | None:

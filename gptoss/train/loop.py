@@ -201,6 +201,8 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE, CONFIG_FILE):
             (self.out / f"{name}.partial").unlink(missing_ok=True)  # a killed process left it
+        for name in (LOG_FILE, STATISTICS_FILE):
+            trim_log(self.out / name, self.step)
         about = {
             "architecture": self.architecture.to_dict(),
             "settings": vars(self.settings),
@@ -275,9 +277,6 @@ class Trainer:
         ):
             setattr(self, name, state[name])
         self.saved_step = self.step
-        if self.world.first:
-            trim_log(self.out / LOG_FILE, self.step)
-            trim_log(self.out / STATISTICS_FILE, self.step)
 
     # One step.
 
@@ -309,6 +308,7 @@ class Trainer:
         speed = batch.tokens.size / took
         return {
             "step": self.step,
+            "loss": figures.pop("loss"),
             "rate": rate,
             **figures,
             **self._load_figures(load),
