@@ -118,6 +118,16 @@ def hold_back(net: nn.Module, last: bool) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def forget_gathered(model: nn.Module) -> None:
+    """To be called before shards change behind FSDP's back.
+
+    After a forward pass without a backward one it keeps what it gathered for the outermost module.
+    """
+    reshard = getattr(model, "reshard", None)  # FSDP has given it the method
+    if reshard is not None:
+        reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, without its history; shares its memory."""
     tensor = tensor.detach()

@@ -25,7 +25,16 @@ from gptoss.config import ModelConfig
 from gptoss.errors import Error
 from gptoss.train.architecture import Architecture
 from gptoss.train.data import Batch, PackedRows, PreparedData, open_data
-from gptoss.train.distributed import World, copy_whole, full, hold_back, join, local, wrap
+from gptoss.train.distributed import (
+    World,
+    copy_whole,
+    forget_gathered,
+    full,
+    hold_back,
+    join,
+    local,
+    wrap,
+)
 from gptoss.train.files import write_in_one_piece
 from gptoss.train.logs import Line, Logs, distribution
 from gptoss.train.model import GptOss, Routing
@@ -418,11 +427,13 @@ class Trainer:
             yield
             return
         kept = {name: local(p).clone() for name, p in self.parameters.items()}
+        forget_gathered(self.model)
         try:
             for name, average in self.ema.items():
                 local(self.parameters[name]).copy_(local(average))
             yield
         finally:
+            forget_gathered(self.model)
             for name, value in kept.items():
                 local(self.parameters[name]).copy_(value)
 
