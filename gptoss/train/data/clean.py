@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Letters, digits, blanks and the marks of ordinary writing; the rest counts as symbols.
-_ORDINARY = re.compile(r"[\w\s.,;:!?'\"()\-–—…]")
+# All but letters, digits, blanks and the marks of ordinary writing.
+_SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()\-–—…]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _CONTROL_PICTURES = {"\u2028": "\n", "\u2029": "\n\n", "\x85": "\n"}
 
@@ -45,7 +45,7 @@ def clean(text: str) -> str:
 
 def symbol_ratio(text: str) -> float:
     """The share of characters that ordinary writing has no use for."""
-    return 1 - len(_ORDINARY.findall(text)) / max(1, len(text))
+    return len(_SYMBOL.findall(text)) / max(1, len(text))
 
 
 def objection(text: str, limits: Cleaning) -> str | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.train.data.collect import SPLITS
 from gptoss.train.data.packing import PackedRows
 from gptoss.train.data.tokenizers import HARMONY, TOKENIZER_FILES, TextTokenizer, load_tokenizer
 
 INDEX_FILE = "data.json"
 FORMAT = 1
-SPLITS = ("train", "validation")
 ITEM_SIZES = {"uint16": 2, "uint32": 4}
 
 
@@ -80,8 +80,7 @@ class PreparedData:
     def verify(self) -> None:
         """Reads every shard and compares its checksum. Raises Error for the first that differs."""
         for shard in self.index["shards"]:
-            with (self.directory / shard["file"]).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.sha256((self.directory / shard["file"]).read_bytes()).hexdigest()
             if found != shard["sha256"]:
                 raise Error(
                     f"{self.directory / shard['file']}: expected sha256 {shard['sha256']}, "
