@@ -98,7 +98,9 @@ class Words:
         return [self.ids.get(piece, 0) for piece in self.pieces(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.words[number] for number in ids)
+        return "".join(
+            self.words[number] if 0 <= number < self.vocab_size else "" for number in ids
+        )
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> dict[bytes, int]:
@@ -221,10 +223,25 @@ def load_tokenizer(place: Path | str, vocab_size: int | None = None) -> TextToke
         return BytePairs(base.load_tokenizer(None, _Size(vocabulary.HARMONY_SIZE)))
     directory = Path(place)
     if (directory / WORDS_FILE).is_file():
-        return Words(json.loads((directory / WORDS_FILE).read_text(encoding="utf-8")))
+        return Words(_read_words(directory / WORDS_FILE))
     if vocab_size is None:
         vocab_size = _own_size(directory)
     return BytePairs(base.load_tokenizer(directory, _Size(vocab_size)))
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Error(f"{path}: expected a JSON list of words, found {error}") from None
+    if (
+        not isinstance(words, list)
+        or not all(isinstance(word, str) and word for word in words)
+        or words[:1] != [UNKNOWN]
+        or len(set(words)) < len(words)
+    ):
+        raise Error(f"{path}: expected a JSON list of different words, {UNKNOWN} first")
+    return words
 
 
 def _own_size(directory: Path) -> int:
