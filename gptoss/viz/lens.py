@@ -1,0 +1,80 @@
+"""The logit lens: what the model would say if it stopped after each layer.
+
+The residual stream after each block goes through the final norm and the unembedding as if it were
+the last (nostalgebraist 2020, "interpreting GPT: the logit lens").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from gptoss.errors import Error
+from gptoss.train.model import GptOss
+from gptoss.train.trace import Trace
+from gptoss.viz.figures import DARK_IS_MUCH, new_figure, printable
+
+MOST_TOKENS = 48  # columns in which a word can still be read
+
+
+@dataclass(frozen=True)
+class Lens:
+    """After the embedding (row 0) and each block, for each position.
+
+    top: int64 [L + 1, S], the likeliest next token. probability: float64 [L + 1, S], of it.
+    target: float64 [L + 1, S − 1], of the token that comes next in the text.
+    """
+
+    top: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    target: NDArray[np.float64]
+
+
+@torch.no_grad()
+def logit_lens(model: GptOss, trace: Trace) -> Lens:
+    """softmax(unembedding(norm(residual))) after each block, from a trace of the same model."""
+    device, dtype = model.norm.scale.device, model.operand_dtype
+    following = torch.tensor(trace.tokens[1:], device=device)[:, None]
+    tops, best, targets = [], [], []
+    for residual in torch.from_numpy(trace.residuals).to(device):
+        logits = model.unembedding(model.norm(residual).to(dtype)).double()
+        p = logits.softmax(-1)
+        value, token = p.max(-1)
+        tops.append(token.cpu().numpy())
+        best.append(value.cpu().numpy())
+        targets.append(p[:-1].gather(1, following)[:, 0].cpu().numpy())
+    return Lens(np.stack(tops), np.stack(best), np.stack(targets))
+
+
+def draw_lens(lens: Lens, tokens: Sequence[str], names: Sequence[Sequence[str]]) -> Figure:
+    """Positions across, layers up, the likeliest next token in each cell, shaded by probability.
+
+    tokens: text of each position. names: text of `lens.top`, [L + 1][S].
+    """
+    layers, count = lens.top.shape
+    if count > MOST_TOKENS:
+        raise Error(f"text: expected at most {MOST_TOKENS} tokens for this picture, found {count}")
+    figure = new_figure(0.62 * count + 2.2, 0.36 * layers + 1.6)
+    axes = figure.add_subplot()
+    image = axes.imshow(lens.probability, cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto")
+    for layer in range(layers):
+        for place in range(count):
+            shade = "white" if lens.probability[layer, place] > 0.6 else "black"
+            word = printable(names[layer][place])
+            axes.text(
+                place, layer, word if len(word) <= 8 else word[:7] + "…", color=shade, fontsize=6.5,
+                ha="center", va="center",
+            )  # fmt: skip
+    axes.set_xticks(range(count), [printable(t) for t in tokens], rotation=60, fontsize=7)
+    rows = ["embedding", *(f"after layer {n}" for n in range(layers - 1))]
+    axes.set_yticks(range(layers), rows, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("token read (the cell names the likeliest next one)")
+    axes.set_ylabel("logits from")
+    figure.colorbar(image, ax=axes, label="probability")
+    return figure

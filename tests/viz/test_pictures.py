@@ -1,0 +1,174 @@
+"""Every picture is written, valid, and says on its axes what it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss import viz
+from gptoss.cli import main
+from gptoss.errors import Error
+from gptoss.viz.attention import AttentionMap
+from gptoss.viz.figures import new_figure, printable
+
+TEXT = "Once upon a time there was a little dog."
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A directory with the logs of a run, and no model."""
+    out = tmp_path / "run"
+    out.mkdir()
+    quantiles = [-4, -3, -2, -1, 0, 1, 2, 3, 4]
+    entry = {"rms": 1, "quantiles": quantiles, "grad_rms": 0.1, "grad_quantiles": quantiles}
+    with (out / "log.jsonl").open("w") as log, (out / "statistics.jsonl").open("w") as statistics:
+        for n in range(1, 40):
+            record = {"step": n, "tokens": n, "seconds": n, "loss": 5 / n}
+            log.write(json.dumps({**record, "validation": {"a": 5 / n}}) + "\n")
+            parameters = {f"block.{layer}.attn.qkv.weight": entry for layer in range(2)}
+            statistics.write(json.dumps({"step": n, "parameters": parameters}) + "\n")
+    return out
+
+
+def draw(*arguments: str, out: Path) -> list[Path]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph is a warning
+        assert main(["viz", *arguments, "--out", str(out)]) == 0
+    return sorted(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("what", "axes"),
+    [
+        ("attention", ["query", "key", "sink"]),
+        ("experts", ["expert", "token"]),
+        ("entropy", ["router entropy (nats)", "layer", "token"]),
+        ("lens", ["logits from", "probability"]),
+    ],
+)
+def test_pictures_of_a_text(
+    what: str, axes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: set[str] = set()
+    original = viz.save
+
+    def spy(figure: object, path: Path) -> Path:
+        for one in figure.findobj():  # type: ignore[attr-defined]
+            if hasattr(one, "get_text"):
+                labels.add(one.get_text())
+        return original(figure, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(viz, "save", spy)
+    made = draw(what, "--text", TEXT, "--layer", "0", out=tmp_path / "out")
+    assert set(axes) <= labels
+    for path in made:
+        assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_svg_is_xml_and_repeats(tmp_path: Path) -> None:
+    arguments = ("attention", "--text", TEXT, "--layer", "1", "--head", "2", "--format", "svg")
+    (one,) = draw(*arguments, out=tmp_path / "a")
+    assert ElementTree.parse(one).getroot().tag.endswith("svg")
+    assert one.name == "attention-layer-1-head-2.svg"
+
+
+@pytest.mark.parametrize("what", ["curves", "statistics"])
+def test_pictures_of_a_run(what: str, run: Path, tmp_path: Path) -> None:
+    made = draw(what, str(run), out=tmp_path / "out")
+    assert len(made) == (1 if what == "curves" else 2)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_curves_of_several_runs_on_one_plot(run: Path) -> None:
+    figure = viz.draw_curves([viz.read_curve(run), viz.read_curve(run)], "step")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "steps" and axes.get_ylabel() == "loss (nats per token)"
+    assert len(axes.get_lines()) == 4
+    styles = {(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
+    assert len(styles) == 4, "told apart without colour"
+
+
+def test_everything_that_applies(tmp_path: Path) -> None:
+    names = [path.name for path in draw("all", "--text", TEXT, out=tmp_path / "out")]
+    assert "tokens.html" in names and "logit-lens.png" in names
+    assert "curves.png" not in names, "the bundled model has no log"
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth, self.text, self.open = 0, "", 0
+        self.stack: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag != "meta":
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_holds_the_text_and_no_foreign_markup(tmp_path: Path) -> None:
+    text = 'A <script>alert("x")</script> & more\nlines'
+    (path,) = draw("page", "--text", text, "--best", "2", out=tmp_path / "out")
+    content = path.read_text(encoding="utf-8")
+    assert "<script" not in content and "http" not in content.replace("http-equiv", "")
+    reader = Reader()
+    reader.feed(content)
+    assert reader.stack == []
+    bare = re.sub(r'<span class="more">.*?</span>', "", content, flags=re.DOTALL)
+    shown = Reader()
+    shown.feed(bare.split("<div>")[1].split("</div>")[0])
+    assert shown.text.strip() == text
+
+
+def test_labels_can_be_seen() -> None:
+    assert printable(" a\n") == "␣a\\n"
+    assert printable("\x00\t$") == r"U+0000\t\$"
+    assert printable("") == "∅"
+    assert printable("日😀") == "U+65E5U+1F600"
+
+
+def test_too_much_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = AttentionMap(0, 0, np.zeros((600, 600), np.float32), np.zeros(600, np.float32), None)
+    with pytest.raises(Error, match="at most 512 tokens for this picture, found 600"):
+        viz.draw_attention([one], ["a"] * 600)
+    assert main(["viz", "lens", "--text", "a b c " * 40, "--out", str(tmp_path)]) == 1
+    assert "at most 48 tokens" in capsys.readouterr().err
+    assert main(["viz", "page", "--text", "word " * 2000, "--out", str(tmp_path)]) == 1
+    assert "1 to 1024" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "no/such"], "expected a run or a checkpoint"),
+        (["attention", "--text", ""], "at least one token"),
+        (["attention", "--text", "a", "--file", "b"], "found both"),
+        (["attention", "--layer", "9"], "--layer: expected 0 to 3, found 9"),
+        (["attention", "--head", "9"], "head: expected 0 to 7, found 9"),
+        (["page", "--best", "-1"], "best: expected 0 or more"),
+        (["curves"], "expected what `gptoss train` writes"),
+        (["statistics"], "statistics_every"),
+    ],
+)
+def test_clear_errors(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["viz", *arguments, "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Error, match=r"ends in .png or .svg, found '.gif'"):
+        viz.save(new_figure(1, 1), tmp_path / "a.gif")
