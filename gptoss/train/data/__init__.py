@@ -1,9 +1,9 @@
 """Texts into training data, and training data into batches. `docs/data.md` is a guide."""
 
-from gptoss.train.data.clean import Cleaning, clean
+from gptoss.train.data.cleaning import Cleaning, clean
 from gptoss.train.data.collect import is_validation
 from gptoss.train.data.packing import Batch, PackedRows, Piece
-from gptoss.train.data.prepare import prepare
+from gptoss.train.data.preparation import prepare
 from gptoss.train.data.prepared import PreparedData, open_data
 from gptoss.train.data.tokenizers import END_OF_TEXT, SPECIAL, TextTokenizer, load_tokenizer
 

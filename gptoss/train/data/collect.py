@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gptoss.errors import Error
-from gptoss.train.data.clean import Cleaning, clean, objection
+from gptoss.train.data.cleaning import Cleaning, clean, objection
 from gptoss.train.data.dedup import NONE, Seen, Signature, digest, record, signature
 from gptoss.train.data.sources import Reading, read_documents
 from gptoss.train.data.workers import in_order

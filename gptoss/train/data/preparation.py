@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from gptoss.errors import Error, shown
 from gptoss.train.data import hub
-from gptoss.train.data.clean import Cleaning
+from gptoss.train.data.cleaning import Cleaning
 from gptoss.train.data.collect import (
     SPLITS,
     TRAIN,
