@@ -26,7 +26,6 @@ from gptoss.errors import Error
 from gptoss.train.architecture import Architecture
 from gptoss.train.data import Batch, PackedRows, PreparedData, open_data
 from gptoss.train.distributed import (
-    World,
     copy_whole,
     forget_gathered,
     full,
@@ -35,6 +34,7 @@ from gptoss.train.distributed import (
     local,
     wrap,
 )
+from gptoss.train.evaluation import evaluate, to_tensors
 from gptoss.train.files import write_in_one_piece
 from gptoss.train.logs import Line, Logs, distribution
 from gptoss.train.model import GptOss, Routing
@@ -61,44 +61,6 @@ EARLY = 20  # steps in which no loss is called a spike
 
 class Diverged(Error):
     """The loss is no longer a finite number, or far above what it was."""
-
-
-def to_tensors(batch: Batch, rows: slice = slice(None)) -> list[Tensor]:
-    """tokens, targets, positions, documents of some rows of a batch: int64 [rows, length]."""
-    arrays = (batch.tokens, batch.targets, batch.positions, batch.documents)
-    return [torch.from_numpy(a[rows]) for a in arrays]
-
-
-@torch.no_grad()
-def evaluate(
-    model: GptOss, rows: PackedRows, count: int = 8, limit: int = 0, world: World | None = None
-) -> tuple[float, int]:
-    """Mean loss in nats per token over `rows` (the first `limit` if not 0), and the tokens.
-
-    `count` rows at a time; each process of `world` takes as many, and all return the same.
-    """
-    device = model.norm.scale.device
-    world = world or World(0, 1, device)
-    training = model.training
-    model.eval()
-    total, tokens = 0.0, 0
-    for number, batch in enumerate(rows.sequential(count * world.size)):
-        kept = len(batch.tokens)
-        if limit:
-            kept = min(kept, limit - number * count * world.size)
-        if kept <= 0:
-            break
-        mine = slice(world.rank * count, min(kept, (world.rank + 1) * count))
-        part = to_tensors(batch, mine)
-        if len(part[0]) == 0:  # nothing left for this process, but a shard must run along
-            part = to_tensors(batch, slice(0, 1))
-            part[1] = torch.full_like(part[1], -1)
-        loss, _ = model(*(t.to(device) for t in part))
-        total += loss.item()
-        tokens += int((part[1] >= 0).sum())
-    model.train(training)
-    total, counted = world.sum([total, float(tokens)])
-    return total / max(1.0, counted), int(counted)
 
 
 class Trainer:
@@ -128,8 +90,7 @@ class Trainer:
         self.net = wrap(self.model, self.world, settings.parallel)
         self.sharded = settings.parallel == "fsdp" and self.world.size > 1
         if settings.compile:
-            for block in self.model.blocks():
-                block.compile()
+            self._compile()
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings.weight_decay),
@@ -149,6 +110,10 @@ class Trainer:
         resumes = (out / CHECKPOINT_FILE).exists()
         if resumes:
             self.load()
+        if self.world.sum([float(self.step)])[0] != self.world.size * self.step:
+            raise Error(
+                f"{out}: expected a directory that every process sees, found different ones"
+            )
         self.rows = self._rows(self.row_length)
         if self.world.first:
             self._prepare_directory()
@@ -194,6 +159,15 @@ class Trainer:
         model.compute_dtype = getattr(torch, s.dtype)
         model.checkpointing = s.checkpointing
         return model.to(self.world.device).train()
+
+    def _compile(self) -> None:
+        """Blocks on a GPU; on a CPU feed-forward parts alone.
+
+        Attention on a CPU is a loop over blocks of queries, which the compiler would write out.
+        """
+        for block in self.model.blocks():
+            part = block.mlp if self.world.device.type == "cpu" else block
+            part.compile()
 
     def _rows(self, length: int) -> PackedRows:
         s = self.settings
@@ -349,8 +323,9 @@ class Trainer:
         predicted = max(1, int((batch.targets >= 0).sum()))
         mine = self.world.share(rows)
         size = max(1, s.micro_tokens // self.row_length)
-        total, balance, z = 0.0, 0.0, 0.0
-        load = torch.zeros(0, 0)
+        # nats, balance and z-loss; on the device, so as to wait for it once
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        load = torch.zeros(0, 0, device=self.world.device)
         for at in range(mine.start, mine.stop, size):
             part = slice(at, min(mine.stop, at + size))
             weight = (part.stop - part.start) / rows
@@ -361,19 +336,17 @@ class Trainer:
                 if routing:
                     means = _means(routing)
                     objective = objective + weight * (s.balance * means[0] + s.z_loss * means[1])
-                    balance += weight * means[0].item()
-                    z += weight * means[1].item()
-                    counts = torch.stack([r.load for r in routing]).double().cpu()
+                    sums[1:] += weight * means.detach()
+                    counts = torch.stack([r.load for r in routing]).double()
                     load = load + counts if load.numel() else counts
                 # DDP and FSDP take the mean over the processes where the sum is meant
                 (objective * self.world.size).backward()
-            total += loss.item()
-        sums = self.world.sum([total / predicted, balance, z, *load.flatten().tolist()])
-        load = torch.tensor(sums[3:]).view(load.shape)
-        figures = {"loss": sums[0]}
-        if load.numel():
-            figures |= {"balance": sums[1], "z": sums[2]}
-        return figures, load
+            sums[0] += loss.detach()
+        nats, balance, z, *counted = self.world.sum(torch.cat([sums, load.flatten()]).tolist())
+        figures = {"loss": nats / predicted}
+        if counted:
+            figures |= {"balance": balance, "z": z}
+        return figures, torch.tensor(counted).view(load.shape)
 
     def _load_figures(self, load: Tensor) -> dict[str, Any]:
         """Shares of the tokens; those of each expert where the step is validated."""

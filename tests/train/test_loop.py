@@ -77,6 +77,28 @@ def test_checkpointing_changes_nothing(
         assert (found["loss"], found["norm"]) == (expected["loss"], expected["norm"])
 
 
+def test_compiled_parts_compute_the_same(
+    small_config: ModelConfig, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated by the compiler, but run without its C++, which takes a minute."""
+    compile_module = torch.nn.Module.compile
+    compiled = []
+
+    def quick(self: torch.nn.Module) -> None:
+        compiled.append(self)
+        compile_module(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    config = dataclasses.replace(small_config, num_hidden_layers=1)
+    plain = trainer(config, prepared, tmp_path / "plain")
+    other = trainer(config, prepared, tmp_path / "compiled", compile=True)
+    assert compiled == [block.mlp for block in other.model.blocks()]
+    for _ in range(2):
+        expected, found = plain.train_step(), other.train_step()
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["norm"] == pytest.approx(expected["norm"], rel=1e-4)
+
+
 def test_loss_falls_and_validation_follows(
     small_config: ModelConfig, prepared: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from gptoss.errors import Error
 from gptoss.train.overrides import from_options, from_table, read_file
 from gptoss.train.presets import get_preset
 from gptoss.train.settings import Settings
+from gptoss.train.state import CHECKPOINT_FILE, load_state
 
 
 @pytest.mark.parametrize(
@@ -131,8 +134,15 @@ def test_toml_without_a_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 TINY = {
     "architecture": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
     "settings": {
-        "steps": 6, "batch_tokens": 128, "length": 64, "long_length": 64, "warmup": 2,
-        "validate_every": 3, "save_every": 2, "sample_tokens": 4, "dtype": "float32",
+        "steps": 6,
+        "batch_tokens": 128,
+        "length": 64,
+        "long_length": 64,
+        "warmup": 2,
+        "validate_every": 3,
+        "save_every": 2,
+        "sample_tokens": 4,
+        "dtype": "float32",
     },
 }
 
@@ -169,6 +179,37 @@ def test_command_trains_goes_on_and_repeats(
         for run in (out, again)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminate"]
+)
+def test_a_signal_ends_the_run_after_the_step(
+    prepared: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    from gptoss.train.loop import Trainer
+
+    take = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Any]:
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+        return take(self)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    out = tmp_path / "run"
+    given = ["train", "--config", str(config), "--data", str(prepared), "--out", str(out)]
+    assert main([*given, "--set", "save_every=6"]) == code
+    assert "stopped after step 3, which is saved" in capsys.readouterr().err
+    assert load_state(out / CHECKPOINT_FILE)["step"] == 3
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(
