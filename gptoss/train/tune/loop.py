@@ -116,7 +116,7 @@ class Tuner:
             lora.attach(model, r.targets, r.lora_rank, r.lora_alpha, s.seed, self.token_ids)
         size = math.prod((self.source.config.hidden_size, self.source.config.vocab_size))
         model.checkpointing = s.checkpointing or 2 * size > _LARGE
-        return model.to(self.device)
+        return model.eval().to(self.device)  # without dropout, if it was trained with it
 
     def _begin(self) -> None:
         """Leaves in `out` what the run is, then its first state."""

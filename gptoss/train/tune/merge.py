@@ -124,12 +124,13 @@ class PackedMerged(PackedExperts):
         return mxfp4.dequantize(blocks, scales)
 
 
-def merged_source(run: Path, base: str | None = None, rule: str = "mse") -> TensorSource:
+def merged_source(run: Path, base: str | None = None, rule: str | None = "mse") -> TensorSource:
     """The weights that a fine-tuning run has arrived at, for `write_checkpoint`.
 
     Of adapters on an MXFP4 base, each expert is unpacked, changed and packed again by `rule`
-    ("mse" or "mx") when it is asked for; matrices without adapters keep their bits. `base` says
-    where the base is now, if it has moved. Raises Error, also for another base than it was.
+    ("mse" or "mx") when it is asked for, or left unpacked without a rule; matrices without
+    adapters keep their bits. `base` says where the base is now, if it has moved. Raises Error, also
+    for another base than it was.
     """
     marker = read_marker(run)
     state = load_state(run / STATE)
@@ -155,7 +156,7 @@ def merged_source(run: Path, base: str | None = None, rule: str = "mse") -> Tens
         if name.endswith("embedding.rows")
     }
     merged = MergedSource(source, config, factors_of(trained, scale), rows, marker["token_ids"])
-    if merged.expert_dtype == "bf16" and source.expert_dtype == "mxfp4":
+    if rule and merged.expert_dtype == "bf16" and source.expert_dtype == "mxfp4":
         return PackedMerged(merged, rule)
     return merged
 
@@ -176,7 +177,9 @@ def factors_of(trained: Mapping[str, Tensor], scale: float) -> dict[str, Factors
     return found
 
 
-def _full(run: Path, marker: dict[str, Any], state: dict[str, Any], rule: str) -> TensorSource:
+def _full(
+    run: Path, marker: dict[str, Any], state: dict[str, Any], rule: str | None
+) -> TensorSource:
     from gptoss.train.convert import to_source
     from gptoss.train.model import GptOss
 
@@ -185,7 +188,7 @@ def _full(run: Path, marker: dict[str, Any], state: dict[str, Any], rule: str) -
     with torch.device("meta"):
         model = GptOss(dataclasses.replace(architecture, config=config))
     model.load_state_dict(state["trained"], assign=True)
-    return to_source(model, rule=rule, directory=run)
+    return to_source(model, "mxfp4" if rule else "bf16", rule or "mse", directory=run)
 
 
 def _with_stop_ids(config: ModelConfig, stop_ids: list[int]) -> ModelConfig:

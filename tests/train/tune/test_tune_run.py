@@ -15,8 +15,9 @@ import torch
 from gptoss import Engine, SamplingParams
 from gptoss.checkpoint import open_checkpoint, write_checkpoint
 from gptoss.cli import main
+from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.convert import from_source
+from gptoss.train.convert import from_source, to_source
 from gptoss.train.tune import lora
 from gptoss.train.tune.conversations import Harmony, Message
 from gptoss.train.tune.loop import Tuner
@@ -161,6 +162,47 @@ def test_one_run_after_another(
         tokens = torch.arange(40)[None]
         found, expected = from_source(written).logits(tokens), run.model.logits(tokens)
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_of_the_trainer_as_base(
+    small_config: ModelConfig, prepared: Path, chat_file: Path, tmp_path: Path, full: bool
+) -> None:
+    from gptoss.train.loop import Trainer
+    from gptoss.train.settings import Settings
+
+    settings = Settings(
+        steps=2, batch_tokens=64, length=32, long_length=32, warmup=1, dtype="float32",
+        validation_rows=1, sample_tokens=0,
+    )  # fmt: skip
+    trained = Trainer(small_config, settings, prepared, tmp_path / "trained")
+    trained.run(quiet=True)
+    changes = {"quantize_from": 1.0, "length": 128}
+    run = tuner(tmp_path / "trained", chat_file, tmp_path / "run", changes, full=full)
+    tokens = torch.arange(40)[None]
+    # LoRA begins at what an export of the run would be, all weights at the run itself
+    expected = trained.model if full else from_source(to_source(trained.model))
+    torch.testing.assert_close(
+        run.model.logits(tokens), expected.logits(tokens), rtol=1e-4, atol=1e-5
+    )
+    run.run(quiet=True)
+    write_checkpoint(merged_source(tmp_path / "run"), tmp_path / "merged")
+    with open_checkpoint(tmp_path / "merged") as written:
+        found = from_source(written).logits(tokens)
+    assert (found - run.model.logits(tokens)).norm() < 0.15 * found.norm()
+
+
+def test_unpacked_result(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
+    changes = {"quantize_from": 1.0}
+    for full in (False, True):
+        out = tmp_path / f"run-{full}"
+        run = tuner(checkpoint, chat_file, out, changes, full=full)
+        run.run(quiet=True)
+        write_checkpoint(merged_source(out, rule=None), out / "merged", "huggingface-bf16")
+        tokens = torch.arange(40)[None]
+        with open_checkpoint(out / "merged") as written:
+            found, expected = from_source(written).logits(tokens), run.model.logits(tokens)
+        assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_layouts(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
