@@ -111,10 +111,12 @@ class Line:
         told = "validation" in record
         if not (live or last or told or step % self.EVERY == 0):
             return
+        speed = 1 / self.pace
+        mfu = record["mfu"] * speed / record["tokens_per_s"]
         left = duration(self.pace * self.batch_tokens * (self.steps - step))
         text = (
             f"step {step}/{self.steps}  loss {record['loss']:.4f}  norm {record['norm']:.2f}  "
-            f"{1 / self.pace:.0f} tokens/s  MFU {record['mfu']:.0%}  {left} left"
+            f"{speed:.0f} tokens/s  MFU {mfu:.0%}  {left} left"
         )
         if live:
             self.stream.write("\r" + text.ljust(79) + ("\n" if told or last else ""))

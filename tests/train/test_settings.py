@@ -242,3 +242,19 @@ def test_command_says_what_is_wrong(
     assert line.startswith("gptoss: error: ")
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_guide_names_every_setting_with_its_default() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "training.md"
+    rows = [line.split("|") for line in guide.read_text(encoding="utf-8").splitlines()]
+    told = {
+        name.strip(" `"): value.strip()
+        for _, names, values, *_ in (row for row in rows if len(row) == 5)
+        for name, value in zip(names.split(","), values.split(","), strict=True)
+    }
+    plain = {True: "true", False: "false", "": "all once"}
+    for field in dataclasses.fields(Settings):
+        if type(field.default) in (int, float):
+            assert float(told[field.name]) == field.default, field.name
+        else:
+            assert told[field.name] == plain.get(field.default, field.default), field.name
