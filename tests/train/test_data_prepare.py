@@ -96,6 +96,19 @@ def test_what_is_written(text: Path, tmp_path: Path) -> None:
     assert told[-1] == ("tokenising", size, size)
 
 
+@pytest.mark.parametrize("validation", [0.0, 1e-9, 0.1])
+def test_documents_keep_their_order(text: Path, tmp_path: Path, validation: float) -> None:
+    """Even where the one that is held out was found late, or had to be chosen."""
+    options: dict[str, Any] = {"tokenizer": "characters", "block_bytes": 4000}
+    prepare([text], tmp_path / "out", validation=validation, **options)
+    held_out = documents(tmp_path / "out", "validation")
+    stories = [clean(story) for story in numbered(100)]
+    assert documents(tmp_path / "out", "train") == [s for s in stories if s not in held_out]
+    assert held_out == [s for s in stories if s in held_out]
+    if validation == 1e-9:  # none by its hash: the lowest of the first block
+        assert len(held_out) == 1 and held_out[0] in stories[:20]
+
+
 def test_split_depends_on_the_document_alone() -> None:
     stories = [f"document {n}" for n in range(4000)]
     held_out = [d for d in stories if is_validation(d, 0.05)]

@@ -153,16 +153,17 @@ class _Blocks:
 
 
 class _Text:
-    """The documents of one text on their way into blocks.
+    """The documents of one text on their way into blocks, in their order.
 
-    Which are held out follows from their hashes; where that would be none, it is the one with the
-    lowest hash, kept back until another is found.
+    Which are held out follows from their hashes; where that would be none of the whole text, or of
+    its first block, it is the one with the lowest hash. Until one is found the documents wait.
     """
 
     def __init__(self, work: Path, name: str, plan: Plan) -> None:
-        self._fraction = plan.validation
+        self._fraction, self._most = plan.validation, plan.block_bytes
         self.blocks = {s: _Blocks(work, name, s, plan.block_bytes) for s in SPLITS}
-        self._kept_back: str | None = None
+        self._waiting: list[str] = []
+        self._size = 0  # bytes that wait
 
     def add(self, document: str) -> None:
         train, held_out = self.blocks[TRAIN], self.blocks[VALIDATION]
@@ -171,34 +172,37 @@ class _Text:
             held_out.add(document)
         elif self._fraction == 0 or held_out.made:
             train.add(document)
-        elif self._kept_back is None:
-            self._kept_back = document
         else:
-            low, high = sorted([self._kept_back, document], key=share_of)
-            self._kept_back = low
-            train.add(high)
+            self._waiting.append(document)
+            self._size += len(document.encode())
+            if self._size > self._most:
+                self._give_up_one()
 
     def _release(self) -> None:
-        if self._kept_back is not None:
-            document, self._kept_back = self._kept_back, None
+        for document in self._waiting:
             self.blocks[TRAIN].add(document)
+        self._waiting.clear()
+
+    def _give_up_one(self) -> None:
+        if len(self._waiting) > 1:  # a single one is needed to train on
+            lowest = min(range(len(self._waiting)), key=lambda n: share_of(self._waiting[n]))
+            self.blocks[VALIDATION].add(self._waiting.pop(lowest))
+        self._release()
 
     def close(self) -> None:
-        if self._kept_back is not None and self.blocks[TRAIN].made:
-            self.blocks[VALIDATION].add(self._kept_back)
-        else:
-            self._release()
+        self._give_up_one()
         for blocks in self.blocks.values():
             blocks.close()
 
     def state(self) -> dict[str, Any]:
         blocks = {split: blocks.state() for split, blocks in self.blocks.items()}
-        return {"blocks": blocks, "kept_back": self._kept_back}
+        return {"blocks": blocks, "waiting": self._waiting}
 
     def restore(self, state: dict[str, Any]) -> None:
         for split, blocks in self.blocks.items():
             blocks.restore(state["blocks"][split])
-        self._kept_back = state["kept_back"]
+        self._waiting = state["waiting"]
+        self._size = sum(len(document.encode()) for document in self._waiting)
 
 
 class _Collector:
