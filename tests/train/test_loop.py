@@ -142,7 +142,7 @@ def test_z_loss_pulls_router_logits_down(
     ends = []
     for weight in (0.0, 1.0):
         out = tmp_path / str(weight)
-        run = trainer(small_config, prepared, out, steps=40, z_loss=weight, validate_every=40)
+        run = trainer(small_config, prepared, out, steps=20, z_loss=weight, validate_every=20)
         ends.append(run.run(quiet=True)[-1]["z"])
     assert ends[1] < 0.5 * ends[0]
 
