@@ -20,7 +20,7 @@ from gptoss.tokenizer_files import tokenizer_files
 from gptoss.train.data import END_OF_TEXT
 from gptoss.train.distributed import join
 from gptoss.train.files import write_in_one_piece
-from gptoss.train.logs import Logs
+from gptoss.train.logs import Logs, append
 from gptoss.train.schedule import learning_rate, parameter_groups
 from gptoss.train.settings import Settings
 from gptoss.train.state import (
@@ -164,8 +164,9 @@ class Tuner:
             **dataclasses.asdict(self.settings),
         }
         kept = {**marker, **marker["recipe"], **marker["settings"]}
-        for name, value in asked.items():
-            if name not in CHANGEABLE | {"epochs"} and kept.get(name) != value:
+        changed = {name: value for name, value in asked.items() if kept.get(name) != value}
+        for name, value in changed.items():
+            if name not in CHANGEABLE | {"epochs"}:
                 raise Error(
                     f"{self.out}: {name}: expected {shown(kept.get(name))} as the run began, found "
                     f"{shown(value)}; go on with that, or begin another run elsewhere"
@@ -179,6 +180,8 @@ class Tuner:
         for name in _PLACE:
             setattr(self, name, state[name])
         trim_log(self.out / LOG_FILE, self.step)
+        if changed:  # allowed, but then the run is no longer the one that began
+            append(self.out / LOG_FILE, {"resumed_after": self.step, "changed": changed})
 
     def _tensors(self, rows: Rows, picked: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         batch = rows.build(picked)

@@ -267,6 +267,7 @@ def test_going_on_with_other_settings(
         tuner(checkpoint, chat_file, out, changes, **{"validation": 0.2, **recipe})
     longer = tuner(checkpoint, chat_file, out, {"steps": 9}, validation=0.2)
     assert longer.settings.steps == 9
+    assert log(out) == [{"resumed_after": 0, "changed": {"steps": 9}}]
 
 
 def test_going_on_with_other_data(
