@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         arguments.rule,
         arguments.rows,
     )
-    _print(report)
+    print_losses(report)
     rule = f", experts in MXFP4 with rule {report['rule']}" if report["rule"] else ""
     print(f"written to {arguments.out}{rule}")
     return 0
@@ -69,9 +69,10 @@ _STAGES = {
 }
 
 
-def _print(report: dict[str, Any]) -> None:
+def print_losses(report: dict[str, Any]) -> None:
+    """A table of what `gptoss.train.export.export` has measured."""
     if "float32" not in report:
-        print("loss: not measured, the run's data is not where it was (name it with --data)")
+        print("loss: not measured: the run's data has moved (see --data) or holds nothing out")
         return
     texts = list(report["float32"])
     width = max(12, *(len(text) for text in texts))

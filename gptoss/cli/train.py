@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss.errors import Error
+from gptoss.progress import Progress
 
 if TYPE_CHECKING:
     from gptoss.train.loop import Trainer
@@ -24,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="RUN", help="a new directory, or a run")
     add("--preset", metavar="P", help="nano, nano-cpu, gpt2-style, shakespeare or gpt-oss-20b")
-    add("--data", type=Path, metavar="DIR", help="made by `gptoss data prepare`")
+    add(
+        "--data",
+        metavar="DATA",
+        help="made by `gptoss data prepare`; or texts, prepared with what suits the preset into "
+        "RUN/data first",
+    )
     add("--config", type=Path, metavar="F", help="settings and sizes in a TOML or JSON file")
     add(
         "--set",
@@ -34,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a setting or a size, such as steps=2000; may be given often",
     )
     add("--device", metavar="D", help="auto, cpu or cuda; as --set device=D")
+    add("--no-export", dest="export", action="store_false", help="write no RUN/model at the end")
     add("--quiet", action="store_true", help="print no progress")
 
 
@@ -61,8 +68,8 @@ def _train(arguments: argparse.Namespace, first: bool) -> int:
     from gptoss.train.data import open_data
     from gptoss.train.loop import Trainer
 
-    preset, changes, directory = _asked(arguments)
-    data = open_data(directory)
+    preset, changes, place = _asked(arguments)
+    data = open_data(_prepared(place, arguments, preset))
     preset = preset.fit(data).replace(**changes)
     trainer = Trainer(preset.architecture, preset.settings, data, arguments.out)
     if first and not arguments.quiet:
@@ -91,10 +98,67 @@ def _train(arguments: argparse.Namespace, first: bool) -> int:
         )
     if caught:
         return 128 + caught[0]
+    if first and arguments.export and trainer.step >= trainer.settings.steps:
+        _export(trainer, arguments.quiet)
     return 0
 
 
-def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], Path]:
+def _prepared(place: str, arguments: argparse.Namespace, preset: Preset) -> Path:
+    """The prepared data at `place`; made of the texts there if it is none."""
+    from gptoss.train.data import prepare
+
+    if (Path(place) / "data.json").exists():
+        return Path(place)
+    out: Path = arguments.out / "data"
+    if (out / "data.json").exists():
+        return out
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Error(
+            f"{place}: expected data made by `gptoss data prepare`, which has to come first where "
+            "several processes train"
+        )
+    vocabulary = None if preset.tokenizer != "bpe" else _vocabulary_for(Path(place))
+    with Progress("preparing the text") as bar:
+        prepare(
+            [place],
+            out,
+            tokenizer=preset.tokenizer,
+            vocab_size=vocabulary,
+            progress=lambda what, done, total: bar(done, total),
+        )
+    return out
+
+
+def _vocabulary_for(place: Path) -> int:
+    """Ids that a text of this size gives, roughly one for each kilobyte, 512 to 4,096."""
+    files = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+    size = sum(p.stat().st_size for p in files)
+    if not place.exists():  # a dataset of the Hub
+        return 4096
+    return max(512, min(4096, 1 << (size // 1000).bit_length()))
+
+
+def _export(trainer: Trainer, quiet: bool) -> None:
+    """RUN/model, which the engine runs, if it can."""
+    from gptoss.cli.export import print_losses
+    from gptoss.train.export import export
+
+    differences = trainer.architecture.differences()
+    out = trainer.out / "model"
+    if differences:
+        print(f"not exported: the engine runs gpt-oss, this model has {', '.join(differences)}")
+        return
+    if out.exists():
+        print(f"{out}: is there already, and stays")
+        return
+    report = export(trainer.out, out)
+    if not quiet:
+        print_losses(report)
+    prompt = trainer.settings.sample_prompt
+    print(f'written to {out}; try: gptoss generate -m {out} "{prompt}"')
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], str]:
     """The preset, changes to it, and the data; what is not named comes from the run itself."""
     from gptoss.train.overrides import from_options, from_table, read_file
     from gptoss.train.presets import get_preset
@@ -122,8 +186,8 @@ def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], Path]
         changes["device"] = arguments.device
     data = arguments.data or _directory(table) or _directory(kept)
     if data is None:
-        raise Error("train: expected --data, a directory made by `gptoss data prepare`")
-    return preset, changes, Path(data)
+        raise Error("train: expected --data, made by `gptoss data prepare`, or texts")
+    return preset, changes, data
 
 
 def _directory(table: dict[str, Any]) -> str | None:

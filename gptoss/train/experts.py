@@ -11,6 +11,8 @@ from torch.autograd import Function
 
 from gptoss.mxfp4 import BLOCK, VALUES
 
+HAS_GROUPED = hasattr(F, "grouped_mm")  # since PyTorch 2.10
+
 
 class ExpertAdapters(Protocol):
     """What fine-tuning adds to the products of one layer's experts (see `train.tune.lora`)."""
@@ -157,7 +159,8 @@ def expert_linear(
 
     weight: [E, R, K] of the dtype of rows, or packed; bias: [E, R]. Returns [N, R].
     """
-    if rows.device.type == "cuda" and isinstance(weight, Tensor) and adapters is None:
+    grouped = rows.device.type == "cuda" and rows.dtype == torch.bfloat16 and HAS_GROUPED
+    if grouped and isinstance(weight, Tensor) and adapters is None:
         return grouped_linear(rows, load, weight, bias)
     outs = []
     for expert, part in enumerate(rows.split(load.tolist())):

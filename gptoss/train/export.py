@@ -98,8 +98,9 @@ def export(
     `rule` for the block scales is "mx", "mse" or "best", the one of less validation loss. Measures
     on the held-out documents of `data` (default: where the run had its data), `limit` rows of each
     text. Returns the losses (see `losses`) in float32, with bf16 weights and with MXFP4 experts of
-    each rule tried; writes them into the run directory too. Where the data is no longer there,
-    nothing is measured and "best" is "mse". Raises Error for another architecture than gpt-oss.
+    each rule tried; writes them into the run directory too. Where the data is no longer there, or
+    holds nothing out, nothing is measured and "best" is "mse". Raises Error for another
+    architecture than gpt-oss.
     """
     if layout not in LAYOUTS:
         raise Error(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}")
@@ -129,13 +130,17 @@ def export(
 
 
 def _held_out(data: Path | None, state: dict[str, Any]) -> PreparedData | None:
-    """The run's data, or the one named. Raises Error when the one named is not the run's."""
+    """The run's data, if it is where it was and can be measured on, or the one named.
+
+    Raises Error when the one named is not the run's.
+    """
     if data is None:
         place = Path(state["data"])
         if not place.is_dir():
             return None
         found = open_data(place)
-        return found if found.digest == state["digest"] else None
+        measurable = found.digest == state["digest"] and found.tokens("validation") > 0
+        return found if measurable else None
     found = open_data(data)
     if found.digest != state["digest"]:
         raise Error(

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """What to train and how. `fixed`: sizes of the vocabulary that the user has named."""
+    """What to train and how, and the tokenizer that suits it.
+
+    `fixed`: sizes of the vocabulary that the user has named.
+    """
 
     architecture: Architecture
     settings: Settings
+    tokenizer: str = "bpe"
     fixed: frozenset[str] = frozenset()
 
     def replace(self, **changes: Any) -> Preset:
@@ -39,6 +43,7 @@ class Preset:
         return Preset(
             self.architecture.replace(**rest),
             dataclasses.replace(self.settings, **mine),
+            self.tokenizer,
             self.fixed | ({"vocab_size", "eos_token_ids"} & set(rest)),
         )
 
@@ -49,9 +54,11 @@ class Preset:
         return dataclasses.replace(self, architecture=self.architecture.replace(**changes))
 
 
-def _preset(sizes: dict[str, Any], parts: dict[str, Any], settings: dict[str, Any]) -> Preset:
+def _preset(
+    sizes: dict[str, Any], parts: dict[str, Any], settings: dict[str, Any], tokenizer: str = "bpe"
+) -> Preset:
     config = ModelConfig(vocab_size=4096, eos_token_ids=(4095,), **sizes)
-    return Preset(Architecture(config, **parts), Settings(**settings))
+    return Preset(Architecture(config, **parts), Settings(**settings), tokenizer)
 
 
 _NANO_CPU = {
@@ -143,6 +150,7 @@ PRESETS = {
             "sample_prompt": "ROMEO:",
             "sample_tokens": 200,
         },
+        "characters",
     ),
     # the published geometry, for machines that hold 21 billion parameters and their optimizer
     "gpt-oss-20b": Preset(

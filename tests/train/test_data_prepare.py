@@ -109,6 +109,17 @@ def test_documents_keep_their_order(text: Path, tmp_path: Path, validation: floa
         assert len(held_out) == 1 and held_out[0] in stories[:20]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_something_is_left_to_train_on(tmp_path: Path, count: int) -> None:
+    """Even where the hashes of all documents say that they are held out."""
+    text = tmp_path / "few.txt"
+    text.write_text(f"\n{END_OF_TEXT}\n".join(numbered(count)))
+    prepare([text], tmp_path / "out", tokenizer="characters", validation=0.999999)
+    assert all(is_validation(clean(story), 0.999999) for story in numbered(count))
+    assert len(documents(tmp_path / "out", "train")) == max(1, count - 1)
+    assert len(documents(tmp_path / "out", "validation")) == min(1, count - 1)
+
+
 def test_split_depends_on_the_document_alone() -> None:
     stories = [f"document {n}" for n in range(4000)]
     held_out = [d for d in stories if is_validation(d, 0.05)]

@@ -160,6 +160,7 @@ class _Text:
     """
 
     def __init__(self, work: Path, name: str, plan: Plan) -> None:
+        self._work = work
         self._fraction, self._most = plan.validation, plan.block_bytes
         self.blocks = {s: _Blocks(work, name, s, plan.block_bytes) for s in SPLITS}
         self._waiting: list[str] = []
@@ -190,6 +191,19 @@ class _Text:
         self._release()
 
     def close(self) -> None:
+        self._give_up_one()
+        for blocks in self.blocks.values():
+            blocks.close()
+        if not self.blocks[TRAIN].made and self.blocks[VALIDATION].made:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """All few documents have hashes of the held-out side: only the lowest stays there."""
+        held_out = self.blocks[VALIDATION]
+        self._waiting = [
+            d for made in held_out.made for d in read_block(self._work / made["block"])
+        ]
+        held_out.made = []
         self._give_up_one()
         for blocks in self.blocks.values():
             blocks.close()
