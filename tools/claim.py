@@ -5,8 +5,8 @@
 Both get the same prepared data in the same order, the same tokens, schedule and optimizer, and as
 many parameters that work on a token (blocks and unembedding; the table prints them). The learning
 rate is chosen for each by a sweep of shorter runs with another seed. Runs go on where they stopped.
-The last line of the table is the difference; losses are means over the held-out documents of all
-texts in nats per token, each with its range over the seeds. Writes RUNS/claim.json.
+Losses are in nats per token on the first 24 rows of 512 of each held-out text, the mean over the
+texts, and then over the seeds with its range. Writes RUNS/claim.json and RUNS/claim.png.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 RATES = (1.25e-3, 2.5e-3, 5e-3)
 SWEEP_SEED = 1000
+ROWS = 24  # of each held-out text, 512 tokens each
 
 # 4 layers of hidden size 160; the blocks of both have 1.2 million parameters that work on a token
 SIZES = {
@@ -76,15 +77,22 @@ def main() -> int:
     if arguments.only:
         return 0
     report = {
-        name: {"learning_rate": rates[name], "active": active(name), "runs": results[name]}
+        name: {
+            "learning_rate": rates[name],
+            "parameters": active(name, arguments.data),
+            "runs": results[name],
+        }
         for name in names
     }
     (arguments.out / "claim.json").write_text(json.dumps(report, indent=1) + "\n")
     print_table(report)
+    draw(report, arguments.out / "claim.png")
     return 0
 
 
-def settings(name: str, seed: int, rate: float, tokens: int, batch: int) -> Any:
+def settings(
+    name: str, seed: int, rate: float, tokens: int, batch: int, validations: int = 8
+) -> Any:
     from gptoss.train.presets import get_preset
 
     preset, sizes = MODELS[name]
@@ -100,8 +108,8 @@ def settings(name: str, seed: int, rate: float, tokens: int, batch: int) -> Any:
         warmup=steps // 20,
         weight_decay=0.1,
         seed=seed,
-        validate_every=max(1, steps // 20),
-        validation_rows=0,
+        validate_every=max(1, steps // validations),
+        validation_rows=ROWS,
         save_every=50,
         sample_tokens=0,
         device="cpu",
@@ -116,7 +124,8 @@ def train(
     from gptoss.train.loop import Trainer
 
     data = open_data(arguments.data)
-    preset = settings(name, seed, rate, int(arguments.tokens * share), arguments.batch_tokens)
+    tokens, looks = int(arguments.tokens * share), 8 if share == 1 else 1
+    preset = settings(name, seed, rate, tokens, arguments.batch_tokens, looks)
     preset = preset.fit(data)
     out = arguments.out / f"{name}-{rate:g}-{seed}{'-sweep' if share < 1 else ''}"
     run = Trainer(preset.architecture, preset.settings, data, out)
@@ -125,14 +134,12 @@ def train(
     for line in (out / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
         if "validation" in record:
-            # texts weighted by their held-out tokens: one mean over all of them
-            weights = {text: data.tokens("validation", text) for text in record["validation"]}
-            loss = sum(record["validation"][text] * weights[text] for text in weights)
+            losses = record["validation"].values()
             curve.append(
                 {
                     "tokens": record["tokens"],
                     "seconds": record["seconds"],
-                    "loss": loss / sum(weights.values()),
+                    "loss": sum(losses) / len(losses),
                 }
             )
     return curve
@@ -145,11 +152,12 @@ def best_rate(name: str, arguments: argparse.Namespace) -> float:
     return min(ends, key=lambda rate: ends[rate])
 
 
-def active(name: str) -> dict[str, int]:
+def active(name: str, data: Path) -> dict[str, int]:
     """Parameters: all, and those of blocks and unembedding that work on a token."""
+    from gptoss.train.data import open_data
     from gptoss.train.model import GptOss
 
-    architecture = settings(name, 0, 1e-3, 10**6, 4096).architecture
+    architecture = settings(name, 0, 1e-3, 10**6, 4096).fit(open_data(data)).architecture
     model, c = GptOss(architecture), architecture.config
     blocks = sum(p.numel() for n, p in model.named_parameters() if n.startswith("block."))
     idle = 0
@@ -169,7 +177,7 @@ def active(name: str) -> dict[str, int]:
 
 def print_table(report: dict[str, Any]) -> None:
     for name, found in report.items():
-        counts = ", ".join(f"{key} {value:,}" for key, value in found["active"].items())
+        counts = ", ".join(f"{key} {value:,}" for key, value in found["parameters"].items())
         print(f"{name}: learning rate {found['learning_rate']:g}; parameters: {counts}")
     print(f"{'tokens':>10}" + "".join(f"  {name:>24}" for name in report) + "   difference")
     curves = {name: found["runs"] for name, found in report.items()}
@@ -185,6 +193,27 @@ def print_table(report: dict[str, Any]) -> None:
     for name, runs in curves.items():
         speeds = [run[-1]["tokens"] / run[-1]["seconds"] for run in runs]
         print(f"{name}: {statistics.median(speeds):.0f} tokens/s while others may have run")
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Mean and range over the seeds, against tokens."""
+    import numpy as np
+
+    from gptoss.viz.figures import line_style, new_figure, save
+
+    figure = new_figure(6, 4)
+    axes = figure.add_subplot()
+    for number, (name, found) in enumerate(report.items()):
+        tokens = [point["tokens"] for point in found["runs"][0]]
+        losses = np.array([[point["loss"] for point in run] for run in found["runs"]])
+        style = line_style(number)
+        axes.fill_between(tokens, losses.min(0), losses.max(0), color=style["color"], alpha=0.25)
+        axes.plot(tokens, losses.mean(0), label=name, **style)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("held-out loss (nats per token)")
+    axes.grid(color="0.9")
+    axes.legend()
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from gptoss.errors import Error
 from gptoss.train.architecture import Architecture
 from gptoss.train.convert import from_source, require_exportable, rounded, to_source
 from gptoss.train.data import PreparedData, open_data
+from gptoss.train.files import write_in_one_piece
 from gptoss.train.loop import evaluate
 from gptoss.train.model import GptOss
-from gptoss.train.state import CHECKPOINT_FILE, load_state, write_in_one_piece
+from gptoss.train.state import CHECKPOINT_FILE, load_state
 
 REPORT_FILE = "export.json"
 RULES = ("mx", "mse")
