@@ -23,6 +23,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 TIMEOUT = 900  # seconds a cell may take
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -78,9 +79,8 @@ def _joined(outputs: list[Any]) -> list[Any]:
 def _settled_output(output: Any) -> Any:
     if "metadata" in output:
         output.metadata = nbformat.from_dict({})
-    for text in ("text/plain",):
-        if "data" in output and text in output.data:
-            output.data[text] = re.sub(r" at 0x[0-9a-f]+", "", output.data[text])
+    if "text/plain" in output.get("data", {}):
+        output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data["text/plain"])
     return output
 
 
@@ -110,6 +110,16 @@ def from_script(text: str) -> Any:
     return nbformat.v4.new_notebook(cells=cells)
 
 
+def save(notebook: Any, path: Path) -> None:
+    """Writes beside `path` and renames: a notebook is old or new, never half."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        nbformat.write(notebook, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=["run", "check", "read", "write"])
@@ -121,14 +131,26 @@ def main() -> int:
     if arguments.what == "read":
         paths[1].write_text(to_script(nbformat.read(paths[0], as_version=4)), encoding="utf-8")
     elif arguments.what == "write":
-        nbformat.write(settled(from_script(paths[0].read_text(encoding="utf-8"))), paths[1])
+        save(settled(from_script(paths[0].read_text(encoding="utf-8"))), paths[1])
     else:
-        for path in paths:
-            print(path, file=sys.stderr)
-            notebook = execute(path, small=arguments.what == "check")
-            if arguments.what == "run":
-                nbformat.write(settled(notebook), path)
+        failed = [path for path in paths if not _executed(path, keep=arguments.what == "run")]
+        if failed:
+            print("failed:", *failed, file=sys.stderr)
+            return 1
     return 0
+
+
+def _executed(path: Path, keep: bool) -> bool:
+    """Executes one notebook, and keeps its outputs or checks it under small settings."""
+    print(path, file=sys.stderr)
+    try:
+        notebook = execute(path, small=not keep)
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        return False
+    if keep:
+        save(settled(notebook), path)
+    return True
 
 
 if __name__ == "__main__":

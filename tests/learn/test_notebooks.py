@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import re
 from pathlib import Path
@@ -65,3 +66,28 @@ def test_a_script_and_back(tmp_path: Path) -> None:
     assert done.cells[1].outputs[0].text == "1\n"
     again = module.settled(module.execute(tmp_path / "a.ipynb"))
     assert nbformat.writes(again) == nbformat.writes(done)
+
+
+def test_a_failure_is_told_and_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tool()
+    bad, good = tmp_path / "bad.ipynb", tmp_path / "good.ipynb"
+    for path, code in ((bad, "assert 1 == 2"), (good, "print(1)")):
+        nbformat.write(module.settled(module.from_script(f"# %%\n{code}\n")), path)
+    before = bad.read_bytes()
+    monkeypatch.setattr("sys.argv", ["notebook.py", "run", str(bad), str(good)])
+    assert module.main() == 1
+    assert "AssertionError" in (told := capsys.readouterr().err)
+    assert told.rstrip().endswith(f"failed: {bad}")
+    assert bad.read_bytes() == before
+    assert nbformat.read(good, as_version=4).cells[0].outputs[0].text == "1\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ipynb", "good.ipynb"]
+
+
+def test_pictures_are_small() -> None:
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                picture = output.get("data", {}).get("image/png", "")
+                assert len(base64.b64decode(picture)) <= 60_000, (path.name, cell.id)
