@@ -28,7 +28,7 @@ ANIMALS = "cat dog bear fox frog duck mouse rabbit horse goat hen pig sheep turt
 
 def tune(base: str, data: str, out: Path, recipe: Recipe) -> Path:
     """One row of the table; the exported checkpoint."""
-    run = Tuner(base, HERE / data, out, recipe, {"length": 256})
+    run = Tuner(base, HERE / data, out, recipe, {"length": 256, "batch_tokens": 1024})
     before = run.validate()
     run.run(quiet=True)
     after = run.validate()
@@ -58,7 +58,9 @@ def ask(model: Path) -> None:
         for animal in ANIMALS:
             request = [{"role": "user", "content": f"Write a story about a {animal}."}]
             prompts.append(harmony.prompt(parse_messages(request, animal)))
-        params = SamplingParams(max_tokens=160, temperature=0.7, seed=1)
+        params = [
+            SamplingParams(max_tokens=160, temperature=0.7, seed=n) for n in range(len(prompts))
+        ]
         stories = engine.generate(prompts, params)
     about = sum(animal in s.text for animal, s in zip(ANIMALS, stories, strict=True))
     ended = sum(s.finish_reason == "stop" for s in stories)
@@ -80,7 +82,7 @@ def main() -> None:
         made = tune(base, "stories.jsonl", out / name, Recipe(full=full, epochs=10))
         ask(made)
     stories = str(out / "stories")
-    kind = tune(stories, "preferences.jsonl", out / "kind", Recipe(method="dpo", epochs=6))
+    kind = tune(stories, "preferences.jsonl", out / "kind", Recipe(method="dpo", epochs=2))
     ask(kind)
     print(f"in all {(time.perf_counter() - began) / 60:.1f} minutes")
 

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="default: 1 / hidden size; a tenth of it for --full, and for dpo",
+        help="default: 1 / hidden size; for --full a tenth of it, for dpo a thirtieth",
     )
     add("--length", type=int, metavar="N", help="tokens of the longest example (default: 512)")
     add("--batch-tokens", type=int, metavar="N", help="tokens per step (default: 4096)")

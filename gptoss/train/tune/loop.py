@@ -224,7 +224,7 @@ class Tuner:
         found = dpo(logps[:, 0], logps[:, 1], reference, self.recipe.beta)
         figures = {
             "margin": float(found.margin.detach().sum()),
-            "accuracy": float((found.margin.detach() > 0).sum()),
+            "accuracy": float((found.margin.detach().sign().sum() + len(logps)) / 2),
         }
         return found.loss.sum(), figures, routing
 

@@ -241,7 +241,7 @@ def test_learning_rate_by_width(checkpoint: Path, chat_file: Path, tmp_path: Pat
     run = Tuner(str(checkpoint), chat_file, tmp_path / "run", made)
     assert run.settings.learning_rate == 1 / 32
     assert run.settings.length == 256 == run.source.config.context_length
-    assert Recipe(method="dpo", full=True).rate(100) == pytest.approx(1e-4)
+    assert Recipe(method="dpo", full=True).rate(100) == pytest.approx(1e-3 / 30)
 
 
 @pytest.mark.parametrize(
