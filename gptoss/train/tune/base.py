@@ -18,9 +18,9 @@ from gptoss.train.architecture import Architecture
 from gptoss.train.data import TextTokenizer, load_tokenizer
 from gptoss.train.experts import PackedMatrix
 from gptoss.train.model import GptOss
+from gptoss.train.state import CHECKPOINT_FILE
 from gptoss.vocabulary import HARMONY_SIZE
 
-RUN_STATE = "state.pt"  # its presence says: a run of the trainer
 # Large matrices of a frozen base stay in bf16, as they are stored. What is small or computed with
 # in float32 (router, norms, biases, sinks) is float32.
 _WIDE = (".scale", ".sinks", "bias", ".gate.weight")
@@ -36,7 +36,7 @@ def open_base(path: str) -> TensorSource:
 
     if merge.is_run(Path(path)):
         return merge.merged_source(Path(path))
-    if (Path(path) / RUN_STATE).exists():
+    if (Path(path) / CHECKPOINT_FILE).exists():
         from gptoss.train.convert import to_source
         from gptoss.train.export import load_run
 
@@ -55,7 +55,7 @@ def open_vocabulary(source: TensorSource) -> TextTokenizer:
 
 def load_trainable(path: str, source: TensorSource, dtype: torch.dtype) -> GptOss:
     """The model in float32 masters, all of which train. A run's are taken before any rounding."""
-    if (Path(path) / RUN_STATE).exists():
+    if (Path(path) / CHECKPOINT_FILE).exists():
         from gptoss.train.export import load_run
 
         model = load_run(Path(path))[0]

@@ -17,7 +17,7 @@ from gptoss.checkpoint import open_checkpoint, write_checkpoint
 from gptoss.cli import main
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.convert import from_source, to_source
+from gptoss.train.convert import from_source, rounded, to_source
 from gptoss.train.tune import lora
 from gptoss.train.tune.conversations import Harmony, Message
 from gptoss.train.tune.loop import Tuner
@@ -189,7 +189,11 @@ def test_a_run_of_the_trainer_as_base(
     write_checkpoint(merged_source(tmp_path / "run"), tmp_path / "merged")
     with open_checkpoint(tmp_path / "merged") as written:
         found = from_source(written).logits(tokens)
-    assert (found - run.model.logits(tokens)).norm() < 0.15 * found.norm()
+    if full:
+        assert torch.equal(found, rounded(run.model).logits(tokens))
+    else:
+        lora.set_rounded(run.model, True)  # experts as packing leaves them; the rest in bf16
+        assert (found - run.model.logits(tokens)).norm() < 0.02 * found.norm()
 
 
 def test_unpacked_result(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
