@@ -18,6 +18,7 @@ from gptoss.cli import main
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
 from gptoss.train.convert import from_source, rounded, to_source
+from gptoss.train.quantize import round_mxfp4
 from gptoss.train.tune import lora
 from gptoss.train.tune.conversations import Harmony, Message
 from gptoss.train.tune.loop import Tuner
@@ -44,6 +45,13 @@ def tuner(base: Path, data: Path, out: Path, changes: dict[str, Any], **recipe: 
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative, of the logits of the middle token: where a near-tie sends a token to another
+    expert, its own are far off."""
+    each = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(each.median())
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_conversations_are_learned_and_the_engine_runs_the_result(
         prompt = Harmony(words.encode, words.special_tokens).prompt([Message("user", "Say the.")])
         # experts were rounded in training, other matrices are rounded to bf16 now
         mine, theirs = (m.logits(torch.tensor([prompt]))[0] for m in (run.model, exported))
-        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+        assert distance(mine, theirs) < 0.02
         greedy = [int(theirs[-1].argmax())]
         (completion,) = engine.generate(
             [prompt], SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -161,7 +169,7 @@ def test_one_run_after_another(
     with open_checkpoint(tmp_path / "merged") as written:
         tokens = torch.arange(40)[None]
         found, expected = from_source(written).logits(tokens), run.model.logits(tokens)
-    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert distance(found, expected) < 0.02
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -191,9 +199,21 @@ def test_a_run_of_the_trainer_as_base(
         found = from_source(written).logits(tokens)
     if full:
         assert torch.equal(found, rounded(run.model).logits(tokens))
-    else:
-        lora.set_rounded(run.model, True)  # experts as packing leaves them; the rest in bf16
-        assert (found - run.model.logits(tokens)).norm() < 0.02 * found.norm()
+        return
+    with open_checkpoint(tmp_path / "merged") as written:
+        merged = from_source(written)
+    for mine, theirs in zip(run.model.block, merged.block, strict=True):
+        for name in ("mlp1", "mlp2"):
+            adapter = getattr(mine.mlp.adapters, name)
+            for expert in range(small_config.num_experts):
+                base = getattr(mine.mlp, f"{name}_weight").expert(expert, torch.float32)
+                added = lora.difference(adapter.a[expert], adapter.b[expert], adapter.scale)
+                packed = getattr(theirs.mlp, f"{name}_weight")[expert]
+                assert torch.equal(packed, round_mxfp4((base + added).detach()))
+        for one, other in ((mine.attn.qkv, theirs.attn.qkv), (mine.mlp.gate, theirs.mlp.gate)):
+            a, b, scale = one.adapter.a, one.adapter.b, one.adapter.scale
+            whole = one.base.weight.float() + lora.difference(a, b, scale)
+            torch.testing.assert_close(other.weight, whole, rtol=2**-8, atol=0)
 
 
 def test_unpacked_result(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
@@ -206,7 +226,7 @@ def test_unpacked_result(checkpoint: Path, chat_file: Path, tmp_path: Path) -> N
         tokens = torch.arange(40)[None]
         with open_checkpoint(out / "merged") as written:
             found, expected = from_source(written).logits(tokens), run.model.logits(tokens)
-        assert (found - expected).norm() < 0.02 * expected.norm()
+        assert distance(found, expected) < 0.02
 
 
 def test_layouts(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
