@@ -51,7 +51,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative, of the logits of the middle token: where a near-tie sends a token to another
     expert, its own are far off."""
     each = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return float(each.median())
+    return float(each.detach().median())
 
 
 @pytest.fixture
