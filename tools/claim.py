@@ -59,11 +59,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--sweep-tokens", type=int, help="of a run of the sweep; a quarter")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=list(MODELS), help="train one of the two and stop")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.sweep_tokens = arguments.sweep_tokens or arguments.tokens // 4
     import torch
 
     if arguments.threads:
@@ -117,17 +119,17 @@ def settings(
 
 
 def train(
-    name: str, seed: int, rate: float, arguments: argparse.Namespace, share: float = 1.0
+    name: str, seed: int, rate: float, arguments: argparse.Namespace, sweep: bool = False
 ) -> list[dict[str, float]]:
     """Tokens, seconds and held-out loss along a run."""
     from gptoss.train.data import open_data
     from gptoss.train.loop import Trainer
 
     data = open_data(arguments.data)
-    tokens, looks = int(arguments.tokens * share), 8 if share == 1 else 1
+    tokens, looks = (arguments.sweep_tokens, 1) if sweep else (arguments.tokens, 8)
     preset = settings(name, seed, rate, tokens, arguments.batch_tokens, looks)
     preset = preset.fit(data)
-    out = arguments.out / f"{name}-{rate:g}-{seed}{'-sweep' if share < 1 else ''}"
+    out = arguments.out / f"{name}-{rate:g}-{seed}{'-sweep' if sweep else ''}"
     run = Trainer(preset.architecture, preset.settings, data, out)
     run.run()
     curve = []
@@ -146,8 +148,8 @@ def train(
 
 
 def best_rate(name: str, arguments: argparse.Namespace) -> float:
-    """The rate whose run of a quarter of the tokens ends lowest."""
-    ends = {rate: train(name, SWEEP_SEED, rate, arguments, 0.25)[-1]["loss"] for rate in RATES}
+    """The rate whose short run ends lowest."""
+    ends = {rate: train(name, SWEEP_SEED, rate, arguments, True)[-1]["loss"] for rate in RATES}
     print(name, "sweep", {f"{rate:g}": round(loss, 4) for rate, loss in ends.items()})
     return min(ends, key=lambda rate: ends[rate])
 

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="DIR", help="measure on this, if the run's data has moved"
     )
     parser.add_argument(
+        "--base", type=Path, metavar="MODEL", help="what finetune started from, if it has moved"
+    )
+    parser.add_argument(
         "--rows", type=int, default=0, metavar="N", help="measure N rows per text (default: all)"
     )
 
@@ -43,7 +46,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if is_run(arguments.source):
         from gptoss.checkpoint import write_checkpoint
 
-        with merged_source(arguments.source) as source:
+        rule = None if arguments.layout == "hf-bf16" else arguments.rule.replace("best", "mse")
+        base = None if arguments.base is None else str(arguments.base)
+        with merged_source(arguments.source, base, rule) as source:
             write_checkpoint(source, arguments.out, LAYOUTS[arguments.layout])
         print(f"written to {arguments.out}")
         return 0

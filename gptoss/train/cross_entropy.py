@@ -18,7 +18,9 @@ class LinearCrossEntropy(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, gradients: bool) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=x.device)
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+        learns = gradients and ctx.needs_input_grad[1]  # not where the unembedding is frozen
+        dx = torch.empty_like(x) if gradients else None
+        dweight = torch.zeros_like(weight, dtype=wide) if learns else None
         for at in range(0, x.shape[0], LinearCrossEntropy.CHUNK):
             part = x[at : at + LinearCrossEntropy.CHUNK]
             target = targets[at : at + LinearCrossEntropy.CHUNK]
@@ -26,20 +28,22 @@ class LinearCrossEntropy(Function):
             column = target.clamp(min=0)[:, None]
             logp = torch.log_softmax((part @ weight.T).to(wide), -1)
             total -= (logp.gather(1, column)[:, 0] * counted).sum()
-            if gradients:
+            if dx is not None:
                 dlogits = logp.exp_()
                 dlogits.scatter_add_(1, column, dlogits.new_full(column.shape, -1.0))
                 dlogits = dlogits.mul_(counted[:, None]).to(x.dtype)
                 dx[at : at + LinearCrossEntropy.CHUNK] = dlogits @ weight
-                dweight += dlogits.T @ part
-        if gradients:
-            ctx.save_for_backward(dx, dweight.to(weight.dtype))
+                if dweight is not None:
+                    dweight += dlogits.T @ part
+        if dx is not None:
+            ctx.save_for_backward(dx, None if dweight is None else dweight.to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx, dweight = ctx.saved_tensors
-        return dx * grad.to(dx.dtype), dweight * grad.to(dweight.dtype), None, None
+        scaled = None if dweight is None else dweight * grad.to(dweight.dtype)
+        return dx * grad.to(dx.dtype), scaled, None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -125,13 +125,16 @@ class PackedMatrix(nn.Module):
 
     def expert(self, index: int, dtype: torch.dtype) -> Tensor:
         """The matrix [R, K] of one expert; exact in bf16 and wider, as long as 2^e is normal."""
-        blocks, scales = self.blocks[index], self.scales[index]
-        values = torch.from_numpy(VALUES).to(blocks.device)
-        # byte → its two values, the low nibble's first
+        blocks, exponent = self.blocks[index], self.scales[index].int() - 127
+        narrow = dtype if dtype in (torch.bfloat16, torch.float32) else torch.float32
+        values = torch.from_numpy(VALUES).to(blocks.device, narrow)
+        # byte → its two values, the low nibble's first, looked up as one word
         pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1)
-        w = pairs[blocks.int()].flatten(-2)  # [R, K/32, 32]
-        exponent = scales.int()[..., None] - 127
-        return torch.ldexp(w, exponent).flatten(-2).to(dtype)
+        words = pairs.view(torch.int32 if narrow == torch.bfloat16 else torch.int64).flatten()
+        w = words.index_select(0, blocks.flatten().int()).view(narrow)
+        scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent).to(narrow)
+        w = w.view(*exponent.shape, BLOCK).mul_(scale[..., None])
+        return w.flatten(-2).to(dtype)
 
 
 class PackedLinear(Function):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptoss import mxfp4
 from gptoss.checkpoint import open_checkpoint
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
@@ -280,6 +281,30 @@ def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = torch.autograd.grad(3 * expected, (x, weight))
     for one, other in zip(torch.autograd.grad(3 * found, (x, weight)), wanted, strict=True):
         assert relative(one, other) < 1e-5
+
+
+def test_frozen_unembedding_gets_no_gradient() -> None:
+    x = torch.randn(9, 16, requires_grad=True)
+    weight = torch.randn(50, 16)
+    targets = torch.arange(9)
+    found = cross_entropy.linear_cross_entropy(x, weight, targets)
+    expected = torch.nn.functional.cross_entropy(x @ weight.T, targets, reduction="sum")
+    (one,), (other,) = (torch.autograd.grad(loss, x) for loss in (found, expected))
+    assert relative(one, other) < 1e-5 and weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_unpacking_is_exact(dtype: torch.dtype) -> None:
+    """Against NumPy, bit for bit, over every nibble and a wide range of scales."""
+    generator = torch.Generator().manual_seed(4)
+    matrix = experts.PackedMatrix(2, 6, 96)
+    matrix.blocks.copy_(torch.randint(0, 256, matrix.blocks.shape, generator=generator))
+    matrix.scales.copy_(torch.randint(60, 190, matrix.scales.shape, generator=generator))
+    for index in range(2):
+        expected = mxfp4.dequantize(matrix.blocks[index].numpy(), matrix.scales[index].numpy())
+        found = matrix.expert(index, dtype)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.double().numpy(), expected.astype(np.float64))
 
 
 def test_rotary_tables_of_the_published_model() -> None:
