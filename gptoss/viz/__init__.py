@@ -16,7 +16,7 @@ from gptoss.viz.experts import (
     router_entropy,
     routing,
 )
-from gptoss.viz.figures import save
+from gptoss.viz.figures import printable, save
 from gptoss.viz.lens import Lens, draw_lens, logit_lens
 from gptoss.viz.page import TokenView, bits_per_token, page, token_views
 from gptoss.viz.statistics import (
@@ -25,6 +25,7 @@ from gptoss.viz.statistics import (
     draw_statistics,
     read_statistics,
 )
+from gptoss.viz.tokens import token_name, token_names
 
 __all__ = [
     "AttentionMap",
@@ -47,11 +48,14 @@ __all__ = [
     "expert_load",
     "logit_lens",
     "page",
+    "printable",
     "read_curve",
     "read_statistics",
     "router_entropy",
     "routing",
     "save",
     "smoothed",
+    "token_name",
+    "token_names",
     "token_views",
 ]

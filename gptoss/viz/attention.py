@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
 from gptoss.train.architecture import Architecture
 from gptoss.train.trace import Trace
-from gptoss.viz.figures import DARK_IS_MUCH, label_tokens, new_figure
+from gptoss.viz.figures import (
+    DARK_IS_MUCH,
+    LABEL,
+    TICK,
+    dress,
+    label_tokens,
+    new_figure,
+    require_at_most,
+)
 
 MOST_TOKENS = 512  # a picture of more could not be read
 
@@ -65,42 +76,52 @@ def attention_maps(
 
 
 def draw_attention(maps: Sequence[AttentionMap], tokens: Sequence[str]) -> Figure:
-    """Heatmaps, up to four in a row, each with its sink's share beside it and its window's edge."""
+    """Heatmaps, up to four in a row, each with its sink's share beside it and its window's edge.
+
+    A row of a heatmap and its sink sum to 1. Raises Error for more than MOST_TOKENS tokens.
+    """
     count = len(tokens)
-    if count > MOST_TOKENS:
-        raise Error(f"text: expected at most {MOST_TOKENS} tokens for this picture, found {count}")
+    require_at_most(count, MOST_TOKENS)
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
-    side = 2.6 if len(maps) > 1 else 6.0
+    side = 2.6 if len(maps) > 1 else min(9.0, max(4.0, 0.12 * count))
     figure = new_figure(columns * (side + 0.8) + 0.8, rows * (side + 0.5) + 0.3)
-    image = None
     for number, one in enumerate(maps):
         axes = figure.add_subplot(rows, columns, number + 1)
-        beside = axes.inset_axes((1.03, 0, 0.07, 1))  # as high as the picture, row beside row
-        # the square root brings out small weights; the bar says so
-        image = axes.imshow(
-            np.sqrt(one.weights), cmap=DARK_IS_MUCH, vmin=0, vmax=1, interpolation="nearest"
-        )
-        x, y = one.edge()
-        if len(x):
-            axes.plot(x, y, color="black", linewidth=0.8, linestyle="--")
-        beside.imshow(
-            np.sqrt(one.sink)[:, None], cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto",
-            interpolation="nearest",
-        )  # fmt: skip
         kind = "all" if one.window is None else f"window {one.window}"
-        axes.set_title(f"layer {one.layer}, head {one.head} ({kind})", fontsize=8)
-        beside.set_title("sink", fontsize=7)
+        dress(axes, "key", "query", f"layer {one.layer}, head {one.head} ({kind})")
+        image = _shade(axes, one.weights)
+        x, y = one.edge()
+        axes.plot(x, y, color="black", linewidth=0.8)
+        beside = axes.inset_axes((1.03, 0, 0.07, 1))  # as high as the picture, row beside row
+        _shade(beside, one.sink[:, None], aspect="auto")
+        dress(beside, title="sink")
         beside.set_xticks([])
         beside.set_yticks([])
         if len(maps) == 1 or count <= 24:
             label_tokens(axes, tokens, "x")
             label_tokens(axes, tokens, "y")
-        axes.set_xlabel("key", fontsize=8)
-        axes.set_ylabel("query", fontsize=8)
-        axes.tick_params(labelsize=6)
-    if image is not None:
-        bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.01)
-        bar.set_ticks([0, 0.1**0.5, 0.5, 0.5**0.5, 1], labels=["0", "0.1", "0.25", "0.5", "1"])
-        bar.set_label("weight (square-root scale)", fontsize=8)
+        else:
+            dress(axes, "key (position)", "query (position)", axes.get_title())
+    # the square root brings out small weights; the bar says so
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.01)
+    bar.set_ticks([value**0.5 for value in _MARKS], labels=[f"{value:g}" for value in _MARKS])
+    bar.ax.tick_params(labelsize=TICK)
+    bar.set_label("attention weight (square-root scale)", fontsize=LABEL)
     return figure
+
+
+_MARKS = (0, 0.01, 0.1, 0.25, 0.5, 1)
+
+
+def _shade(
+    axes: Axes, weights: NDArray[np.float32], aspect: Literal["equal", "auto"] = "equal"
+) -> AxesImage:
+    return axes.imshow(
+        np.sqrt(weights),
+        cmap=DARK_IS_MUCH,
+        vmin=0,
+        vmax=1,
+        aspect=aspect,
+        interpolation="nearest",
+    )

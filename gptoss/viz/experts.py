@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
 from gptoss.train.trace import Trace
-from gptoss.viz.figures import DARK_IS_MUCH, label_tokens, line_style, new_figure
+from gptoss.viz.figures import (
+    DARK_IS_MUCH,
+    LABEL,
+    TICK,
+    dress,
+    label_numbers,
+    label_tokens,
+    line_style,
+    new_figure,
+    require_at_most,
+)
+
+MOST_TOKENS = 1024  # a picture of more could not be read
 
 
 def _chosen(trace: Trace) -> tuple[NDArray[np.int64], int]:
@@ -58,99 +72,103 @@ def draw_load(trace: Trace) -> Figure:
     """A bar per expert, a row per layer, and the line of an even load."""
     load = expert_load(trace)
     layers, experts = load.shape
-    figure = new_figure(max(5.0, 0.3 * experts + 2), 1.2 * layers + 0.8)
-    for layer, shares in enumerate(load):
-        axes = figure.add_subplot(layers, 1, layer + 1)
-        axes.bar(np.arange(experts), shares, color="0.75", edgecolor="black", hatch="//")
-        axes.axhline(1 / experts, color="black", linestyle="--", linewidth=1, label="even load")
-        axes.set_ylim(0, max(2.2 / experts, load.max() * 1.1))
-        axes.set_xticks(np.arange(experts))
-        axes.tick_params(labelsize=7)
-        axes.set_ylabel(f"layer {layer}\nshare of places", fontsize=7)
-        if layer == 0:
-            axes.legend(fontsize=7, loc="upper right")
-    figure.axes[-1].set_xlabel("expert")
+    figure = new_figure(max(5.0, 0.3 * experts + 2), 1.2 * layers + 1.0)
+    grid = figure.subplots(layers, 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    for layer, (axes, shares) in enumerate(zip(grid, load, strict=True)):
+        bars = axes.bar(np.arange(experts), shares, color="0.85", edgecolor="black", hatch="////")
+        even = axes.axhline(1 / experts, color="black", linestyle="--", linewidth=1)
+        dress(axes, "expert" if layer == layers - 1 else "", "share of load", f"layer {layer}")
+        label_numbers(axes, experts, "x", 32)
+    grid[0].set_ylim(0, max(1.5 / experts, load.max() * 1.1))
+    figure.legend(
+        [bars, even], ["share of the chosen places", f"even load, 1/{experts}"],
+        loc="outside upper center", ncols=2, fontsize=LABEL, frameon=False,
+    )  # fmt: skip
     return figure
 
 
 def draw_coactivation(trace: Trace) -> Figure:
-    """Per layer, how many tokens each pair of experts shares; the diagonal is left white."""
+    """Per layer, how many tokens each pair of experts shares; no pair is hatched."""
     counts = coactivation(trace)
     layers, experts = counts.shape[:2]
     columns = min(4, layers)
     rows = -(-layers // columns)
     figure = new_figure(columns * 2.8 + 0.8, rows * 2.8 + 0.3)
-    pairs = counts.astype(float)
-    pairs[:, np.arange(experts), np.arange(experts)] = np.nan
-    top = max(1.0, float(np.nanmax(pairs)) if experts > 1 else 1.0)
-    image = None
+    pairs = np.ma.masked_array(counts, np.broadcast_to(np.eye(experts, dtype=bool), counts.shape))
+    top = max(1, int(counts[~pairs.mask].max(initial=1)))
     for layer in range(layers):
         axes = figure.add_subplot(rows, columns, layer + 1)
+        axes.patch.set(hatch="//////", edgecolor="0.6", linewidth=0)
         image = axes.imshow(pairs[layer], cmap=DARK_IS_MUCH, vmin=0, vmax=top)
-        axes.set_title(f"layer {layer}", fontsize=9)
-        if experts <= 32:
-            axes.set_xticks(np.arange(experts))
-            axes.set_yticks(np.arange(experts))
-        axes.set_xlabel("expert", fontsize=8)
-        axes.set_ylabel("expert", fontsize=8)
-        axes.tick_params(labelsize=7)
+        dress(axes, "expert", "expert", f"layer {layer}")
+        label_numbers(axes, experts, "x")
+        label_numbers(axes, experts, "y")
         if experts <= 12:
-            for a in range(experts):
-                for b in range(experts):
-                    if a != b:
-                        shade = "white" if counts[layer, a, b] > top * 0.6 else "black"
-                        axes.text(
-                            b, a, str(counts[layer, a, b]), color=shade, fontsize=6,
-                            ha="center", va="center",
-                        )  # fmt: skip
-    if image is not None:
-        figure.colorbar(image, ax=figure.axes, shrink=0.7, label="tokens")
+            _write_counts(axes, counts[layer], top)
+    _bar(figure, image, figure.axes, "tokens for which both were chosen")
     return figure
 
 
+def _write_counts(axes: Axes, counts: NDArray[np.int64], top: int) -> None:
+    for (a, b), count in np.ndenumerate(counts):
+        if a != b:
+            shade = "white" if count > top * 0.6 else "black"
+            axes.text(b, a, str(count), color=shade, fontsize=6, ha="center", va="center")
+
+
+def _bar(figure: Figure, image: AxesImage, axes: Axes | list[Axes], label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.ax.tick_params(labelsize=TICK)
+    bar.set_label(label, fontsize=LABEL)
+
+
 def draw_routing(trace: Trace, tokens: Sequence[str], layer: int) -> Figure:
-    """Tokens down, experts across, the weight of each as a shade."""
+    """Tokens down, experts across, the weight of each as a shade.
+
+    Raises Error for more than MOST_TOKENS tokens.
+    """
+    require_at_most(len(tokens), MOST_TOKENS)
     weights = routing(trace, layer)
     count, experts = weights.shape
-    figure = new_figure(0.28 * experts + 3, min(40.0, 0.14 * count + 1.2))
+    figure = new_figure(max(4.0, 0.28 * experts + 2.5), min(12.0, 0.14 * count + 1.4))
     axes = figure.add_subplot()
     image = axes.imshow(
         weights, cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
     )
-    axes.set_title(f"layer {layer}", fontsize=9)
-    axes.set_xlabel("expert")
-    axes.set_ylabel("token")
-    axes.set_xticks(np.arange(experts))
+    dress(axes, "expert", "token", f"routing in layer {layer}")
+    label_numbers(axes, experts, "x", 32)
     label_tokens(axes, tokens, "y")
-    figure.colorbar(image, ax=axes, label="weight", shrink=min(1.0, 12 / max(12, count * 0.14)))
+    _bar(figure, image, axes, "weight of the expert's output")
     return figure
 
 
 def draw_entropy(trace: Trace, tokens: Sequence[str]) -> Figure:
-    """Entropy per layer (mean and range over the tokens), and per token and layer."""
+    """Entropy per layer (mean and range over the tokens), and per token and layer.
+
+    Raises Error for more than MOST_TOKENS tokens.
+    """
+    require_at_most(len(tokens), MOST_TOKENS)
     entropy = router_entropy(trace)
-    _, experts = _chosen(trace)
+    most = float(np.log(_chosen(trace)[1]))
     layers, count = entropy.shape
-    figure = new_figure(max(7.0, min(20.0, 0.12 * count + 3)), 5.5)
-    top, bottom = figure.subplots(2, 1, height_ratios=[3, 2])
+    figure = new_figure(max(7.0, min(12.0, 0.12 * count + 3)), 4 + 0.2 * layers)
+    top, bottom = figure.subplots(2, 1, height_ratios=[2.4, 0.8 + 0.2 * layers])
     mean = entropy.mean(1)
     spread = np.stack([mean - entropy.min(1), entropy.max(1) - mean])
     top.errorbar(
-        np.arange(layers), mean, spread, capsize=3, label="mean and range", **line_style(0)
-    )
-    top.axhline(np.log(experts), color="black", linestyle=":", label=f"log {experts} (even)")
-    top.set_xticks(np.arange(layers))
-    top.set_xlabel("layer")
-    top.set_ylabel("router entropy (nats)")
-    top.set_ylim(0, np.log(experts) * 1.1)
-    top.legend(fontsize=8, loc="lower right")
-    image = bottom.imshow(
-        entropy, cmap=DARK_IS_MUCH, vmin=0, vmax=np.log(experts), aspect="auto",
-        interpolation="nearest",
+        np.arange(layers), mean, spread, capsize=3, label="mean and range over the tokens",
+        **line_style(0),
     )  # fmt: skip
-    bottom.set_xlabel("token")
-    bottom.set_ylabel("layer")
-    bottom.set_yticks(np.arange(layers))
+    top.axhline(most, color="black", linestyle=":", label="log E: all experts alike")
+    dress(top, "layer", "router entropy (nats)")
+    label_numbers(top, layers, "x", 40)
+    top.set_ylim(0, (most or 1) * 1.1)
+    top.legend(fontsize=LABEL, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    image = bottom.imshow(
+        entropy, cmap=DARK_IS_MUCH, vmin=0, vmax=most or 1, aspect="auto", interpolation="nearest"
+    )
+    dress(bottom, "token", "layer")
+    label_numbers(bottom, layers, "y")
     label_tokens(bottom, tokens, "x")
-    figure.colorbar(image, ax=bottom, label="nats")
+    _bar(figure, image, bottom, "router entropy (nats)")
     return figure

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gptoss
 from gptoss import viz
 from gptoss.cli import main
 from gptoss.errors import Error
 from gptoss.viz.attention import AttentionMap
 from gptoss.viz.figures import new_figure, printable
 
+NANO = Path(gptoss.__file__).parent / "models" / "nano"
 TEXT = "Once upon a time there was a little dog."
 
 
@@ -134,9 +136,19 @@ def test_page_holds_the_text_and_no_foreign_markup(tmp_path: Path) -> None:
 
 def test_labels_can_be_seen() -> None:
     assert printable(" a\n") == "␣a\\n"
-    assert printable("\x00\t$") == r"U+0000\t\$"
+    assert printable("\x00\t$") == "U+0000\\t$"
     assert printable("") == "∅"
-    assert printable("日😀") == "U+65E5U+1F600"
+    assert printable("ü日ก") == "üU+65E5U+0E01", "of no glyph the code point"
+    assert printable(" " * 30, 5) == "␣␣␣␣…"
+
+
+def test_bytes_that_are_no_character_are_named() -> None:
+    from gptoss.train.data import load_tokenizer
+
+    tokenizer = load_tokenizer(NANO)
+    names = viz.token_names(tokenizer, tokenizer.encode("a 日"))
+    assert names == ["a", " ", "\\xe6", "\\x97", "\\xa5"]
+    assert viz.token_name(tokenizer, tokenizer.special["<|endoftext|>"]) == "<|endoftext|>"
 
 
 def test_too_much_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
