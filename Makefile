@@ -73,7 +73,7 @@ $(VENV)/dev-extras: pyproject.toml $(VENV)/test-extras
 install: $(VENV)/installed
 
 demo: $(VENV)/installed
-	@$(BIN)/gptoss generate "$(PROMPT)" --echo --max-tokens 250 --temperature 0.7 --top-p 0.95 --seed 1 \
+	@$(BIN)/gptoss generate "$(PROMPT)" --echo --max-tokens 250 --temperature 0.4 --top-p 0.9 --seed 7 \
 	  --stats
 
 # Both are run, even if the first fails.
