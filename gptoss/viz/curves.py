@@ -1,4 +1,4 @@
-"""Loss over a run, of one run or several, and the load of its experts."""
+"""Loss over a run, of one run or of several on one plot."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
-from gptoss.viz.figures import line_style, new_figure
+from gptoss.viz.figures import LABEL, dress, line_style, new_figure
 
-UNITS = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
+UNITS = {"tokens": "tokens read", "step": "optimizer steps", "seconds": "seconds of training"}
+_OF_PAIRS = ("margin", "accuracy")  # what a preference run logs beside its loss
+_STEEP = 20  # first steps whose loss may leave the picture at the top
+_MARKS = 25  # markers along a curve
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Of one run: what its log says at every step, float64, and at those with a validation.
+    """Of one run: what its log says, float64.
 
-    step, tokens, seconds, loss: [n], loss in nats per token. validation: text → (rows of the
-    former, losses).
+    step, tokens, seconds, loss: [n]; a loss is NaN where only a validation was logged, as before
+    the first step of a fine-tuning. validation: text → (rows of the former, losses). Losses are
+    nats per `counted`: "token", or "pair" of a preference run.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Curve:
     seconds: NDArray[np.float64]
     loss: NDArray[np.float64]
     validation: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
+    counted: str = "token"
 
     def along(self, unit: str) -> NDArray[np.float64]:
         """The horizontal axis: "tokens", "step" or "seconds"."""
@@ -63,22 +69,29 @@ def read_records(path: Path, made_by: str) -> list[dict[str, Any]]:
 
 
 def read_curve(run: Path) -> Curve:
-    """The curve of a run directory. Raises Error where its log holds no steps."""
+    """The curve of a run directory. Raises Error where its log holds no steps, or no numbers."""
     path = run / "log.jsonl"
-    steps = [r for r in read_records(path, "`gptoss train`") if "loss" in r and "step" in r]
-    if not steps:
+    records = read_records(path, "`gptoss train`")
+    records = [r for r in records if "step" in r and ("loss" in r or r.get("validation"))]
+    if not any("loss" in r for r in records):
         raise Error(f"{path}: expected steps with a loss, found none")
-    columns = {
-        name: np.array([float(r.get(name, np.nan)) for r in steps])
-        for name in ("step", "tokens", "seconds", "loss")
-    }
-    texts = sorted({text for r in steps for text in r.get("validation", {})})
-    validation = {}
-    for text in texts:
-        rows = [n for n, r in enumerate(steps) if text in r.get("validation", {})]
-        losses = np.array([steps[n]["validation"][text] for n in rows])
-        validation[text] = (np.array(rows), losses)
-    return Curve(name=run.name, validation=validation, **columns)
+    pairs = any(name in r for r in records for name in _OF_PAIRS)
+    missing = {"step": np.nan, "loss": np.nan, "tokens": 0, "seconds": 0}
+    try:
+        columns = {
+            name: np.array([float(r.get(name, other)) for r in records])
+            for name, other in missing.items()
+        }
+        texts = {text for r in records for text in r.get("validation", {})}
+        validation = {}
+        for text in sorted(texts.difference(_OF_PAIRS) if pairs else texts):
+            rows = [n for n, r in enumerate(records) if text in r.get("validation", {})]
+            losses = [float(records[n]["validation"][text]) for n in rows]
+            validation[text] = (np.array(rows), np.array(losses))
+    except (TypeError, ValueError) as error:
+        raise Error(f"{path}: expected numbers, found another value: {error}") from None
+    counted = "pair" if pairs else "token"
+    return Curve(name=run.name, validation=validation, counted=counted, **columns)
 
 
 def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -90,29 +103,45 @@ def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 
 def draw_curves(curves: Sequence[Curve], unit: str = "tokens", width: int = 0) -> Figure:
-    """Training loss as lines (means over `width` steps; 0 = a fiftieth), validation as markers."""
+    """A line per run: training loss (means over `width` steps; 0 = a fiftieth), held out marked.
+
+    The steep beginning may leave the picture at the top. Raises Error for runs whose losses count
+    different things.
+    """
+    counted = sorted({curve.counted for curve in curves})
+    if len(counted) > 1:
+        raise Error(
+            f"curves: expected losses of one kind, found those per {' and per '.join(counted)}"
+        )
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
+    bounds: list[float] = []
     number = 0
-    lowest = np.inf
-    for curve in curves:
+    for order, curve in enumerate(curves):
         x = curve.along(unit)
-        mean = smoothed(curve.loss, width or max(1, len(x) // 50))
-        style = line_style(number)
-        style["marker"] = "None"
+        told = ~np.isnan(curve.loss)
+        steps = width or max(1, told.sum() // 50)
+        mean = smoothed(curve.loss[told], steps)
+        bounds += [mean.min(), mean[min(_STEEP, len(mean) - 1) :].max()]
         prefix = f"{curve.name}: " if len(curves) > 1 else ""
-        axes.plot(x, mean, label=f"{prefix}training", **style)
-        number += 1
-        lowest = min(lowest, mean.min())
+        style = line_style(order)
+        label = "training" if steps == 1 else f"training, mean of {steps} steps"
+        axes.plot(x[told], mean, label=_plain(prefix + label), **{**style, "marker": "None"})
         for text, (rows, losses) in curve.validation.items():
-            style = {**line_style(number), "linewidth": 0.8}
-            axes.plot(x[rows], losses, label=f"{prefix}held-out {text}", **style)
+            style |= {"marker": line_style(number)["marker"], "linewidth": 0.8}
+            style["markevery"] = max(1, len(rows) // _MARKS)
+            axes.plot(x[rows], losses, label=_plain(f"{prefix}held out, {text}"), **style)
+            bounds += [losses.min(), losses.max()]
             number += 1
-            lowest = min(lowest, losses.min())
-    highest = max(curve.loss[min(len(curve.loss) - 1, 20) :].max() for curve in curves)
-    axes.set_ylim(lowest * 0.95, highest * 1.02)
-    axes.set_xlabel(UNITS[unit])
-    axes.set_ylabel("loss (nats per token)")
+    room = 0.04 * (max(bounds) - min(bounds)) or 0.1
+    axes.set_ylim(min(bounds) - room, max(bounds) + room)
+    axes.xaxis.set_major_formatter(EngFormatter())
+    dress(axes, UNITS[unit], f"loss (nats per {counted[0]})")
     axes.grid(color="0.9")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=LABEL)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Names are no formulas."""
+    return text.replace("$", r"\$")

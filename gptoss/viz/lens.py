@@ -14,12 +14,21 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gptoss.errors import Error
 from gptoss.train.model import GptOss
 from gptoss.train.trace import Trace
-from gptoss.viz.figures import DARK_IS_MUCH, new_figure, printable
+from gptoss.viz.figures import (
+    DARK_IS_MUCH,
+    LABEL,
+    TICK,
+    dress,
+    label_tokens,
+    new_figure,
+    printable,
+    require_at_most,
+)
 
 MOST_TOKENS = 48  # columns in which a word can still be read
+_LONGEST = 8  # characters of a word
 
 
 @dataclass(frozen=True)
@@ -54,27 +63,31 @@ def logit_lens(model: GptOss, trace: Trace) -> Lens:
 def draw_lens(lens: Lens, tokens: Sequence[str], names: Sequence[Sequence[str]]) -> Figure:
     """Positions across, layers up, the likeliest next token in each cell, shaded by probability.
 
-    tokens: text of each position. names: text of `lens.top`, [L + 1][S].
+    tokens: text of each position. names: text of `lens.top`, [L + 1][S]. Raises Error for more than
+    MOST_TOKENS tokens.
     """
     layers, count = lens.top.shape
-    if count > MOST_TOKENS:
-        raise Error(f"text: expected at most {MOST_TOKENS} tokens for this picture, found {count}")
-    figure = new_figure(0.62 * count + 2.2, 0.36 * layers + 1.6)
+    require_at_most(count, MOST_TOKENS)
+    figure = new_figure(0.62 * count + 2.4, 0.36 * layers + 1.6)
     axes = figure.add_subplot()
     image = axes.imshow(lens.probability, cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto")
-    for layer in range(layers):
-        for place in range(count):
-            shade = "white" if lens.probability[layer, place] > 0.6 else "black"
-            word = printable(names[layer][place])
-            axes.text(
-                place, layer, word if len(word) <= 8 else word[:7] + "…", color=shade, fontsize=6.5,
-                ha="center", va="center",
-            )  # fmt: skip
-    axes.set_xticks(range(count), [printable(t) for t in tokens], rotation=60, fontsize=7)
+    for (layer, place), probability in np.ndenumerate(lens.probability):
+        axes.text(
+            place,
+            layer,
+            printable(names[layer][place], _LONGEST),
+            color="white" if probability > 0.6 else "black",
+            fontsize=6.5,
+            ha="center",
+            va="center",
+            parse_math=False,
+        )
+    dress(axes, "token read; a cell names the likeliest next one", "logits from")
+    label_tokens(axes, tokens, "x")
     rows = ["embedding", *(f"after layer {n}" for n in range(layers - 1))]
-    axes.set_yticks(range(layers), rows, fontsize=7)
+    axes.set_yticks(range(layers), rows)
     axes.invert_yaxis()
-    axes.set_xlabel("token read (the cell names the likeliest next one)")
-    axes.set_ylabel("logits from")
-    figure.colorbar(image, ax=axes, label="probability")
+    bar = figure.colorbar(image, ax=axes, pad=0.4 / (0.62 * count + 2.4))
+    bar.ax.tick_params(labelsize=TICK)
+    bar.set_label("its probability", fontsize=LABEL)
     return figure
