@@ -91,7 +91,7 @@ def read_curve(run: Path) -> Curve:
     except (TypeError, ValueError) as error:
         raise Error(f"{path}: expected numbers, found another value: {error}") from None
     counted = "pair" if pairs else "token"
-    return Curve(name=run.name, validation=validation, counted=counted, **columns)
+    return Curve(name=run.resolve().name, validation=validation, counted=counted, **columns)
 
 
 def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:

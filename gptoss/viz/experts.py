@@ -117,7 +117,8 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], top: int) -> None:
 
 
 def _bar(figure: Figure, image: AxesImage, axes: Axes | list[Axes], label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    shrink = min(1.0, 5 / figure.get_figheight())
+    bar = figure.colorbar(image, ax=axes, pad=0.01, shrink=shrink)
     bar.ax.tick_params(labelsize=TICK)
     bar.set_label(label, fontsize=LABEL)
 

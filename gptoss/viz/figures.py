@@ -64,16 +64,17 @@ def _has_glyph(char: str) -> bool:
 _SEEN = {" ": "␣", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def printable(text: str, longest: int | None = None) -> str:
-    """A token as it can be seen: blanks and line ends shown, what has no glyph as its code point.
+def printable(text: str, longest: int | None = None, any_font: bool = False) -> str:
+    """A token as it can be seen: blanks and line ends shown, an empty one as ∅.
 
-    Cut to `longest` characters. An empty one is ∅.
+    What cannot be seen, or has no glyph in the font of pictures (unless `any_font`), is shown as
+    its code point. Cut to `longest` characters.
     """
     shown = []
     for char in text:
         if char in _SEEN:
             shown.append(_SEEN[char])
-        elif char.isprintable() and char != "\ufffd" and _has_glyph(char):
+        elif char.isprintable() and (any_font or (char != "\ufffd" and _has_glyph(char))):
             shown.append(char)
         else:
             shown.append(f"U+{ord(char):04X}")

@@ -68,26 +68,29 @@ def draw_lens(lens: Lens, tokens: Sequence[str], names: Sequence[Sequence[str]])
     """
     layers, count = lens.top.shape
     require_at_most(count, MOST_TOKENS)
-    figure = new_figure(0.62 * count + 2.4, 0.36 * layers + 1.6)
+    figure = new_figure(0.62 * count + 2.4, 0.38 * layers + 1.6)
     axes = figure.add_subplot()
     image = axes.imshow(lens.probability, cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto")
     for (layer, place), probability in np.ndenumerate(lens.probability):
         axes.text(
             place,
             layer,
-            printable(names[layer][place], _LONGEST),
+            f"{printable(names[layer][place], _LONGEST)}\n{probability:.2f}",
             color="white" if probability > 0.6 else "black",
-            fontsize=6.5,
+            fontsize=6,
+            linespacing=1.1,
             ha="center",
             va="center",
             parse_math=False,
         )
-    dress(axes, "token read; a cell names the likeliest next one", "logits from")
+    dress(
+        axes, "token read; a cell names the likeliest next one and its probability", "logits from"
+    )
     label_tokens(axes, tokens, "x")
     rows = ["embedding", *(f"after layer {n}" for n in range(layers - 1))]
     axes.set_yticks(range(layers), rows)
     axes.invert_yaxis()
     bar = figure.colorbar(image, ax=axes, pad=0.4 / (0.62 * count + 2.4))
     bar.ax.tick_params(labelsize=TICK)
-    bar.set_label("its probability", fontsize=LABEL)
+    bar.set_label("probability", fontsize=LABEL)
     return figure

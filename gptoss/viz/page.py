@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss.errors import Error
-from gptoss.train.trace import Trace
+from gptoss.viz.figures import printable
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,28 @@ class TokenView:
         return None if self.probability is None else float(-np.log2(max(self.probability, 1e-300)))
 
 
-def token_views(trace: Trace, best: int = 5) -> list[TokenView]:
-    """Of each token, by softmax over the logits before it, in float64."""
+def token_views(
+    tokens: Sequence[int], logits: NDArray[np.floating], best: int = 5
+) -> list[TokenView]:
+    """Of each of S tokens, by softmax over the logits before it, in float64.
+
+    logits: [S, V]; row i predicts token i + 1, the last row nothing that is shown.
+    """
     if best < 0:
         raise Error(f"best: expected 0 or more, found {best}")
-    logits = trace.logits.astype(np.float64)
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    views = [TokenView(trace.tokens[0], None, None, [])]
-    for place, token in enumerate(trace.tokens[1:]):
-        row = p[place]
-        order = np.argsort(-row, kind="stable")[:best]
+    if len(logits) != len(tokens):
+        raise Error(f"logits: expected {len(tokens)} rows, one per token, found {len(logits)}")
+    views = [TokenView(token, None, None, []) for token in tokens[:1]]
+    for row, token in zip(logits[:-1], tokens[1:], strict=True):
+        p = np.exp(row.astype(np.float64) - row.max())
+        p /= p.sum()
+        order = np.argsort(-p, kind="stable")[:best]
         views.append(
             TokenView(
-                token=token,
-                probability=float(row[token]),
-                rank=int((row > row[token]).sum()) + 1,
-                alternatives=[(int(n), float(row[n])) for n in order],
+                token=int(token),
+                probability=float(p[token]),
+                rank=int((p > p[token]).sum()) + 1,
+                alternatives=[(int(n), float(p[n])) for n in order],
             )
         )
     return views
@@ -58,54 +64,72 @@ def bits_per_token(views: Sequence[TokenView]) -> float:
     return float(np.mean(bits)) if bits else float("nan")
 
 
+DARKEST = 12  # bits of surprisal, and more
 _STYLE = """
 body { font: 17px/2 Georgia, serif; max-width: 46em; margin: 2em auto; padding: 0 1em; color: #000;
        background: #fff }
-p.about { font: 14px/1.5 system-ui, sans-serif }
-.t { position: relative; border-bottom: 2px solid transparent; white-space: pre-wrap }
+p.about { font: 14px/1.7 system-ui, sans-serif }
+.t { position: relative; padding: .15em 0; border-left: 1px solid #bbb;
+     border-bottom: 2px solid transparent; white-space: pre-wrap }
 .t.likeliest { border-bottom-color: #000 }
-.t .more { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; background: #fff;
+.t .more { display: none; position: absolute; left: 0; top: 1.9em; z-index: 1; background: #fff;
            color: #000; border: 1px solid #000; padding: .4em .7em; font: 13px/1.5 monospace;
            white-space: pre; box-shadow: 2px 2px 6px #0003 }
 .t:hover .more, .t:focus .more { display: block }
+.scale span { padding: .15em .6em; border: 1px solid #bbb }
 """
 
 
 def page(
     views: Sequence[TokenView], name_of: Callable[[int], str], title: str = "Token probabilities"
 ) -> str:
-    """A self-contained HTML page: darker is less likely; hover or tab shows the alternatives."""
-    parts = [_token(view, name_of) for view in views]
-    mean = bits_per_token(views)
+    """A self-contained HTML page: darker is less likely; hover or tab shows the alternatives.
+
+    name_of: the text of a token; whatever it is, it is no markup in the page.
+    """
     about = (
-        f"{len(views)} tokens, {mean:.2f} bits per token on average. The darker the ground, the "
-        "more surprising the token; underlined ones were the likeliest. Point at a token for its "
-        "probability and the likeliest tokens at its place."
+        "The darker the ground, the more surprising the token; underlined ones were the likeliest. "
+        "Point at a token, or tab to it, for its probability, its surprisal −log2 p, and the "
+        "likeliest tokens at its place."
     )
+    total = "1 token" if len(views) == 1 else f"{len(views)} tokens"
+    if len(views) > 1:
+        total += f", {bits_per_token(views):.2f} bits per token on average (the first is given)"
+    scale = "".join(
+        f'<span style="{_colours(bits)}">{bits}</span>' for bits in range(0, DARKEST + 1, 2)
+    )
+    name = html.escape(title)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f'<h1>{html.escape(title)}</h1>\n<p class="about">{html.escape(about)}</p>\n'
-        f"<div>{''.join(parts)}</div>\n</body></html>\n"
+        f"<title>{name}</title><style>{_STYLE}</style></head><body>\n"
+        f'<h1>{name}</h1>\n<p class="about">{total}. {html.escape(about)}</p>\n'
+        f'<p class="about scale">bits of surprisal: {scale} and more</p>\n'
+        f"<div>{''.join(_token(view, name_of) for view in views)}</div>\n</body></html>\n"
     )
+
+
+def _visible(text: str) -> str:
+    """Control and format characters by their code points: they would upset the page."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"U+{ord(c):04X}" for c in text)
+
+
+def _colours(bits: float) -> str:
+    """The ground from white to dark; the writing turns white where the ground is dark."""
+    ground = round(255 - min(1.0, bits / DARKEST) * 175)
+    return f"background:rgb({ground},{ground},{ground});color:{'#fff' if ground < 140 else '#000'}"
 
 
 def _token(view: TokenView, name_of: Callable[[int], str]) -> str:
-    text = html.escape(name_of(view.token))
+    text = html.escape(_visible(name_of(view.token)) or "∅")
     if view.probability is None or view.bits is None:
         return f'<span class="t">{text}</span>'
-    # 0 bits white, 12 bits and more dark; the writing turns white where the ground is dark
-    ground = round(255 - min(1.0, view.bits / 12) * 175)
-    ink = "#fff" if ground < 140 else "#000"
     lines = [f"p {view.probability:.4f}  {view.bits:.2f} bits  rank {view.rank}"]
-    lines += [f"{p:.4f}  {_shown(name_of(token))}" for token, p in view.alternatives]
+    lines += [
+        f"{p:.4f}  {printable(name_of(token), 40, any_font=True)}" for token, p in view.alternatives
+    ]
     more = html.escape("\n".join(lines))
     kind = "t likeliest" if view.rank == 1 else "t"
     return (
-        f'<span class="{kind}" tabindex="0" style="background:rgb({ground},{ground},{ground});'
-        f'color:{ink}">{text}<span class="more">{more}</span></span>'
+        f'<span class="{kind}" tabindex="0" style="{_colours(view.bits)}">{text}'
+        f'<span class="more">{more}</span></span>'
     )
-
-
-def _shown(text: str) -> str:
-    return repr(text)[1:-1].replace(" ", "␣") or "∅"

@@ -170,7 +170,7 @@ def test_lens_ends_with_the_models_own_answer(model: GptOss, looked: Trace) -> N
 
 
 def test_token_probabilities(looked: Trace) -> None:
-    views = viz.token_views(looked, best=3)
+    views = viz.token_views(looked.tokens, looked.logits, best=3)
     logits = looked.logits.astype(np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert views[0].probability is None and views[0].bits is None

@@ -16,6 +16,8 @@ import gptoss
 from gptoss import viz
 from gptoss.cli import main
 from gptoss.errors import Error
+from gptoss.train.model import GptOss
+from gptoss.train.presets import get_preset
 from gptoss.viz.attention import AttentionMap
 from gptoss.viz.figures import new_figure, printable
 
@@ -75,10 +77,14 @@ def test_pictures_of_a_text(
 
 
 def test_svg_is_xml_and_repeats(tmp_path: Path) -> None:
-    arguments = ("attention", "--text", TEXT, "--layer", "1", "--head", "2", "--format", "svg")
-    (one,) = draw(*arguments, out=tmp_path / "a")
-    assert ElementTree.parse(one).getroot().tag.endswith("svg")
-    assert one.name == "attention-layer-1-head-2.svg"
+    """One picture may go into a file; the same numbers give the same bytes."""
+    files = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    for file in files:
+        arguments = ("attention", "--text", TEXT, "--layer", "1", "--head", "2", "--out", str(file))
+        assert main(["viz", *arguments]) == 0
+    assert ElementTree.parse(files[0]).getroot().tag.endswith("svg")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(tmp_path.iterdir()) == files, "nothing half-written is left"
 
 
 @pytest.mark.parametrize("what", ["curves", "statistics"])
@@ -91,16 +97,38 @@ def test_pictures_of_a_run(what: str, run: Path, tmp_path: Path) -> None:
 def test_curves_of_several_runs_on_one_plot(run: Path) -> None:
     figure = viz.draw_curves([viz.read_curve(run), viz.read_curve(run)], "step")
     (axes,) = figure.axes
-    assert axes.get_xlabel() == "steps" and axes.get_ylabel() == "loss (nats per token)"
+    assert axes.get_xlabel() == "optimizer steps" and axes.get_ylabel() == "loss (nats per token)"
     assert len(axes.get_lines()) == 4
     styles = {(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
     assert len(styles) == 4, "told apart without colour"
 
 
-def test_everything_that_applies(tmp_path: Path) -> None:
-    names = [path.name for path in draw("all", "--text", TEXT, out=tmp_path / "out")]
-    assert "tokens.html" in names and "logit-lens.png" in names
-    assert "curves.png" not in names, "the bundled model has no log"
+def test_everything_that_applies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the bundled model and more than 48 tokens: no curves, no lens, which is said."""
+    monkeypatch.setattr("gptoss.viz.figures.MOST_LABELS", 8)
+    text = " and ".join([TEXT] * 5)
+    names = {p.name for p in draw("all", "--text", text, "--layer", "0", out=tmp_path / "out")}
+    assert names == {
+        *("attention-layer-0.png", "routing-layer-0.png", "expert-load.png"),
+        *("expert-coactivation.png", "router-entropy.png", "tokens.html"),
+    }
+    assert "lens: left out: text: expected at most 48 tokens" in capsys.readouterr().err
+
+
+def test_dense_models_have_pictures_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No experts, no sinks, learned positions."""
+    model = GptOss(get_preset("gpt2-style").architecture.replace(num_hidden_layers=1))
+    model.initialise(0)
+    monkeypatch.setattr("gptoss.train.export.load_model", lambda *_, **__: (model.eval(), NANO))
+    names = {path.name for path in draw("all", "--text", "A dog", out=tmp_path / "out")}
+    assert names == {"attention-layer-0.png", "logit-lens.png", "tokens.html"}
+    assert "experts: left out" in capsys.readouterr().err
+    assert main(["viz", "entropy", "--text", "A dog", "--out", str(tmp_path / "out")]) == 1
+    assert "found a dense model" in capsys.readouterr().err
 
 
 class Reader(HTMLParser):
@@ -158,7 +186,7 @@ def test_too_much_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["viz", "lens", "--text", "a b c " * 40, "--out", str(tmp_path)]) == 1
     assert "at most 48 tokens" in capsys.readouterr().err
     assert main(["viz", "page", "--text", "word " * 2000, "--out", str(tmp_path)]) == 1
-    assert "1 to 1024" in capsys.readouterr().err
+    assert "at most 1024, the context" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,17 +196,26 @@ def test_too_much_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["attention", "--text", ""], "at least one token"),
         (["attention", "--text", "a", "--file", "b"], "found both"),
         (["attention", "--layer", "9"], "--layer: expected 0 to 3, found 9"),
-        (["attention", "--head", "9"], "head: expected 0 to 7, found 9"),
+        (["attention", "--head", "9"], "--head: expected 0 to 7, found 9"),
         (["page", "--best", "-1"], "best: expected 0 or more"),
+        (["page", "--out", "a.png"], "--out: expected a name that ends in .html"),
+        (["lens", "--out", "a.html"], "--out: expected a name that ends in .png or .svg"),
+        (["attention", "--out", "a.png"], "--out: expected a folder for attention-layer-0"),
         (["curves"], "expected what `gptoss train` writes"),
         (["statistics"], "statistics_every"),
     ],
 )
 def test_clear_errors(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(["viz", *arguments, "--out", str(tmp_path / "out")]) == 1
+    monkeypatch.chdir(tmp_path)
+    assert main(["viz", "--out", "out", *arguments]) == 1
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
