@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from gptoss import viz
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
 from gptoss.train.architecture import Architecture
+from gptoss.train.logs import Logs, distribution
 from gptoss.train.model import GptOss
 from gptoss.train.trace import Trace, trace
 from gptoss.viz.curves import smoothed
-from gptoss.viz.statistics import layer_of, matrices
+from gptoss.viz.statistics import BANDS, MEDIAN, layer_of, matrices
 
 CONFIG = ModelConfig(
     num_hidden_layers=2,
@@ -204,10 +206,42 @@ def test_curve_is_what_the_log_says(tmp_path: Path) -> None:
         curve.along("epochs")
 
 
+def test_curve_of_a_fine_tuning_begins_before_its_first_step(tmp_path: Path) -> None:
+    records = [
+        {"step": 0, "validation": {"held out": 3.0, "accuracy": 0.5, "margin": -1.0}},
+        {"step": 1, "tokens": 64, "seconds": 2, "loss": 2.0, "margin": 0.1, "accuracy": 0.6},
+        {"step": 2, "tokens": 128, "seconds": 4, "loss": 1.0, "margin": 0.2, "accuracy": 0.7},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    curve = viz.read_curve(tmp_path)
+    assert curve.step.tolist() == [0, 1, 2] and curve.tokens.tolist() == [0, 64, 128]
+    assert np.isnan(curve.loss[0]) and curve.loss[1:].tolist() == [2, 1]
+    assert list(curve.validation) == ["held out"], "shares and margins are no losses"
+    (axes,) = viz.draw_curves([curve], "step").axes
+    assert axes.get_ylabel() == "loss (nats per pair)"
+    training, held_out = axes.get_lines()
+    assert training.get_xydata().tolist() == [[1, 2], [2, 1]]
+    assert held_out.get_xydata().tolist() == [[0, 3]]
+    with pytest.raises(Error, match="losses of one kind, found those per pair and per token"):
+        viz.draw_curves([curve, dataclasses.replace(curve, counted="token")])
+
+
+def test_curves_are_drawn_where_the_log_says(tmp_path: Path) -> None:
+    records = [{"step": n, "tokens": 10 * n, "seconds": n, "loss": 1 / n} for n in range(1, 101)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (axes,) = viz.draw_curves([viz.read_curve(tmp_path)], width=4).axes
+    (line,) = axes.get_lines()
+    drawn = line.get_xydata()
+    assert drawn[:, 0].tolist() == [10 * n for n in range(1, 101)]
+    assert drawn[-1, 1] == pytest.approx(sum(1 / n for n in range(97, 101)) / 4)
+    assert "mean of 4 steps" in str(line.get_label())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "log.jsonl: expected what"), ("", "found none"), ("{}\nno\n", "log.jsonl:2"),
-     ("[1]\n", "log.jsonl:1")],
+     ("[1]\n", "log.jsonl:1"), ('{"step": 1, "loss": "low"}\n', "expected numbers"),
+     ('{"step": 1, "loss": 1, "validation": {"a": null}}\n', "expected numbers")],
 )  # fmt: skip
 def test_logs_that_are_none(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
@@ -235,3 +269,64 @@ def test_statistics_are_what_the_file_says(tmp_path: Path) -> None:
     assert [layer_of(name) for name in names] == [0, 1, None]
     with pytest.raises(Error, match="statistics_every"):
         viz.read_statistics(tmp_path / "other")
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", '{"step": 1, "parameters": {"a": 1}}\n'])
+def test_statistics_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "statistics.jsonl").write_text(text)
+    with pytest.raises(Error, match="statistics.jsonl: expected statistics"):
+        viz.read_statistics(tmp_path)
+
+
+def test_quantiles_are_those_the_trainer_writes(tmp_path: Path) -> None:
+    """The bands of the picture are the 5th, 25th, 75th and 95th per cent of known numbers."""
+    weights, gradients = torch.arange(101.0), torch.arange(101.0) / 10
+    entry = distribution(weights) | {
+        f"grad_{key}": value for key, value in distribution(gradients).items()
+    }
+    logs = Logs(tmp_path, 0)
+    for step in (1, 2):
+        logs.statistics(step, {"block.0.attn.qkv.weight": entry})
+    found = viz.read_statistics(tmp_path)
+    assert found.rms[0, 0] == pytest.approx(math.sqrt((weights**2).mean()))
+    cuts = found.quantiles[0, 0]
+    assert [cuts[at] for band in BANDS for at in band] == [5, 95, 25, 75] and cuts[MEDIAN] == 50
+    np.testing.assert_allclose(found.grad_quantiles[1, 0], cuts / 10, rtol=1e-6)
+    left, right = viz.draw_distributions(found).axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("weight", "gradient")
+    assert left.get_xlabel() == right.get_xlabel() == "optimizer steps"
+    (line,) = left.get_lines()
+    assert line.get_xydata().tolist() == [[1, 50], [2, 50]]
+
+
+def test_page_shows_the_probabilities(looked: Trace) -> None:
+    """What stands in the HTML, against softmax in NumPy."""
+    content = viz.page(viz.token_views(looked.tokens, looked.logits, best=2), str)
+    logits = looked.logits.astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = re.findall(
+        r'<span class="more">p (\S+)  (\S+) bits  rank (\d+)\n(\S+)  (\d+)\n', content
+    )
+    assert len(found) == 19
+    for place, (shown, bits, rank, best, top) in enumerate(found):
+        q = p[place, IDS[place + 1]]
+        assert float(shown) == pytest.approx(q, abs=6e-5)
+        assert float(bits) == pytest.approx(-math.log2(q), abs=6e-3)
+        assert int(rank) == 1 + (p[place] > q).sum() and int(top) == p[place].argmax()
+        assert float(best) == pytest.approx(p[place].max(), abs=6e-5)
+
+
+def test_the_darker_the_more_surprising() -> None:
+    """Probabilities 1/2 … 1/2^14 by hand: the ground darkens with each, and stops at 12 bits."""
+    views = [viz.TokenView(0, 2.0**-n, 2, []) for n in range(15)]
+    grounds = [
+        int(x)
+        for x in re.findall(r'tabindex="0" style="background:rgb\((\d+)', viz.page(views, str))
+    ]
+    assert grounds[0] == 255 and grounds == sorted(grounds, reverse=True)
+    assert len(set(grounds[:13])) == 13 and len(set(grounds[12:])) == 1
+
+
+def test_logits_of_other_tokens_are_refused(looked: Trace) -> None:
+    with pytest.raises(Error, match="logits: expected 3 rows, one per token, found 20"):
+        viz.token_views([1, 2, 3], looked.logits)
