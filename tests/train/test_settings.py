@@ -219,7 +219,7 @@ def test_a_signal_ends_the_run_after_the_step(
         ([], "train: expected --preset, or a run to go on with in"),
         (["--preset", "nano", "--set", "vocab_size=500"], "vocab_size: expected 320 as in"),
         (["--preset", "nano", "--set", "texts=tales"], "texts: expected some of stories, found"),
-        (["--preset", "nano", "--data", "nowhere"], "nowhere/data.json: expected prepared data"),
+        (["--preset", "nano", "--data", "nowhere"], "nowhere: expected a file, a folder"),
         (["--preset", "nano", "--config", "none.json"], "none.json"),
         (["--preset", "nano", "--device", "tpu"], "device: expected auto, cpu or cuda, found"),
         (["--preset", "nano", "--set", "long_length=32000"], "expected at least 32000 tokens"),
