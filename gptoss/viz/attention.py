@@ -17,8 +17,7 @@ from gptoss.train.architecture import Architecture
 from gptoss.train.trace import Trace
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
-    LABEL,
-    TICK,
+    add_bar,
     dress,
     label_tokens,
     new_figure,
@@ -76,19 +75,19 @@ def attention_maps(
 
 
 def draw_attention(maps: Sequence[AttentionMap], tokens: Sequence[str]) -> Figure:
-    """Heatmaps, up to four in a row, each with its sink's share beside it and its window's edge.
+    """Heatmaps, four or eight in a row, each with its sink's share beside it and its window's edge.
 
     A row of a heatmap and its sink sum to 1. Raises Error for more than MOST_TOKENS tokens.
     """
     count = len(tokens)
     require_at_most(count, MOST_TOKENS)
-    columns = min(4, len(maps))
+    columns = min(4 if len(maps) <= 16 else 8, len(maps))
     rows = -(-len(maps) // columns)
     side = 2.6 if len(maps) > 1 else min(9.0, max(4.0, 0.12 * count))
     figure = new_figure(columns * (side + 0.8) + 0.8, rows * (side + 0.5) + 0.3)
     for number, one in enumerate(maps):
         axes = figure.add_subplot(rows, columns, number + 1)
-        kind = "all" if one.window is None else f"window {one.window}"
+        kind = "full" if one.window is None else f"window {one.window}"
         dress(axes, "key", "query", f"layer {one.layer}, head {one.head} ({kind})")
         image = _shade(axes, one.weights)
         x, y = one.edge()
@@ -104,10 +103,8 @@ def draw_attention(maps: Sequence[AttentionMap], tokens: Sequence[str]) -> Figur
         else:
             dress(axes, "key (position)", "query (position)", axes.get_title())
     # the square root brings out small weights; the bar says so
-    bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.01)
+    bar = add_bar(figure, image, figure.axes, "attention weight (square-root scale)")
     bar.set_ticks([value**0.5 for value in _MARKS], labels=[f"{value:g}" for value in _MARKS])
-    bar.ax.tick_params(labelsize=TICK)
-    bar.set_label("attention weight (square-root scale)", fontsize=LABEL)
     return figure
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
@@ -15,7 +14,7 @@ from gptoss.train.trace import Trace
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
     LABEL,
-    TICK,
+    add_bar,
     dress,
     label_numbers,
     label_tokens,
@@ -105,7 +104,7 @@ def draw_coactivation(trace: Trace) -> Figure:
         label_numbers(axes, experts, "y")
         if experts <= 12:
             _write_counts(axes, counts[layer], top)
-    _bar(figure, image, figure.axes, "tokens for which both were chosen")
+    add_bar(figure, image, figure.axes, "tokens for which both were chosen")
     return figure
 
 
@@ -114,13 +113,6 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], top: int) -> None:
         if a != b:
             shade = "white" if count > top * 0.6 else "black"
             axes.text(b, a, str(count), color=shade, fontsize=6, ha="center", va="center")
-
-
-def _bar(figure: Figure, image: AxesImage, axes: Axes | list[Axes], label: str) -> None:
-    shrink = min(1.0, 5 / figure.get_figheight())
-    bar = figure.colorbar(image, ax=axes, pad=0.01, shrink=shrink)
-    bar.ax.tick_params(labelsize=TICK)
-    bar.set_label(label, fontsize=LABEL)
 
 
 def draw_routing(trace: Trace, tokens: Sequence[str], layer: int) -> Figure:
@@ -139,7 +131,7 @@ def draw_routing(trace: Trace, tokens: Sequence[str], layer: int) -> Figure:
     dress(axes, "expert", "token", f"routing in layer {layer}")
     label_numbers(axes, experts, "x", 32)
     label_tokens(axes, tokens, "y")
-    _bar(figure, image, axes, "weight of the expert's output")
+    add_bar(figure, image, axes, "weight of the expert's output")
     return figure
 
 
@@ -171,5 +163,5 @@ def draw_entropy(trace: Trace, tokens: Sequence[str]) -> Figure:
     dress(bottom, "token", "layer")
     label_numbers(bottom, layers, "y")
     label_tokens(bottom, tokens, "x")
-    _bar(figure, image, bottom, "router entropy (nats)")
+    add_bar(figure, image, bottom, "router entropy (nats)")
     return figure

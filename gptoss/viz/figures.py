@@ -10,8 +10,10 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from gptoss.errors import Error
@@ -97,10 +99,19 @@ def label_tokens(axes: Axes, tokens: Sequence[str], which: str) -> None:
             label.set(fontsize=TICK - 1, parse_math=False, rotation=90 if which == "x" else 0)
 
 
-def label_numbers(axes: Axes, count: int, which: str, most: int = 16) -> None:
+def label_numbers(axes: Axes, count: int, which: str, most: int = 12) -> None:
     """Writes 0 … count − 1 along axis `which`, every n-th where they are more than `most`."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks(range(0, count, -(-count // most)))
+
+
+def add_bar(figure: Figure, image: AxesImage, axes: Axes | list[Axes], label: str) -> Colorbar:
+    """Says beside `axes` what the shades of `image` mean; at most five inches high."""
+    width, height = figure.get_size_inches()
+    bar = figure.colorbar(image, ax=axes, pad=0.12 / width, shrink=min(1.0, 5 / height))
+    bar.ax.tick_params(labelsize=TICK)
+    bar.set_label(label, fontsize=LABEL)
+    return bar
 
 
 def require_at_most(count: int, most: int) -> None:

@@ -18,8 +18,7 @@ from gptoss.train.model import GptOss
 from gptoss.train.trace import Trace
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
-    LABEL,
-    TICK,
+    add_bar,
     dress,
     label_tokens,
     new_figure,
@@ -90,7 +89,5 @@ def draw_lens(lens: Lens, tokens: Sequence[str], names: Sequence[Sequence[str]])
     rows = ["embedding", *(f"after layer {n}" for n in range(layers - 1))]
     axes.set_yticks(range(layers), rows)
     axes.invert_yaxis()
-    bar = figure.colorbar(image, ax=axes, pad=0.4 / (0.62 * count + 2.4))
-    bar.ax.tick_params(labelsize=TICK)
-    bar.set_label("probability", fontsize=LABEL)
+    add_bar(figure, image, axes, "probability")
     return figure
