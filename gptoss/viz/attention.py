@@ -58,7 +58,11 @@ class AttentionMap:
 def attention_maps(
     trace: Trace, architecture: Architecture, layer: int | None = None, head: int | None = None
 ) -> list[AttentionMap]:
-    """The heads asked for, of one layer or of all. Raises Error for one that there is not."""
+    """The heads asked for, of one layer or of all. Raises Error for one that there is not.
+
+    A weight is exp(s) / (Σ exp(s) + exp(sink)), s = q·k / √D over the keys in sight; the sink's
+    share is exp(sink) over the same sum (as in OpenAI's gpt_oss/torch/model.py).
+    """
     layers, heads = len(trace.attention), trace.sink_share.shape[1]
     for name, value, count in (("layer", layer, layers), ("head", head, heads)):
         if value is not None and not 0 <= value < count:

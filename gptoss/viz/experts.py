@@ -33,7 +33,10 @@ def _chosen(trace: Trace) -> tuple[NDArray[np.int64], int]:
 
 
 def expert_load(trace: Trace) -> NDArray[np.float64]:
-    """Share of the chosen places that each expert got, [L, E]; 1 / E where it is even."""
+    """Share of the chosen places that each expert got, [L, E]; 1 / E where it is even.
+
+    f of Fedus et al. 2021 (arXiv:2101.03961), equation 5, with k places per token instead of one.
+    """
     chosen, experts = _chosen(trace)
     counts = np.stack([np.bincount(layer.ravel(), minlength=experts) for layer in chosen])
     return counts / counts.sum(1, keepdims=True)
@@ -59,7 +62,10 @@ def routing(trace: Trace, layer: int) -> NDArray[np.float32]:
 
 
 def router_entropy(trace: Trace) -> NDArray[np.float64]:
-    """−Σ p·log p in nats of the softmax over all router logits, [L, S]; log E where p is even."""
+    """H(p) = −Σ p·log p (Shannon 1948) of p = softmax over all E router logits, nats, [L, S].
+
+    0 where one expert is certain, log E where all are alike.
+    """
     _chosen(trace)
     logits = np.asarray(trace.router_logits, np.float64)
     logits = logits - logits.max(-1, keepdims=True)
