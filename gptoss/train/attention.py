@@ -134,7 +134,10 @@ def flex_sink_attention(
 
     Blocks that nobody sees are not computed. Its backward pass exists on GPUs only.
     """
+    from torch.nn.attention import flex_attention as module
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    AuxRequest = getattr(module, "AuxRequest", None)  # since PyTorch 2.9; return_lse before
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = (query >= key) & (documents[batch, query] == documents[batch, key])
@@ -144,7 +147,12 @@ def flex_sink_attention(
     blocks = create_block_mask(mask, size, None, length, length, device=q.device.type)
     flex = _compiled_flex() if compiled else flex_attention
     shared = k.shape[1] < heads
-    out, lse = flex(q, k, v, block_mask=blocks, scale=scale, return_lse=True, enable_gqa=shared)
+    options: dict[str, Any] = {"block_mask": blocks, "scale": scale, "enable_gqa": shared}
+    if AuxRequest is None:
+        out, lse = flex(q, k, v, return_lse=True, **options)
+    else:
+        out, aux = flex(q, k, v, return_aux=AuxRequest(lse=True), **options)
+        lse = aux.lse
     return out * (lse - sink[None, :, None]).sigmoid()[..., None].to(out.dtype)
 
 
