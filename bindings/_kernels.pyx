@@ -11,14 +11,16 @@ from time import perf_counter
 import numpy as np
 
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
 from gptoss cimport (
-    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, ModelConfig, RmsNormArgs, RopeArgs,
-    SwigluArgs, ThreadCountScope, UnpackArgs, bf16, fill_config, isa_name, kernels_for,
-    matmul_scratch_rows, page_size, padded_rows as cpp_padded_rows, parse_isa, read_all,
-    route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
+    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, MatmulBf16Args, MatmulF32Args,
+    MatmulI16Args, ModelConfig, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
+    ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, bf16, fill_config, isa_name,
+    kernels_for, matmul_bf16_scratch, matmul_scratch_rows, pack_matrix, page_size,
+    padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
+    read_all, route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
@@ -95,6 +97,190 @@ def matmul(const float[:, ::1] x, *, isa, const uint16_t[:, ::1] weight=None,
     cdef const Kernels* kernels = _kernels(isa)
     with nogil:
         kernels.matmul(a)
+    return result
+
+
+_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
+
+
+class Packed:
+    """A matrix [rows, cols] in panels (core/cpu/panel.h): data uint8 [panels, panel bytes]."""
+
+    def __init__(self, format, rows, cols, data):
+        self.format = format
+        self.rows = rows
+        self.cols = cols
+        self.data = data
+
+
+def pack(format, *, const uint16_t[:, ::1] weight=None, const uint8_t[:, :, ::1] blocks=None,
+         const uint8_t[:, ::1] scales=None, threads=1):
+    """Packed of weight [N, K] (bf16 → "bf16" or "q8") or of blocks [N, K / 32, 16] and scales
+    [N, K / 32] (→ "mxfp4")."""
+    cdef PackSource source
+    if weight is not None:
+        source.weight = <const bf16*> &weight[0, 0]
+        source.rows = weight.shape[0]
+        source.cols = weight.shape[1]
+    else:
+        _check(blocks.shape[0] == scales.shape[0] and blocks.shape[1] == scales.shape[1]
+               and blocks.shape[2] == 16, "pack: blocks and scales differ in shape")
+        source.weight = NULL
+        source.blocks = &blocks[0, 0, 0]
+        source.scales = &scales[0, 0]
+        source.rows = blocks.shape[0]
+        source.cols = blocks.shape[1] * 32
+    cdef WeightFormat format_ = <WeightFormat> <int> _FORMATS[format]
+    data = _aligned((panel_count(source.rows), panel_bytes(format_, source.cols)), np.uint8, 0xFF)
+    cdef uint8_t[:, ::1] to = data
+    cdef int threads_ = threads
+    with nogil:
+        pack_matrix(source, format_, &to[0, 0], threads_)
+    return Packed(format, source.rows, source.cols, data)
+
+
+def _aligned(shape, dtype, fill):
+    """An array at a multiple of 64 bytes, filled."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    array = raw[skip:skip + size].view(dtype).reshape(shape)
+    array.fill(fill)
+    return array
+
+
+cdef Panels _panels(object packed, const uint16_t[::1] bias) except *:
+    cdef Panels w
+    cdef const uint8_t[:, ::1] data = packed.data
+    w.format = <WeightFormat> <int> _FORMATS[packed.format]
+    w.rows = packed.rows
+    w.cols = packed.cols
+    w.data = &data[0, 0]
+    w.bias = NULL
+    _check(data.shape[0] == panel_count(w.rows) and data.shape[1] == panel_bytes(w.format, w.cols),
+           "panels: data does not fit rows and cols")
+    if bias is not None:
+        _check(bias.shape[0] == w.rows, "panels: bias has the wrong length")
+        w.bias = <const bf16*> &bias[0]
+    return w
+
+
+def _padded(x, cols):
+    """x [·, cols] with zeros up to whole blocks."""
+    padded = np.zeros((x.shape[0], panel_cols(cols)), np.float32)
+    padded[:, :cols] = x
+    return padded
+
+
+def _row_count(x, row_ids):
+    if row_ids is None:
+        return x.shape[0]
+    _check(np.all((np.asarray(row_ids) >= 0) & (np.asarray(row_ids) < x.shape[0])),
+           "row_ids out of range")
+    return row_ids.shape[0]
+
+
+def matmul_f32(x, packed, *, isa, const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None,
+               begin=0, end=None):
+    """y [rows, N] = x [·, K] (rows row_ids) · packedᵀ + bias: float32 operand and products.
+
+    Only the columns of panels begin..end are computed; the others stay NaN.
+    """
+    cdef MatmulF32Args a
+    a.w = _panels(packed, bias)
+    _check(x.shape[1] == a.w.cols, "matmul_f32: x and the weights differ in columns")
+    cdef const float[:, ::1] operand = _padded(x, x.shape[1])
+    a.x = &operand[0, 0]
+    a.x_stride = operand.shape[1]
+    a.rows = _row_count(x, row_ids)
+    a.row_ids = &row_ids[0] if row_ids is not None else NULL
+    result = _poisoned((a.rows, a.w.rows))
+    cdef float[:, ::1] y = result
+    a.y = &y[0, 0]
+    a.y_stride = a.w.rows
+    a.begin = begin
+    a.end = panel_count(a.w.rows) if end is None else end
+    cdef const Kernels* kernels = _kernels(isa)
+    with nogil:
+        kernels.matmul_f32(a)
+    return result
+
+
+def quantize(const float[:, ::1] x, *, isa):
+    """(q int16 [rows, panel_cols(n)], scale float32 [rows, panel_blocks(n)]) of x [rows, n]."""
+    cdef int64_t n = x.shape[1]
+    q = np.full((x.shape[0], panel_cols(n)), -32768, np.int16)
+    scale = _poisoned((x.shape[0], panel_blocks(n)))
+    cdef int16_t[:, ::1] q_view = q
+    cdef float[:, ::1] scale_view = scale
+    cdef const Kernels* kernels = _kernels(isa)
+    for row in range(x.shape[0]):
+        kernels.quantize(QuantizeArgs(&x[row, 0], n, &q_view[row, 0], &scale_view[row, 0]))
+    return q, scale
+
+
+def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, packed, *, isa,
+               const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None, begin=0, end=None):
+    """As matmul_f32, on rows that `quantize` made. None where this isa has no such kernel."""
+    cdef MatmulI16Args a
+    a.w = _panels(packed, bias)
+    _check(q.shape[1] == panel_cols(a.w.cols) and scale.shape[1] == panel_blocks(a.w.cols)
+           and q.shape[0] == scale.shape[0], "matmul_i16: operand and weights differ in columns")
+    a.x = &q[0, 0]
+    a.x_scale = &scale[0, 0]
+    a.rows = _row_count(q, row_ids)
+    a.row_ids = &row_ids[0] if row_ids is not None else NULL
+    result = _poisoned((a.rows, a.w.rows))
+    cdef float[:, ::1] y = result
+    a.y = &y[0, 0]
+    a.y_stride = a.w.rows
+    a.begin = begin
+    a.end = panel_count(a.w.rows) if end is None else end
+    cdef const Kernels* kernels = _kernels(isa)
+    if kernels.matmul_i16 == NULL:
+        return None
+    with nogil:
+        kernels.matmul_i16(a)
+    return result
+
+
+def to_tiles(const float[:, ::1] x, *, isa):
+    """bf16 tiles (uint16) [ceil(rows / 16), panel_blocks(n), 16, 32] of x [rows, n]."""
+    cdef int64_t n = x.shape[1]
+    tiles = _aligned((panel_count(x.shape[0]), panel_blocks(n), 16, 32), np.uint16, 0xFFFF)
+    cdef uint16_t[:, :, :, ::1] to = tiles
+    cdef const Kernels* kernels = _kernels(isa)
+    for row in range(x.shape[0]):
+        kernels.to_tile_row(TileRowArgs(&x[row, 0], n, <bf16*> &to[row // 16, 0, row % 16, 0]))
+    tiles[-1, :, (x.shape[0] - 1) % 16 + 1:] = 0
+    return tiles
+
+
+def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, packed, *, isa,
+                const uint16_t[::1] bias=None, begin=0, end=None):
+    """As matmul_f32, on tiles that `to_tiles` made. None where this isa has no such kernel."""
+    cdef MatmulBf16Args a
+    a.w = _panels(packed, bias)
+    _check(tiles.shape[0] == panel_count(rows) and tiles.shape[1] == panel_blocks(a.w.cols)
+           and tiles.shape[2] == 16 and tiles.shape[3] == 32,
+           "matmul_bf16: operand and weights differ in shape")
+    a.x = <const bf16*> &tiles[0, 0, 0, 0]
+    a.rows = rows
+    result = _poisoned((a.rows, a.w.rows))
+    scratch = _aligned((matmul_bf16_scratch,), np.uint8, 0xFF)
+    cdef float[:, ::1] y = result
+    cdef uint8_t[::1] scratch_view = scratch
+    a.y = &y[0, 0]
+    a.y_stride = a.w.rows
+    a.begin = begin
+    a.end = panel_count(a.w.rows) if end is None else end
+    a.scratch = &scratch_view[0]
+    cdef const Kernels* kernels = _kernels(isa)
+    if kernels.matmul_bf16 == NULL:
+        return None
+    with nogil:
+        kernels.matmul_bf16(a)
     return result
 
 

@@ -1,5 +1,5 @@
 # The C++ declarations that the two extension modules use; mirrors core/*.h.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -99,9 +99,17 @@ cdef extern from "backend.h" namespace "gptoss" nogil:
     cdef enum class Activation(int):
         bf16
         f32
+    cdef enum class DenseWeights(int):
+        published
+        q8
+    cdef enum class KvFormat "gptoss::KvFormat"(int):
+        bf16 "gptoss::KvFormat::bf16"
+        int8 "gptoss::KvFormat::int8"
     cdef cppclass Options:
         Activation activation
         int threads
+        DenseWeights weights
+        KvFormat kv
     cdef cppclass CppBackend "gptoss::Backend":
         void load(const ModelConfig&, WeightSource&) except +translate_exception
         int64_t page_bytes() except +translate_exception
@@ -152,7 +160,73 @@ cdef extern from "cpu/gemm_onednn.h" namespace "gptoss::cpu" nogil:
                     int64_t) except +translate_exception
 
 
+cdef extern from "cpu/panel.h" namespace "gptoss::cpu" nogil:
+    int panel_rows
+    cdef enum class WeightFormat(int):
+        mxfp4
+        q8
+    int64_t panel_count(int64_t)
+    int64_t panel_blocks(int64_t)
+    int64_t panel_cols(int64_t)
+    int64_t panel_bytes(WeightFormat, int64_t)
+    cdef cppclass Panels:
+        WeightFormat format
+        int64_t rows
+        int64_t cols
+        const uint8_t* data
+        const bf16* bias
+
+
+cdef extern from "cpu/pack.h" namespace "gptoss::cpu" nogil:
+    cdef cppclass PackSource:
+        const bf16* weight
+        const uint8_t* blocks
+        const uint8_t* scales
+        int64_t rows
+        int64_t cols
+    void pack_matrix(const PackSource&, WeightFormat, uint8_t*, int) except +translate_exception
+
+
 cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
+    cdef cppclass MatmulF32Args:
+        const float* x
+        int64_t x_stride
+        const int32_t* row_ids
+        int64_t rows
+        Panels w
+        float* y
+        int64_t y_stride
+        int64_t begin
+        int64_t end
+    cdef struct QuantizeArgs:
+        const float* x
+        int64_t n
+        int16_t* q
+        float* scale
+    cdef cppclass MatmulI16Args:
+        const int16_t* x
+        const float* x_scale
+        const int32_t* row_ids
+        int64_t rows
+        Panels w
+        float* y
+        int64_t y_stride
+        int64_t begin
+        int64_t end
+    int64_t matmul_bf16_scratch
+    cdef cppclass MatmulBf16Args:
+        const bf16* x
+        int64_t rows
+        Panels w
+        float* y
+        int64_t y_stride
+        int64_t begin
+        int64_t end
+        uint8_t* scratch
+    cdef struct TileRowArgs:
+        const float* x
+        int64_t n
+        bf16* tile_row
     int matmul_scratch_rows
     cdef struct MatmulArgs:
         const float* x
@@ -212,6 +286,11 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         bool round
     cdef cppclass Kernels:
         void (*matmul)(const MatmulArgs&)
+        void (*matmul_f32)(const MatmulF32Args&)
+        void (*quantize)(const QuantizeArgs&)
+        void (*matmul_i16)(const MatmulI16Args&)
+        void (*matmul_bf16)(const MatmulBf16Args&)
+        void (*to_tile_row)(const TileRowArgs&)
         void (*unpack_mxfp4)(const UnpackArgs&)
         void (*rms_norm)(const RmsNormArgs&)
         void (*rope)(const RopeArgs&)

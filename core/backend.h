@@ -20,9 +20,22 @@ enum class Activation : int {
   f32 = 1,   // nothing is rounded: for exact comparison
 };
 
+// Attention's matrices and the unembedding; experts stay as published in any case.
+enum class DenseWeights : int {
+  published = 0,  // bf16, exact
+  q8 = 1,         // int8 in groups of 32 with a bf16 scale
+};
+
+enum class KvFormat : int {
+  bf16 = 0,  // float32 where the activation is f32
+  int8 = 1,  // with a scale per token and head
+};
+
 struct Options {
   Activation activation = Activation::bf16;
   int threads = 0;  // 0: as many as the process may use
+  DenseWeights weights = DenseWeights::published;
+  KvFormat kv = KvFormat::bf16;
 };
 
 class Backend {
@@ -64,7 +77,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
 // backend_abi of the headers it was built with; a mismatch is refused.
-constexpr int32_t backend_abi = 1;
+constexpr int32_t backend_abi = 2;
 struct BackendPlugin {
   int32_t abi;
   // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.

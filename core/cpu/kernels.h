@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/panel.h"
 #include "dtype.h"
 
 namespace gptoss::cpu {
@@ -92,9 +93,75 @@ struct SwigluArgs {
   bool round;  // round h to bf16
 };
 
+// ---- Products with weights in panels (cpu/panel.h) ----
+// y[i, n] = Σ_k x[row(i), k] · w[n, k] + bias[n] for the rows n of panels [begin, end), n < w.rows.
+// Reads each weight byte once from memory; the number of rows changes no result.
+
+// float32 operand and products: any format, exactly widened.
+struct MatmulF32Args {
+  const float* x;  // (·, panel_cols(cols)), rows x_stride apart, zeros from cols on
+  int64_t x_stride;
+  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
+  int64_t rows;
+  Panels w;
+  float* y;  // (rows, w.rows), rows y_stride apart
+  int64_t y_stride;
+  int64_t begin, end;  // panels
+};
+
+// A row of activations in blocks of 32, int16 each, with a power of two as the block's scale:
+// x[k] = q[k] · scale[k / 32]. The scale is the smallest with |q| ≤ 32767, so the error is at most
+// 2^-16 of the block's largest magnitude, and bf16 values within a factor of 2^7 of it are exact.
+// A NaN or an infinity makes the block's scale NaN.
+struct QuantizeArgs {
+  const float* x;  // (n)
+  int64_t n;
+  int16_t* q;    // (panel_cols(n)), zeros from n on
+  float* scale;  // (panel_blocks(n))
+};
+
+// int16 operand; integer products and sums within a block, exact; float32 across blocks.
+// mxfp4 and q8 only.
+struct MatmulI16Args {
+  const int16_t* x;        // (·, panel_cols(cols))
+  const float* x_scale;    // (·, panel_blocks(cols))
+  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
+  int64_t rows;
+  Panels w;
+  float* y;  // (rows, w.rows), rows y_stride apart
+  int64_t y_stride;
+  int64_t begin, end;  // panels
+};
+
+// bf16 operand in tiles, for many rows. Weights become bf16 in cache first: mxfp4 exactly (as in
+// unpack_mxfp4), q8 rounded to bf16 once.
+struct MatmulBf16Args {
+  const bf16* x;  // (ceil(rows / 16), panel_blocks(cols), 16, 32): zeros past rows and cols
+  int64_t rows;
+  Panels w;
+  float* y;  // (rows, w.rows), rows y_stride apart
+  int64_t y_stride;
+  int64_t begin, end;  // panels
+  uint8_t* scratch;    // (matmul_bf16_scratch) bytes of this thread, 64-byte aligned
+};
+constexpr int64_t matmul_bf16_scratch = int64_t{256} << 10;
+
+// One row of float32 → its place in bf16 tiles: 32 elements, then 16 · 32 further on the next 32.
+// Rounds to nearest even; zeros from n to panel_cols(n).
+struct TileRowArgs {
+  const float* x;  // (n)
+  int64_t n;
+  bf16* tile_row;  // row r of tile 0: base + (r / 16) · 16 · panel_cols(n) + (r % 16) · 32
+};
+
 struct Kernels {
   Isa isa;
   void (*matmul)(const MatmulArgs&);
+  void (*matmul_f32)(const MatmulF32Args&);
+  void (*quantize)(const QuantizeArgs&);
+  void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
+  void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
+  void (*to_tile_row)(const TileRowArgs&);
   void (*unpack_mxfp4)(const UnpackArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);

@@ -396,8 +396,9 @@ void attention(const AttentionArgs& a) {
 }
 
 constexpr Kernels make_kernels(Isa isa) {
-  return {isa,       matmul, unpack_mxfp4,    rms_norm,   rope,
-          attention, swiglu, convert_to_bf16, round_rows, add_scaled};
+  return {isa,       matmul,  nullptr,         nullptr,    nullptr,
+          nullptr,   nullptr, unpack_mxfp4,    rms_norm,   rope,
+          attention, swiglu,  convert_to_bf16, round_rows, add_scaled};
 }
 
 }  // namespace
