@@ -51,9 +51,9 @@ cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
         return -1
 
 
-cdef int _release(void* owner, int layer) noexcept with gil:
+cdef int _release(void* owner, const char* name) noexcept with gil:
     try:
-        (<_Source> owner).release(layer)
+        (<_Source> owner).release(name.decode())
         return 0
     except BaseException as error:
         gptoss.PyErr_SetObject(type(error), error)
@@ -92,11 +92,9 @@ cdef class _Source:
             out.shape.push_back(extent)
         self.kept[name] = array
 
-    def release(self, int layer):
-        prefix = f"block.{layer}."
-        for name in [name for name in self.kept if name.startswith(prefix)]:
-            del self.kept[name]
-            self.source.release(name)  # a mapped file's pages go back to the system
+    def release(self, name):
+        del self.kept[name]
+        self.source.release(name)  # a mapped file's pages go back to the system
 
     @property
     def bytes_kept(self):
@@ -202,7 +200,7 @@ cdef class Backend:
         self.source = _Source(source)
         self.backend = move(make_backend(str(device).encode(), _PLUGIN_DIRECTORY, options))
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4")
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", -1)
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
@@ -329,7 +327,7 @@ cdef class Backend:
     def info(self):
         """Names and values for people: backend, isa, threads, activation, weight formats, bytes."""
         entries = {name.decode(): value.decode() for name, value in self.get().info()}
-        entries["weight_bytes"] = str(self.source.bytes_kept)
+        entries["weight_bytes"] = str(self.source.bytes_kept + int(entries.pop("packed_bytes", 0)))
         entries["kv_pages"] = str(self.num_pages)
         entries["kv_bytes"] = str(self.num_pages * self.get().page_bytes())
         return entries

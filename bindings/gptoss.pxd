@@ -17,7 +17,7 @@ cdef extern from "translate.h" namespace "gptoss::bindings" nogil:
     PyObject* error_class
     cdef cppclass CallbackSource:
         CallbackSource(void* owner, int (*fetch)(void*, const char*, Tensor*) noexcept,
-                       int (*release)(void*, int) noexcept, bool mxfp4)
+                       int (*release)(void*, const char*) noexcept, bool mxfp4, int packed)
 
 
 cdef extern from "dtype.h" namespace "gptoss" nogil:

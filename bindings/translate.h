@@ -37,10 +37,10 @@ inline void translate_exception() {
 class CallbackSource final : public WeightSource {
 public:
   using Fetch = int (*)(void* owner, const char* name, Tensor* out);
-  using Release = int (*)(void* owner, int layer);
+  using Release = int (*)(void* owner, const char* name);
 
-  CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4)
-      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4) {}
+  CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4, int packed)
+      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4), packed_(packed) {}
 
   Tensor tensor(const std::string& name) override {
     Tensor tensor;
@@ -49,18 +49,20 @@ public:
     }
     return tensor;
   }
-  void release_layer(int layer) override {
-    if (release_(owner_, layer) < 0) {
+  void release(const std::string& name) override {
+    if (release_(owner_, name.c_str()) < 0) {
       throw PythonRaised();
     }
   }
   bool experts_are_mxfp4() const override { return mxfp4_; }
+  int packed() const override { return packed_; }
 
 private:
   void* owner_;
   Fetch fetch_;
   Release release_;
   bool mxfp4_;
+  int packed_;
 };
 
 }  // namespace gptoss::bindings

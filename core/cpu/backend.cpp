@@ -15,29 +15,21 @@ namespace {
 // Logits rows held at a time: 32 rows of 201,088 float32 are 26 MB.
 constexpr int64_t logits_block = 32;
 
-// Keeps the published weights as they are, in the memory that the source gave: a mapped checkpoint
-// costs no memory of its own and its pages are shared between processes.
 class CpuBackend final : public Backend {
 public:
   explicit CpuBackend(const Options& options)
       : isa_(select_isa()),
+        options_(options),
         compute_(isa_, options.threads > 0 ? options.threads : usable_threads(),
                  options.activation == Activation::bf16) {}
 
   void load(const ModelConfig& config, WeightSource& source) override {
     check_config(config);
     config_ = config;
-    weights_ = read_outer_weights(config, source);
-    for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-      weights_.layers.push_back(read_layer_weights(config, source, layer));
-    }
+    model_ = load_panels(config, source, options_.weights, compute_.threads);
     experts_ = source.experts_are_mxfp4() ? "mxfp4" : "bf16";
     inverse_frequencies_ = yarn_inverse_frequencies(config);
     kv_ = std::make_unique<KvPool>(config, !compute_.round);
-    compute_.scratch_stride =
-        matmul_scratch_rows *
-        static_cast<int64_t>(std::max(config.hidden_size, config.intermediate_size));
-    compute_.scratch.reserve(compute_.threads * compute_.scratch_stride);
   }
 
   int64_t page_bytes() const override { return pool().page_bytes(); }
@@ -49,33 +41,29 @@ public:
 
   void step(const Batch& batch, const Output& output) override {
     const TokenIndex index = index_batch(batch, config_, pool().pages());
-    const ThreadCountScope threads(compute_.threads);
     const int64_t tokens = batch.num_tokens;
     const int64_t hidden = config_.hidden_size;
     const int64_t q_size = config_.query_size();
     const int64_t kv_size = config_.kv_size();
-    const int64_t rows = padded_rows(tokens);
-    float* x = x_.reserve(tokens * hidden);  // (T, hidden) the residual stream
-    float* t = t_.reserve(rows * hidden);    // (T, hidden) normed; then a block's result
-    float* q = q_.reserve(rows * q_size);    // (T, heads · head_dim)
-    float* k = k_.reserve(rows * kv_size);   // (T, kv_heads · head_dim)
-    float* v = v_.reserve(rows * kv_size);
+    float* x = x_.reserve(tokens * hidden);   // (T, hidden) the residual stream
+    float* t = t_.reserve(tokens * hidden);   // (T, hidden) normed; then a block's result
+    float* q = q_.reserve(tokens * q_size);   // (T, heads · head_dim)
+    float* k = k_.reserve(tokens * kv_size);  // (T, kv_heads · head_dim)
+    float* v = v_.reserve(tokens * kv_size);
     float* attended = attended_.reserve(tokens * q_size);
     const RopeTable rope = make_rope_table(config_, inverse_frequencies_, index.position);
 
     embed(batch, x);
     for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+      const LayerPanels& w = model_.layers[static_cast<size_t>(layer)];
 
       norm(x, w.attn_norm, t, tokens);
-      const Operand normed = make_operand(compute_, t, tokens, hidden, operand_);
-      linear(compute_, normed, w.q.weight, w.q.bias, q_size, q, q_size);
-      linear(compute_, normed, w.k.weight, w.k.bias, kv_size, k, kv_size);
-      linear(compute_, normed, w.v.weight, w.v.bias, kv_size, v, kv_size);
+      const Operand normed = operand(t, tokens, hidden, w.q);
+      linear(compute_, normed, {{&w.q, q, q_size}, {&w.k, k, kv_size}, {&w.v, v, kv_size}});
       attention(compute_, config_, batch, index, rope, *kv_, layer, w.sinks, q, k, v, attended,
                 attention_state_);
-      const Operand heads = make_operand(compute_, attended, tokens, q_size, operand_);
-      linear(compute_, heads, w.out.weight, w.out.bias, hidden, t, hidden);
+      const Operand heads = operand(attended, tokens, q_size, w.out);
+      linear(compute_, heads, {{&w.out, t, hidden}});
       add(t, x, tokens);
 
       norm(x, w.mlp_norm, t, tokens);
@@ -91,16 +79,15 @@ public:
   }
 
   std::vector<std::pair<std::string, std::string>> info() const override {
-    const std::string onednn = onednn_version();
     return {{"backend", "cpu"},
             {"isa", isa_name(isa_)},
             {"threads", std::to_string(compute_.threads)},
             {"activation", compute_.round ? "bf16" : "f32"},
-            {"dense_weights", "bf16, as published"},
+            {"dense_weights", options_.weights == DenseWeights::q8 ? "q8 (int8, groups of 32)"
+                                                                   : "bf16, as published"},
             {"expert_weights", experts_},
             {"kv_cache", compute_.round ? "bf16" : "f32"},
-            {"dense_gemm",
-             compute_.round && compute_.gemm.available() ? "oneDNN " + onednn : "own kernels"}};
+            {"packed_bytes", std::to_string(model_.memory.bytes())}};
   }
 
 private:
@@ -112,10 +99,16 @@ private:
   void embed(const Batch& batch, float* x) {
     const int64_t hidden = config_.hidden_size;
     parallel_for(compute_.threads, batch.num_tokens, hidden, [&](int64_t i, int) {
-      const bf16* from = weights_.embedding + batch.token_ids[i] * hidden;
+      const bf16* from = model_.embedding + batch.token_ids[i] * hidden;
       std::transform(from, from + hidden, x + i * hidden,
                      [](bf16 value) { return to_float(value); });
     });
+  }
+
+  // Rows of x as the operand of products with `w`.
+  Operand operand(const float* x, int64_t rows, int64_t cols, const Panels& w) {
+    return make_operand(compute_, x, rows, cols, cols, compute_.product_for(w.format, rows),
+                        operand_);
   }
 
   void norm(const float* x, const bf16* scale, float* y, int64_t rows) {
@@ -138,13 +131,13 @@ private:
     const int64_t hidden = config_.hidden_size;
     const int64_t vocab = config_.vocab_size;
     const int64_t rows = last - first;
-    float* t = t_.reserve(padded_rows(rows) * hidden);
+    float* t = t_.reserve(rows * hidden);
     for (int64_t r = 0; r < rows; ++r) {
-      norm(x_.data() + batch.logits_rows[first + r] * hidden, weights_.norm, t + r * hidden, 1);
+      norm(x_.data() + batch.logits_rows[first + r] * hidden, model_.norm, t + r * hidden, 1);
     }
-    float* logits = logits_.reserve(padded_rows(rows) * vocab);
-    const Operand operand = make_operand(compute_, t, rows, hidden, operand_);
-    linear(compute_, operand, weights_.unembedding, nullptr, vocab, logits, vocab);
+    float* logits = logits_.reserve(rows * vocab);
+    linear(compute_, operand(t, rows, hidden, model_.unembedding),
+           {{&model_.unembedding, logits, vocab}});
     if (output.logits != nullptr) {
       std::memcpy(output.logits + first * vocab, logits,
                   static_cast<size_t>(rows * vocab) * sizeof(float));
@@ -169,14 +162,15 @@ private:
   }
 
   Isa isa_;
+  Options options_;
   Compute compute_;
   ModelConfig config_;
-  Weights weights_;
+  ModelPanels model_;
   std::string experts_;
   std::vector<double> inverse_frequencies_;
   std::unique_ptr<KvPool> kv_;
   Buffer<float> x_, t_, q_, k_, v_, attended_, attention_state_, logits_;
-  Buffer<bf16> operand_;
+  OperandStorage operand_;
   MoeScratch moe_scratch_;
   SamplerScratch sampler_scratch_;
 };

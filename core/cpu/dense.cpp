@@ -3,87 +3,161 @@
 #include <cstring>
 
 #include "check.h"
-#include "cpu/ops.h"
+#include "cpu/compute.h"
 #include "cpu/threads.h"
 
 namespace gptoss::cpu {
 
-namespace {
-
-constexpr int64_t columns_per_task = 64;
-
-}  // namespace
-
-const Kernels& kernels_for(Isa isa) {
-  switch (isa) {
-    case Isa::generic:
-      return kernels_generic;
-    case Isa::avx2:
-#ifdef GPTOSS_HAVE_AVX2
-      return kernels_avx2;
-#else
-      break;
-#endif
-    case Isa::avx512:
-#ifdef GPTOSS_HAVE_AVX512
-      return kernels_avx512;
-#else
-      break;
-#endif
-  }
-  throw Error(format("this build has no {} kernels", isa_name(isa)));
+Compute::Compute(Isa isa, int thread_count, bool round_operands)
+    : kernels(kernels_for(isa)), threads(thread_count), round(round_operands) {
+  scratch_.reserve(threads * matmul_bf16_scratch);
+  slices_.reserve(threads * slice_size);
 }
 
-Operand make_operand(Compute& compute, float* x, int64_t rows, int64_t cols,
-                     Buffer<bf16>& storage) {
-  if (!compute.round) {
-    return {x, rows, cols, nullptr};
+Product Compute::product_for(WeightFormat format, int64_t rows) const {
+  if (!round) {
+    return Product::f32;
   }
-  if (!compute.use_gemm(rows)) {
-    parallel_for(compute.threads, rows, cols,
-                 [&](int64_t r, int) { compute.kernels.round_bf16(x + r * cols, cols); });
-    return {x, rows, cols, nullptr};
+  if (kernels.matmul_bf16 != nullptr && rows >= kernels.min_rows_bf16) {
+    return Product::bf16;
   }
-  const int64_t padded = padded_rows(rows);
-  bf16* copy = storage.reserve(padded * cols);
-  parallel_for(compute.threads, rows, cols, [&](int64_t r, int) {
-    compute.kernels.round_bf16(x + r * cols, cols);
-    compute.kernels.to_bf16(x + r * cols, copy + r * cols, cols);
-  });
-  std::memset(static_cast<void*>(copy + rows * cols), 0,
-              static_cast<size_t>((padded - rows) * cols) * sizeof(bf16));
-  return {x, rows, cols, copy};
+  const bool has_scales = format != WeightFormat::bf16;
+  if (has_scales && kernels.matmul_i16 != nullptr && rows <= kernels.max_rows_i16) {
+    return Product::i16;
+  }
+  return Product::f32;
 }
 
-void linear(Compute& compute, const Operand& x, const bf16* weight, const bf16* bias, int64_t n,
-            float* y, int64_t y_stride) {
-  if (x.x_bf16 != nullptr) {
-    compute.gemm.matmul(x.x_bf16, weight, y, padded_rows(x.rows), n, x.cols, y_stride);
-    if (bias != nullptr) {
-      parallel_for(compute.threads, x.rows, n, [&](int64_t r, int) {
-        for (int64_t i = 0; i < n; ++i) {
-          y[r * y_stride + i] += to_float(bias[i]);
-        }
-      });
+Operand make_operand(Compute& compute, const float* x, int64_t rows, int64_t cols, int64_t x_stride,
+                     Product product, OperandStorage& storage) {
+  const Kernels& kernels = compute.kernels;
+  const int64_t padded = panel_cols(cols);
+  Operand operand;
+  operand.product = product;
+  operand.rows = rows;
+  operand.cols = cols;
+  if (product == Product::bf16) {
+    const int64_t tile_rows = (rows + 15) / 16 * 16;
+    bf16* tiles = storage.tiles.reserve(tile_rows * padded);
+    operand.tiles = tiles;
+    parallel_for(compute.threads, tile_rows, cols, [&](int64_t r, int) {
+      bf16* row = tiles + r / 16 * 16 * padded + r % 16 * 32;
+      if (r < rows) {
+        kernels.to_tile_row({x + r * x_stride, cols, row});
+        return;
+      }
+      for (int64_t b = 0; b < padded / 32; ++b) {
+        std::memset(static_cast<void*>(row + b * 16 * 32), 0, 32 * sizeof(bf16));
+      }
+    });
+    return operand;
+  }
+  const bool rounds = compute.round;
+  const bool as_is = !rounds && padded == cols && x_stride == cols;
+  if (product == Product::f32 && as_is) {
+    operand.x = x;
+    return operand;
+  }
+  float* copy = storage.x.reserve(rows * padded);
+  operand.x = copy;
+  if (product == Product::i16) {
+    operand.q = storage.q.reserve(rows * padded);
+    operand.q_scale = storage.q_scale.reserve(rows * panel_blocks(cols));
+  }
+  parallel_for(compute.threads, rows, 2 * cols, [&](int64_t r, int) {
+    float* row = copy + r * padded;
+    std::copy(x + r * x_stride, x + r * x_stride + cols, row);
+    std::fill(row + cols, row + padded, 0.0f);
+    if (rounds) {
+      kernels.round_bf16(row, cols);
     }
-    return;
-  }
-  const int64_t tasks = (n + columns_per_task - 1) / columns_per_task;
-  const int64_t cost = x.rows * columns_per_task * x.cols;
-  parallel_for(compute.threads, tasks, cost, [&](int64_t task, int) {
-    MatmulArgs args{};
-    args.x = x.x;
-    args.x_stride = x.cols;
-    args.rows = x.rows;
-    args.cols = x.cols;
-    args.weight = weight;
-    args.bias = bias;
-    args.y = y;
-    args.y_stride = y_stride;
-    args.begin = task * columns_per_task;
-    args.end = std::min(n, args.begin + columns_per_task);
-    compute.kernels.matmul(args);
+    if (product == Product::i16) {
+      kernels.quantize({row, cols, storage.q.data() + r * padded,
+                        storage.q_scale.data() + r * panel_blocks(cols)});
+    }
   });
+  return operand;
+}
+
+void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& part, int thread) {
+  const int64_t padded = panel_cols(x.cols);
+  switch (x.product) {
+    case Product::f32: {
+      MatmulF32Args args{};
+      args.x = x.x + part.first_row * padded;
+      args.x_stride = padded;
+      args.row_ids = part.row_ids;
+      args.rows = part.rows;
+      args.w = w;
+      args.y = part.y;
+      args.y_stride = part.y_stride;
+      args.begin = part.begin;
+      args.end = part.end;
+      compute.kernels.matmul_f32(args);
+      break;
+    }
+    case Product::i16: {
+      MatmulI16Args args{};
+      args.x = x.q + part.first_row * padded;
+      args.x_scale = x.q_scale + part.first_row * panel_blocks(x.cols);
+      args.row_ids = part.row_ids;
+      args.rows = part.rows;
+      args.w = w;
+      args.y = part.y;
+      args.y_stride = part.y_stride;
+      args.begin = part.begin;
+      args.end = part.end;
+      compute.kernels.matmul_i16(args);
+      break;
+    }
+    case Product::bf16: {
+      MatmulBf16Args args{};
+      args.x = x.tiles + part.first_row * padded;
+      args.rows = part.rows;
+      args.w = w;
+      args.y = part.y;
+      args.y_stride = part.y_stride;
+      args.begin = part.begin;
+      args.end = part.end;
+      args.scratch = compute.weight_scratch(thread);
+      compute.kernels.matmul_bf16(args);
+      break;
+    }
+  }
+}
+
+int64_t panels_per_task(int64_t panels, int threads) {
+  constexpr int64_t tasks_per_thread = 16;  // the last tasks end at about the same time
+  constexpr int64_t least = 4, most = 16;
+  return std::clamp(panels / (threads * tasks_per_thread) / least * least, least, most);
+}
+
+void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs) {
+  struct Task {
+    const LinearJob* job;
+    int64_t begin, end;
+  };
+  std::vector<Task> tasks;
+  int64_t cost = 0;
+  for (const LinearJob& job : jobs) {
+    const int64_t panels = panel_count(job.w->rows);
+    const int64_t step = panels_per_task(panels, compute.threads);
+    for (int64_t begin = 0; begin < panels; begin += step) {
+      tasks.push_back({&job, begin, std::min(panels, begin + step)});
+    }
+    cost = std::max(cost, step * panel_rows * x.rows * x.cols);
+  }
+  parallel_for(compute.threads, static_cast<int64_t>(tasks.size()), cost,
+               [&](int64_t i, int thread) {
+                 const Task& task = tasks[static_cast<size_t>(i)];
+                 Part part;
+                 part.rows = x.rows;
+                 part.begin = task.begin;
+                 part.end = task.end;
+                 part.y = task.job->y;
+                 part.y_stride = task.job->y_stride;
+                 multiply(compute, x, *task.job->w, part, thread);
+               });
 }
 
 }  // namespace gptoss::cpu

@@ -162,6 +162,8 @@ struct Kernels {
   void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
   void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
   void (*to_tile_row)(const TileRowArgs&);
+  int64_t max_rows_i16;   // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
+  int64_t min_rows_bf16;  // from here on, matmul_bf16 is the fastest
   void (*unpack_mxfp4)(const UnpackArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);

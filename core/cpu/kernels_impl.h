@@ -395,10 +395,28 @@ void attention(const AttentionArgs& a) {
   }
 }
 
+}  // namespace
+}  // namespace gptoss::cpu
+
+#include "cpu/panel_f32.h"
+
+namespace gptoss::cpu {
+namespace {
+
 constexpr Kernels make_kernels(Isa isa) {
-  return {isa,       matmul,  nullptr,         nullptr,    nullptr,
-          nullptr,   nullptr, unpack_mxfp4,    rms_norm,   rope,
-          attention, swiglu,  convert_to_bf16, round_rows, add_scaled};
+  Kernels kernels{};
+  kernels.isa = isa;
+  kernels.matmul = matmul;
+  kernels.matmul_f32 = matmul_f32;
+  kernels.unpack_mxfp4 = unpack_mxfp4;
+  kernels.rms_norm = rms_norm;
+  kernels.rope = rope;
+  kernels.attention = attention;
+  kernels.swiglu = swiglu;
+  kernels.to_bf16 = convert_to_bf16;
+  kernels.round_bf16 = round_rows;
+  kernels.add_scaled = add_scaled;
+  return kernels;
 }
 
 }  // namespace

@@ -11,125 +11,259 @@ namespace gptoss::cpu {
 
 namespace {
 
-constexpr int64_t columns_per_task = 64;    // own kernels: output columns of one expert
-constexpr int64_t columns_per_gemm = 1024;  // oneDNN: columns unpacked to bf16 at a time
+constexpr int64_t tile_rows = 16;
 
-// Which tokens each expert serves. A pair is (token, rank of the expert for that token); pairs are
-// ordered by expert, then by token.
-struct Groups {
-  std::vector<int32_t> start;  // (experts + 1) into the pairs
-  std::vector<int32_t> token;  // (pairs)
-  std::vector<int32_t> place;  // (tokens · experts_per_token) → where the pair went
+// One expert's tokens. A pair is (token, an expert it chose); pairs are ordered by expert, then by
+// token, so that an expert's are neighbours.
+struct ExpertRows {
+  int64_t expert;
+  int64_t begin, rows;  // pairs
+  int64_t tile_begin;   // its first row among bf16 tiles, where each expert begins a new tile
+  Product product;
 };
 
-Groups group_by_expert(const std::vector<int32_t>& experts, int64_t per_token,
-                       int64_t num_experts) {
-  Groups g;
-  g.start.assign(static_cast<size_t>(num_experts) + 1, 0);
-  for (const int32_t e : experts) {
-    ++g.start[static_cast<size_t>(e) + 1];
-  }
-  std::partial_sum(g.start.begin(), g.start.end(), g.start.begin());
-  std::vector<int32_t> next(g.start.begin(), g.start.end() - 1);
-  g.token.resize(experts.size());
-  g.place.resize(experts.size());
-  for (size_t i = 0; i < experts.size(); ++i) {
-    const int32_t at = next[static_cast<size_t>(experts[i])]++;
-    g.token[static_cast<size_t>(at)] = static_cast<int32_t>(static_cast<int64_t>(i) / per_token);
-    g.place[i] = at;
-  }
-  return g;
-}
+struct Routing {
+  std::vector<int32_t> token;  // (pairs)
+  std::vector<float> weight;   // (pairs)
+  std::vector<ExpertRows> experts;
+  int64_t rows_in_tiles = 0;
+  bool uses_bf16 = false, uses_i16 = false, uses_f32 = false;
+};
 
-// An expert's rows of one of the two matrices.
-MatmulArgs expert_args(const ExpertLinear& w, int64_t expert, int64_t n, int64_t cols) {
-  MatmulArgs args{};
-  args.cols = cols;
-  if (w.dense != nullptr) {
-    args.weight = w.dense + expert * n * cols;
-  } else {
-    args.blocks = w.blocks + expert * n * (cols / mx_block) * mx_block_bytes;
-    args.scales = w.scales + expert * n * (cols / mx_block);
+Routing group_by_expert(const Compute& compute, WeightFormat format,
+                        const std::vector<int32_t>& chosen, const std::vector<float>& weights,
+                        int64_t per_token, int64_t num_experts) {
+  Routing routing;
+  std::vector<int32_t> start(static_cast<size_t>(num_experts) + 1, 0);
+  for (const int32_t e : chosen) {
+    ++start[static_cast<size_t>(e) + 1];
   }
-  args.bias = w.bias + expert * n;
-  return args;
-}
-
-// One of the two expert products over all pairs. x has a row per token where `by_token`, otherwise
-// a row per pair; `finish(pair, begin, end)` runs on each row's columns as soon as they are there.
-template <class Finish>
-void expert_product(Compute& compute, const Groups& groups, const ExpertLinear& w, int64_t n,
-                    int64_t cols, const float* x, bool by_token, float* y, MoeScratch& scratch,
-                    const Finish& finish) {
-  const auto num_experts = static_cast<int64_t>(groups.start.size()) - 1;
-  std::vector<int64_t> few;  // experts whose rows go through our own kernel
+  std::partial_sum(start.begin(), start.end(), start.begin());
   for (int64_t e = 0; e < num_experts; ++e) {
-    const int64_t begin = groups.start[static_cast<size_t>(e)];
-    const int64_t rows = groups.start[static_cast<size_t>(e) + 1] - begin;
+    const int64_t begin = start[static_cast<size_t>(e)];
+    const int64_t rows = start[static_cast<size_t>(e) + 1] - begin;
     if (rows == 0) {
       continue;
     }
-    if (!compute.use_gemm(rows)) {
-      few.push_back(e);
+    const Product product = compute.product_for(format, rows);
+    routing.experts.push_back({e, begin, rows, routing.rows_in_tiles, product});
+    routing.uses_bf16 |= product == Product::bf16;
+    routing.uses_i16 |= product == Product::i16;
+    routing.uses_f32 |= product == Product::f32;
+    if (product == Product::bf16) {
+      routing.rows_in_tiles += (rows + tile_rows - 1) / tile_rows * tile_rows;
+    }
+  }
+  routing.token.resize(chosen.size());
+  routing.weight.resize(chosen.size());
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const auto at = static_cast<size_t>(start[static_cast<size_t>(chosen[i])]++);
+    routing.token[at] = static_cast<int32_t>(static_cast<int64_t>(i) / per_token);
+    routing.weight[at] = weights[i];
+  }
+  return routing;
+}
+
+// Router logits in float32 from operands that are not rounded, in either mode: the gate is small,
+// and which experts it picks is discontinuous.
+Routing choose_experts(Compute& compute, const ModelConfig& config, const LayerPanels& layer,
+                       const float* t, int64_t tokens, MoeScratch& scratch) {
+  const int64_t num_experts = config.num_experts;
+  const int64_t per_token = config.experts_per_token;
+  float* logits = scratch.logits.reserve(tokens * num_experts);
+  std::vector<int32_t> chosen(static_cast<size_t>(tokens * per_token));
+  std::vector<float> weights(chosen.size());
+  Operand operand;
+  operand.x = t;
+  operand.rows = tokens;
+  operand.cols = config.hidden_size;
+  const int64_t tasks = (tokens + tile_rows - 1) / tile_rows;
+  const int64_t cost = std::min(tokens, tile_rows) * config.hidden_size * num_experts;
+  parallel_for(compute.threads, tasks, cost, [&](int64_t task, int thread) {
+    Part part;
+    part.first_row = task * tile_rows;
+    part.rows = std::min(tile_rows, tokens - part.first_row);
+    part.end = panel_count(num_experts);
+    part.y = logits + part.first_row * num_experts;
+    part.y_stride = num_experts;
+    multiply(compute, operand, layer.gate, part, thread);
+    for (int64_t i = part.first_row; i < part.first_row + part.rows; ++i) {
+      route(logits + i * num_experts, num_experts, per_token, chosen.data() + i * per_token,
+            weights.data() + i * per_token);
+    }
+  });
+  return group_by_expert(compute, layer.mlp1.format, chosen, weights, per_token, num_experts);
+}
+
+bf16* tile_row(bf16* tiles, int64_t row, int64_t cols) {
+  return tiles + row / tile_rows * tile_rows * cols + row % tile_rows * panel_block;
+}
+
+// The tokens as operands of the first product: for i16 and f32 a row a token, for bf16 each
+// expert's rows gathered into tiles.
+Operand gather(Compute& compute, const Routing& routing, const float* t, int64_t tokens,
+               int64_t hidden, MoeScratch& scratch) {
+  Operand operand;
+  if (routing.uses_i16 || routing.uses_f32) {
+    operand = make_operand(compute, t, tokens, hidden, hidden,
+                           routing.uses_i16 ? Product::i16 : Product::f32, scratch.input);
+  }
+  operand.rows = tokens;
+  operand.cols = hidden;
+  if (!routing.uses_bf16) {
+    return operand;
+  }
+  bf16* tiles = scratch.input.tiles.reserve(routing.rows_in_tiles * hidden);
+  operand.tiles = tiles;
+  for (const ExpertRows& e : routing.experts) {
+    if (e.product != Product::bf16) {
       continue;
     }
-    // Many rows: gather them as bf16, unpack some columns' weights, and let oneDNN multiply.
-    const int64_t padded = padded_rows(rows);
-    bf16* operand = scratch.operand.reserve(padded * cols);
-    std::memset(static_cast<void*>(operand + rows * cols), 0,
-                static_cast<size_t>((padded - rows) * cols) * sizeof(bf16));
-    parallel_for(compute.threads, rows, cols, [&](int64_t r, int) {
-      const int64_t pair = begin + r;
-      const int64_t row = by_token ? groups.token[static_cast<size_t>(pair)] : pair;
-      compute.kernels.to_bf16(x + row * cols, operand + r * cols, cols);
-    });
-    const MatmulArgs args = expert_args(w, e, n, cols);
-    for (int64_t first = 0; first < n; first += columns_per_gemm) {
-      const int64_t last = std::min(n, first + columns_per_gemm);
-      const bf16* part = args.weight != nullptr ? args.weight + first * cols : nullptr;
-      if (part == nullptr) {
-        bf16* unpacked = scratch.weights.reserve(columns_per_gemm * cols);
-        parallel_for(compute.threads, (last - first + columns_per_task - 1) / columns_per_task,
-                     columns_per_task * cols, [&](int64_t task, int) {
-                       const int64_t from = first + task * columns_per_task;
-                       compute.kernels.unpack_mxfp4({args.blocks, args.scales, cols,
-                                                     unpacked + (from - first) * cols, from,
-                                                     std::min(last, from + columns_per_task)});
-                     });
-        part = unpacked;
+    const int64_t padded = (e.rows + tile_rows - 1) / tile_rows * tile_rows;
+    parallel_for(compute.threads, padded, hidden, [&](int64_t r, int) {
+      bf16* row = tile_row(tiles, e.tile_begin + r, hidden);
+      if (r < e.rows) {
+        const int64_t token = routing.token[static_cast<size_t>(e.begin + r)];
+        compute.kernels.to_tile_row({t + token * hidden, hidden, row});
+        return;
       }
-      compute.gemm.matmul(operand, part, y + begin * n + first, padded, last - first, cols, n);
-    }
-    parallel_for(compute.threads, rows, n, [&](int64_t r, int) {
-      float* row = y + (begin + r) * n;
-      for (int64_t i = 0; i < n; ++i) {
-        row[i] += to_float(args.bias[i]);
+      for (int64_t b = 0; b < hidden / panel_block; ++b) {
+        std::memset(static_cast<void*>(row + b * tile_rows * panel_block), 0,
+                    panel_block * sizeof(bf16));
       }
-      finish(begin + r, 0, n);
     });
   }
+  return operand;
+}
 
-  const int64_t tasks_per_expert = (n + columns_per_task - 1) / columns_per_task;
-  const int64_t cost = columns_per_task * cols;  // of a row; experts with more cost more
-  parallel_for(compute.threads, static_cast<int64_t>(few.size()) * tasks_per_expert, cost,
-               [&](int64_t task, int thread) {
-                 const int64_t e = few[static_cast<size_t>(task / tasks_per_expert)];
-                 const int64_t begin = groups.start[static_cast<size_t>(e)];
-                 MatmulArgs args = expert_args(w, e, n, cols);
-                 args.x = by_token ? x : x + begin * cols;
-                 args.x_stride = cols;
-                 args.row_ids = by_token ? groups.token.data() + begin : nullptr;
-                 args.rows = groups.start[static_cast<size_t>(e) + 1] - begin;
-                 args.y = y + begin * n;
-                 args.y_stride = n;
-                 args.begin = task % tasks_per_expert * columns_per_task;
-                 args.end = std::min(n, args.begin + columns_per_task);
-                 args.scratch = compute.thread_scratch(thread);
-                 compute.kernels.matmul(args);
-                 for (int64_t r = 0; r < args.rows; ++r) {
-                   finish(begin + r, args.begin, args.end);
-                 }
-               });
+// Rows [first, first + rows) of an expert's pairs times the weights' panels [begin, end), into a
+// slice of this thread: (rows, 16 · (end − begin)).
+struct SliceRange {
+  int64_t first, rows, begin, end;
+  int64_t width() const { return (end - begin) * panel_rows; }
+};
+const float* slice_product(Compute& compute, Operand operand, const ExpertRows& e,
+                           const ExpertPanels& w, const int32_t* row_ids, const SliceRange& range,
+                           int thread) {
+  operand.product = e.product;
+  Part part;
+  part.rows = range.rows;
+  part.begin = range.begin;
+  part.end = range.end;
+  part.y_stride = range.width();
+  part.y = compute.slice(thread) - range.begin * panel_rows;
+  if (e.product == Product::bf16) {
+    part.first_row = e.tile_begin + range.first;
+  } else if (row_ids != nullptr) {
+    part.row_ids = row_ids + e.begin + range.first;
+  } else {
+    part.first_row = e.begin + range.first;
+  }
+  multiply(compute, operand, w.expert(e.expert), part, thread);
+  return compute.slice(thread);
+}
+
+// As many rows as a slice holds, whole tiles.
+int64_t rows_per_slice(int64_t width) {
+  return Compute::slice_size / width / tile_rows * tile_rows;
+}
+
+// h = swiglu(t · mlp1ᵀ + bias), written as the operand of the second product.
+Operand first_product(Compute& compute, const Routing& routing, const Operand& input,
+                      const ExpertPanels& mlp1, float limit, MoeScratch& scratch) {
+  const int64_t inner = mlp1.rows / 2;
+  const auto pairs = static_cast<int64_t>(routing.token.size());
+  Operand hidden;
+  hidden.rows = pairs;
+  hidden.cols = inner;
+  float* x = routing.uses_f32 ? scratch.hidden.x.reserve(pairs * inner) : nullptr;
+  int16_t* q = routing.uses_i16 ? scratch.hidden.q.reserve(pairs * inner) : nullptr;
+  const int64_t blocks = panel_blocks(inner);
+  float* q_scale = routing.uses_i16 ? scratch.hidden.q_scale.reserve(pairs * blocks) : nullptr;
+  bf16* tiles =
+      routing.uses_bf16 ? scratch.hidden.tiles.reserve(routing.rows_in_tiles * inner) : nullptr;
+  hidden.x = x;
+  hidden.q = q;
+  hidden.q_scale = q_scale;
+  hidden.tiles = tiles;
+
+  const int64_t panels = panel_count(mlp1.rows);
+  const int64_t step = panels_per_task(panels, compute.threads);
+  const int64_t slices = (panels + step - 1) / step;
+  const auto task = [&](int64_t i, int thread) {
+    const ExpertRows& e = routing.experts[static_cast<size_t>(i / slices)];
+    SliceRange range{0, 0, i % slices * step, 0};
+    range.end = std::min(panels, range.begin + step);
+    const int64_t column = range.begin * panel_rows / 2;
+    const int64_t count = std::min(inner - column, range.width() / 2);
+    float h[16 * panel_rows / 2];
+    for (; range.first < e.rows; range.first += range.rows) {
+      range.rows = std::min(rows_per_slice(range.width()), e.rows - range.first);
+      const float* u = slice_product(compute, input, e, mlp1, routing.token.data(), range, thread);
+      for (int64_t r = 0; r < range.rows; ++r) {
+        const int64_t pair = e.begin + range.first + r;
+        compute.kernels.swiglu({u + r * range.width(), h, 0, count, limit, compute.round});
+        switch (e.product) {
+          case Product::f32:
+            std::copy(h, h + count, x + pair * inner + column);
+            break;
+          case Product::i16:
+            compute.kernels.quantize({h, count, q + pair * inner + column,
+                                      q_scale + pair * blocks + column / panel_block});
+            break;
+          case Product::bf16:
+            compute.kernels.to_tile_row(
+                {h, count,
+                 tile_row(tiles, e.tile_begin + range.first + r, inner) + column * tile_rows});
+            break;
+        }
+      }
+    }
+  };
+  parallel_for(compute.threads, static_cast<int64_t>(routing.experts.size()) * slices,
+               step * panel_rows * mlp1.cols, task);
+  if (routing.uses_bf16) {
+    // The rows that fill up an expert's last tile.
+    for (const ExpertRows& e : routing.experts) {
+      const int64_t used = e.rows % tile_rows;
+      if (e.product != Product::bf16 || used == 0) {
+        continue;
+      }
+      bf16* last = tile_row(tiles, e.tile_begin + e.rows - used, inner);
+      for (int64_t b = 0; b < blocks; ++b) {
+        std::memset(static_cast<void*>(last + (b * tile_rows + used) * panel_block), 0,
+                    static_cast<size_t>((tile_rows - used) * panel_block) * sizeof(bf16));
+      }
+    }
+  }
+  return hidden;
+}
+
+// x[token] += weight · (h · mlp2ᵀ + bias). A task owns some columns of x for all experts, so that
+// no two write the same element, and a token's experts are added in the order of their numbers.
+void second_product(Compute& compute, const Routing& routing, const Operand& hidden,
+                    const ExpertPanels& mlp2, float* x) {
+  const int64_t panels = panel_count(mlp2.rows);
+  const int64_t step = panels_per_task(panels, compute.threads);
+  const auto pairs = static_cast<int64_t>(routing.token.size());
+  parallel_for(
+      compute.threads, (panels + step - 1) / step, step * panel_rows * mlp2.cols * pairs,
+      [&](int64_t task, int thread) {
+        SliceRange range{0, 0, task * step, std::min(panels, (task + 1) * step)};
+        const int64_t column = range.begin * panel_rows;
+        const int64_t count = std::min(mlp2.rows - column, range.width());
+        for (const ExpertRows& e : routing.experts) {
+          for (range.first = 0; range.first < e.rows; range.first += range.rows) {
+            range.rows = std::min(rows_per_slice(range.width()), e.rows - range.first);
+            const float* y = slice_product(compute, hidden, e, mlp2, nullptr, range, thread);
+            for (int64_t r = 0; r < range.rows; ++r) {
+              const auto pair = static_cast<size_t>(e.begin + range.first + r);
+              compute.kernels.add_scaled(x + routing.token[pair] * mlp2.rows + column,
+                                         y + r * range.width(), routing.weight[pair], count);
+            }
+          }
+        }
+      });
 }
 
 }  // namespace
@@ -155,56 +289,13 @@ void route(const float* logits, int64_t n, int64_t count, int32_t* experts, floa
   }
 }
 
-void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t,
+void moe(Compute& compute, const ModelConfig& config, const LayerPanels& layer, const float* t,
          float* x, int64_t tokens, MoeScratch& scratch) {
-  const int64_t hidden = config.hidden_size;
-  const int64_t inner = config.intermediate_size;
-  const int64_t per_token = config.experts_per_token;
-
-  // The gate is small and discontinuous in effect: its operand is not rounded, in either mode.
-  float* logits = scratch.logits.reserve(tokens * config.num_experts);
-  std::vector<int32_t> experts(static_cast<size_t>(tokens * per_token));
-  std::vector<float> mix(experts.size());
-  parallel_for(compute.threads, tokens, hidden * config.num_experts, [&](int64_t i, int) {
-    MatmulArgs gate{};
-    gate.x = t + i * hidden;
-    gate.x_stride = hidden;
-    gate.rows = 1;
-    gate.cols = hidden;
-    gate.weight = weights.gate.weight;
-    gate.bias = weights.gate.bias;
-    gate.y = logits + i * config.num_experts;
-    gate.y_stride = config.num_experts;
-    gate.end = config.num_experts;
-    compute.kernels.matmul(gate);
-    route(gate.y, config.num_experts, per_token, experts.data() + i * per_token,
-          mix.data() + i * per_token);
-    if (compute.round) {
-      compute.kernels.round_bf16(t + i * hidden, hidden);
-    }
-  });
-
-  const Groups groups = group_by_expert(experts, per_token, config.num_experts);
-  // oneDNN writes a group's padding rows too, into rows that later groups overwrite; the last
-  // group's need room behind.
-  const int64_t pairs = tokens * per_token + gemm_row_multiple;
-  float* u = scratch.mlp1_out.reserve(pairs * 2 * inner);
-  float* h = scratch.hidden.reserve(pairs * inner);
-  float* y = scratch.mlp2_out.reserve(pairs * hidden);
-  expert_product(compute, groups, weights.mlp1, 2 * inner, hidden, t, true, u, scratch,
-                 [&](int64_t pair, int64_t begin, int64_t end) {
-                   compute.kernels.swiglu({u + pair * 2 * inner, h + pair * inner, begin / 2,
-                                           end / 2, config.swiglu_limit, compute.round});
-                 });
-  expert_product(compute, groups, weights.mlp2, hidden, inner, h, false, y, scratch,
-                 [](int64_t, int64_t, int64_t) {});
-  parallel_for(compute.threads, tokens, hidden * per_token, [&](int64_t i, int) {
-    for (int64_t rank = 0; rank < per_token; ++rank) {
-      const auto pair = static_cast<size_t>(i * per_token + rank);
-      compute.kernels.add_scaled(x + i * hidden, y + groups.place[pair] * hidden, mix[pair],
-                                 hidden);
-    }
-  });
+  const Routing routing = choose_experts(compute, config, layer, t, tokens, scratch);
+  const Operand input = gather(compute, routing, t, tokens, config.hidden_size, scratch);
+  const Operand hidden =
+      first_product(compute, routing, input, layer.mlp1, config.swiglu_limit, scratch);
+  second_product(compute, routing, hidden, layer.mlp2, x);
 }
 
 }  // namespace gptoss::cpu

@@ -8,68 +8,10 @@
 
 #include "batch.h"
 #include "config.h"
-#include "cpu/gemm_onednn.h"
-#include "cpu/kernels.h"
-#include "weights.h"
+#include "cpu/compute.h"
+#include "cpu/model_weights.h"
 
 namespace gptoss::cpu {
-
-// A growing buffer that is never initialised and keeps its memory between steps. 64-byte aligned.
-template <class T>
-class Buffer {
-public:
-  T* reserve(int64_t count) {
-    if (count > size_) {
-      data_.reset();
-      data_.reset(static_cast<T*>(
-          ::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64})));
-      size_ = count;
-    }
-    return data_.get();
-  }
-  T* data() const { return data_.get(); }
-
-private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t size_ = 0;
-};
-
-// What every part needs: who computes, with which kernels, at which precision.
-struct Compute {
-  const Kernels& kernels;
-  int threads;
-  bool round;  // operands of matrix products and the KV cache are bf16
-  DenseGemm gemm;
-  Buffer<float> scratch;  // (threads, matmul_scratch_rows · widest cols)
-  int64_t scratch_stride = 0;
-
-  Compute(Isa isa, int thread_count, bool round_operands)
-      : kernels(kernels_for(isa)),
-        threads(thread_count),
-        round(round_operands),
-        gemm(thread_count) {}
-
-  // oneDNN pays once there are enough rows to share its packing of the weights.
-  bool use_gemm(int64_t rows) const { return round && rows >= 16 && gemm.available(); }
-  float* thread_scratch(int thread) const { return scratch.data() + thread * scratch_stride; }
-};
-
-// Rows of activations, ready to be the operand of matrix products.
-struct Operand {
-  const float* x;  // (rows, cols); already bf16 values where Compute::round
-  int64_t rows, cols;
-  const bf16* x_bf16;  // (padded_rows(rows), cols), or null where oneDNN is not used
-};
-
-// Rounds x in place where Compute::round, and fills `storage` where oneDNN will be used.
-Operand make_operand(Compute& compute, float* x, int64_t rows, int64_t cols, Buffer<bf16>& storage);
-
-// y (padded_rows(rows), n), rows y_stride apart, = x · wᵀ + bias. The padding rows hold rubbish.
-void linear(Compute& compute, const Operand& x, const bf16* weight, const bf16* bias, int64_t n,
-            float* y, int64_t y_stride);
 
 // KV pages: one allocation; page p holds, for each layer of its group, K then V of every KV head,
 // (kv_heads, page_size, head_dim) each.
@@ -115,13 +57,12 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
                Buffer<float>& state);
 
 struct MoeScratch {
-  Buffer<float> logits, mlp1_out, hidden, mlp2_out;
-  Buffer<bf16> operand, weights;
+  Buffer<float> logits;
+  OperandStorage input, hidden;
 };
 
-// x += Σ over the chosen experts of weight · expert(t). t, x: (T, hidden); t is left as it is
-// except for rounding.
-void moe(Compute& compute, const ModelConfig& config, const LayerWeights& weights, float* t,
+// x += Σ over the chosen experts of weight · expert(t). t, x: (T, hidden).
+void moe(Compute& compute, const ModelConfig& config, const LayerPanels& layer, const float* t,
          float* x, int64_t tokens, MoeScratch& scratch);
 
 // The `count` largest of logits (n), ties to the lowest index, most likely first, with their

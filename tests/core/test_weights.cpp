@@ -1,5 +1,8 @@
 #include "weights.h"
 
+#include <map>
+
+#include "cpu/model_weights.h"
 #include "random_model.h"
 #include "test.h"
 
@@ -20,7 +23,7 @@ public:
     }
     return tensor;
   }
-  void release_layer(int) override {}
+  void release(const std::string&) override {}
   bool experts_are_mxfp4() const override { return true; }
 
 private:
@@ -29,42 +32,69 @@ private:
   void (*change_)(Tensor&);
 };
 
-void read_with(const std::string& name, void (*change)(Tensor&)) {
+void load_with(const std::string& name, void (*change)(Tensor&)) {
   Changed source(name, change);
-  read_outer_weights(small_config(), source);
-  read_layer_weights(small_config(), source, 1);
+  cpu::load_panels(small_config(), source, DenseWeights::published, 1);
 }
+
+// Says where each tensor went; optionally already packed.
+class Watched final : public WeightSource {
+public:
+  Tensor tensor(const std::string& name) override {
+    ++held[name];
+    return base_.tensor(name);
+  }
+  void release(const std::string& name) override { --held[name]; }
+  bool experts_are_mxfp4() const override { return true; }
+
+  std::map<std::string, int> held;
+
+private:
+  test::RandomSource base_{small_config()};
+};
 
 }  // namespace
 
-TEST(views_point_into_the_source) {
-  test::RandomSource source(small_config());
-  const Weights outer = read_outer_weights(small_config(), source);
-  CHECK(outer.embedding == source.tensor("embedding.weight").data);
-  const LayerWeights layer = read_layer_weights(small_config(), source, 2);
-  CHECK(layer.k.bias == source.tensor("block.2.attn.k.bias").data);
-  CHECK(layer.mlp2.scales == source.tensor("block.2.mlp.mlp2_weight.scales").data);
-  CHECK(layer.mlp1.dense == nullptr);
+TEST(everything_but_the_embedding_is_released) {
+  Watched source;
+  const cpu::ModelPanels model =
+      cpu::load_panels(small_config(), source, DenseWeights::published, 1);
+  CHECK(model.layers.size() == 3);
+  CHECK(model.memory.bytes() > 0);
+  for (const auto& [name, count] : source.held) {
+    CHECK(count == (name == "embedding.weight" ? 1 : 0));
+  }
+}
+
+TEST(formats) {
+  Watched source;
+  const cpu::ModelPanels model = cpu::load_panels(small_config(), source, DenseWeights::q8, 2);
+  CHECK(model.unembedding.format == cpu::WeightFormat::q8);
+  CHECK(model.layers[1].k.format == cpu::WeightFormat::q8);
+  CHECK(model.layers[1].gate.format == cpu::WeightFormat::bf16);
+  CHECK(model.layers[1].mlp1.format == cpu::WeightFormat::mxfp4);
+  CHECK(model.layers[1].mlp1.rows == 64);
+  CHECK(model.layers[1].mlp2.cols == 32);
 }
 
 TEST(wrong_dtype) {
-  CHECK_THROWS(read_with("norm.scale", [](Tensor& t) { t.dtype = DType::u8; }),
+  CHECK_THROWS(load_with("norm.scale", [](Tensor& t) { t.dtype = DType::u8; }),
                "tensor norm.scale: expected dtype BF16, found U8");
   CHECK_THROWS(
-      read_with("block.1.mlp.mlp1_weight.blocks", [](Tensor& t) { t.dtype = DType::bf16; }),
+      load_with("block.1.mlp.mlp1_weight.blocks", [](Tensor& t) { t.dtype = DType::bf16; }),
       "tensor block.1.mlp.mlp1_weight.blocks: expected dtype U8, found BF16");
 }
 
 TEST(wrong_shape) {
-  CHECK_THROWS(read_with("block.1.attn.out.weight", [](Tensor& t) { t.shape = {64, 63}; }),
+  CHECK_THROWS(load_with("block.1.attn.out.weight", [](Tensor& t) { t.shape = {64, 63}; }),
                "tensor block.1.attn.out.weight: expected shape [64, 64], found [64, 63]");
-  CHECK_THROWS(read_with("block.1.attn.sinks", [](Tensor& t) { t.shape = {}; }),
+  CHECK_THROWS(load_with("block.1.attn.sinks", [](Tensor& t) { t.shape = {}; }),
                "expected shape [4], found []");
 }
 
 TEST(no_data_and_misaligned_data) {
-  CHECK_THROWS(read_with("embedding.weight", [](Tensor& t) { t.data = nullptr; }), "no data");
-  CHECK_THROWS(read_with("unembedding.weight",
+  CHECK_THROWS(load_with("embedding.weight", [](Tensor& t) { t.data = nullptr; }), "no data");
+  CHECK_THROWS(load_with("unembedding.weight",
                          [](Tensor& t) { t.data = static_cast<const uint8_t*>(t.data) + 1; }),
                "tensor unembedding.weight: address is not a multiple of 2");
 }
