@@ -1,6 +1,7 @@
 #include "cpu/pack.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -11,46 +12,60 @@ namespace gptoss::cpu {
 
 namespace {
 
-uint32_t load_u32(const uint8_t* from) {
-  return static_cast<uint32_t>(from[0]) | static_cast<uint32_t>(from[1]) << 8 |
-         static_cast<uint32_t>(from[2]) << 16 | static_cast<uint32_t>(from[3]) << 24;
-}
+static_assert(std::endian::native == std::endian::little, "checkpoints and panels are");
 
-void store_u32(uint8_t* to, uint32_t value) {
-  for (int i = 0; i < 4; ++i) {
-    to[i] = static_cast<uint8_t>(value >> (8 * i));
+constexpr int64_t lane_bytes = 4;  // of one row, in mxfp4 and q8 and as a pair in bf16
+constexpr int64_t group_bytes = panel_rows * lane_bytes;
+
+// words (count) of one row → every sixteenth place of a panel.
+void scatter(const uint32_t* words, int64_t count, uint8_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(to + i * group_bytes, words + i, lane_bytes);
   }
 }
 
 // Four bytes of published nibbles, k = 0 … 7 from the lowest bits up, in the order of a panel:
 // even columns in the lower half, odd ones in the upper, at equal bits.
 uint32_t pair_nibbles(uint32_t published) {
-  const auto every_other = [](uint32_t nibbles) {
-    const uint32_t pairs = (nibbles | nibbles >> 4) & 0x00ff00ffu;
-    return (pairs | pairs >> 8) & 0xffffu;
-  };
-  return every_other(published & 0x0f0f0f0fu) | every_other(published >> 4 & 0x0f0f0f0fu) << 16;
+  const uint32_t even = published & 0x0f0f0f0fu;
+  const uint32_t odd = published >> 4 & 0x0f0f0f0fu;
+  const uint32_t even_pairs = (even | even >> 4) & 0x00ff00ffu;
+  const uint32_t odd_pairs = (odd | odd >> 4) & 0x00ff00ffu;
+  return ((even_pairs | even_pairs >> 8) & 0xffffu) | (odd_pairs | odd_pairs >> 8) << 16;
 }
+
+// Rows are taken in stretches whose intermediate values stay in the first-level cache; the loops
+// over a stretch are simple enough for the compiler to vectorise.
+constexpr int64_t stretch = 16 * panel_block;
 
 void pack_mxfp4_row(const PackSource& from, int64_t row, int r, uint8_t* panel) {
   const int64_t count = from.cols / mx_block;
   const uint8_t* blocks = from.blocks + row * count * mx_block_bytes;
   const uint8_t* scales = from.scales + row * count;
-  constexpr int group_bytes = panel_rows * 4;
-  uint8_t* panel_scales = panel + count * panel_block_bytes(WeightFormat::mxfp4);
-  for (int64_t b = 0; b < count; ++b) {
-    for (int g = 0; g < mx_block_bytes / 4; ++g) {
-      store_u32(panel + (b * (mx_block_bytes / 4) + g) * group_bytes + r * 4,
-                pair_nibbles(load_u32(blocks + b * mx_block_bytes + g * 4)));
+  constexpr int64_t columns_per_word = 8;
+  for (int64_t k = 0; k < from.cols; k += stretch) {
+    uint32_t words[stretch / columns_per_word];
+    const int64_t n = std::min(stretch, from.cols - k) / columns_per_word;
+    std::memcpy(words, blocks + k / 2, static_cast<size_t>(n * lane_bytes));
+    for (int64_t i = 0; i < n; ++i) {
+      words[i] = pair_nibbles(words[i]);
     }
-    panel_scales[b * panel_rows + r] = scales[b];
+    scatter(words, n, panel + k / columns_per_word * group_bytes + r * lane_bytes);
+  }
+  uint8_t* panel_scales = panel + count * panel_block_bytes(WeightFormat::mxfp4) + r;
+  for (int64_t b = 0; b < count; ++b) {
+    panel_scales[b * panel_rows] = scales[b];
   }
 }
 
 void pack_bf16_row(const PackSource& from, int64_t row, int r, uint8_t* panel) {
   const bf16* w = from.weight + row * from.cols;
-  for (int64_t k = 0; k < from.cols; ++k) {
-    std::memcpy(panel + ((k / 2) * panel_rows * 2 + r * 2 + k % 2) * 2, &w[k], sizeof(bf16));
+  for (int64_t k = 0; k < from.cols; k += stretch) {
+    uint32_t pairs[stretch / 2 + 1];
+    const int64_t n = std::min(stretch, from.cols - k);
+    pairs[n / 2] = 0;  // an odd last column's partner
+    std::memcpy(pairs, w + k, static_cast<size_t>(n) * sizeof(bf16));
+    scatter(pairs, (n + 1) / 2, panel + k / 2 * group_bytes + r * lane_bytes);
   }
 }
 
@@ -59,29 +74,39 @@ bf16 round_up_to_bf16(float value) {
   return bf16{static_cast<uint16_t>((float_to_bits(value) + 0xffffu) >> 16)};
 }
 
+// To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
+float round_to_integer(float x) {
+  constexpr float no_fraction = 12582912.0f;
+  return (x + no_fraction) - no_fraction;
+}
+
 void pack_q8_row(const PackSource& from, int64_t row, int r, uint8_t* panel) {
   const bf16* w = from.weight + row * from.cols;
   const int64_t count = panel_blocks(from.cols);
   uint8_t* panel_scales = panel + count * panel_block_bytes(WeightFormat::q8);
-  constexpr int place[4] = {0, 2, 1, 3};
   for (int64_t b = 0; b < count; ++b) {
-    const int64_t first = b * panel_block;
-    const int64_t n = std::min<int64_t>(panel_block, from.cols - first);
-    float largest = 0.0f;
-    bool finite = true;
+    const int64_t n = std::min<int64_t>(panel_block, from.cols - b * panel_block);
+    float value[panel_block] = {};
     for (int64_t i = 0; i < n; ++i) {
-      const float magnitude = std::fabs(to_float(w[first + i]));
-      finite = finite && std::isfinite(magnitude);
-      largest = std::max(largest, magnitude);
+      value[i] = to_float(w[b * panel_block + i]);
     }
-    // Not a number stays visible: the whole block becomes NaN.
-    const bf16 scale = finite ? round_up_to_bf16(largest / 127.0f) : bf16{0x7fc0};
-    const float step = to_float(scale);
-    for (int64_t i = 0; i < n; ++i) {
-      const float q = finite && step > 0.0f ? std::nearbyint(to_float(w[first + i]) / step) : 0.0f;
-      panel[(first + i) / 4 * panel_rows * 4 + r * 4 + place[i % 4]] =
-          static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+    uint32_t largest = 0;  // magnitudes of floats are ordered as their bits are
+    for (const float v : value) {
+      largest = std::max(largest, float_to_bits(v) & 0x7fffffffu);
     }
+    // What is not finite stays visible: the whole block becomes NaN.
+    const bool finite = largest < 0x7f800000u;
+    const bf16 scale = finite ? round_up_to_bf16(bits_to_float(largest) / 127.0f) : bf16{0x7fc0};
+    const float step = finite && largest > 0 ? to_float(scale) : INFINITY;
+    uint32_t words[panel_block / 4] = {};
+    for (int i = 0; i < panel_block; ++i) {
+      const float q = finite ? round_to_integer(value[i] / step) : 0.0f;
+      const auto byte = static_cast<uint32_t>(static_cast<int32_t>(q)) & 0xffu;
+      constexpr int place[4] = {0, 2, 1, 3};
+      words[i / 4] |= byte << (8 * place[i % 4]);
+    }
+    scatter(words, panel_block / 4,
+            panel + b * panel_block_bytes(WeightFormat::q8) + r * lane_bytes);
     std::memcpy(panel_scales + (b * panel_rows + r) * 2, &scale, sizeof scale);
   }
 }
