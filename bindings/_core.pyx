@@ -15,7 +15,7 @@ from libcpp.string cimport string
 from libcpp.utility cimport move
 
 from gptoss cimport (
-    Activation, Batch, CallbackSource, CppBackend, DType, ModelConfig, Options, Output, Sampling,
+    Activation, DenseWeights, KvFormat, Batch, CallbackSource, CppBackend, DType, ModelConfig, Options, Output, Sampling,
     SamplingRow, Tensor, WeightSource, cpu_features as cpp_cpu_features, describe_isa, fill_config,
     list_backends, make_backend, onednn_version as cpp_onednn_version, page_size, usable_threads,
 )
@@ -189,12 +189,19 @@ cdef class Backend:
     cdef ModelConfig config
     cdef int64_t num_pages
 
-    def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0):
+    def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
+                 weights="published", kv="bf16"):
         if activation not in ("bf16", "f32"):
             raise Error(f"activation: expected bf16 or f32, found {activation!r}")
         cdef Options options
         options.activation = Activation.f32 if activation == "f32" else Activation.bf16
         options.threads = threads
+        if weights not in ("published", "q8"):
+            raise Error(f"weights: expected published or q8, found {weights!r}")
+        options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
+        if kv not in ("bf16", "int8"):
+            raise Error(f"kv: expected bf16 or int8, found {kv!r}")
+        options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
         fill_config(&self.config, config)
         self.num_pages = 0
         self.source = _Source(source)

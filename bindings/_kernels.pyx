@@ -18,7 +18,7 @@ from gptoss cimport (
     AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, MatmulBf16Args, MatmulF32Args,
     MatmulI16Args, ModelConfig, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
     ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, bf16, fill_config, isa_name,
-    kernels_for, matmul_bf16_scratch, matmul_scratch_rows, pack_matrix, page_size,
+    kernels_for, matmul_scratch, matmul_scratch_rows, pack_matrix, page_size,
     padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
     read_all, route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
     yarn_concentration as cpp_yarn_concentration,
@@ -237,6 +237,9 @@ def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, packed, *, is
     a.y_stride = a.w.rows
     a.begin = begin
     a.end = panel_count(a.w.rows) if end is None else end
+    scratch = _aligned((matmul_scratch,), np.uint8, 0xFF)
+    cdef uint8_t[::1] scratch_view = scratch
+    a.scratch = &scratch_view[0]
     cdef const Kernels* kernels = _kernels(isa)
     if kernels.matmul_i16 == NULL:
         return None
@@ -268,7 +271,7 @@ def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, packed, *, isa,
     a.x = <const bf16*> &tiles[0, 0, 0, 0]
     a.rows = rows
     result = _poisoned((a.rows, a.w.rows))
-    scratch = _aligned((matmul_bf16_scratch,), np.uint8, 0xFF)
+    scratch = _aligned((matmul_scratch,), np.uint8, 0xFF)
     cdef float[:, ::1] y = result
     cdef uint8_t[::1] scratch_view = scratch
     a.y = &y[0, 0]

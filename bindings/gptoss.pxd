@@ -203,7 +203,9 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         int64_t n
         int16_t* q
         float* scale
+    int64_t matmul_scratch
     cdef cppclass MatmulI16Args:
+        uint8_t* scratch
         const int16_t* x
         const float* x_scale
         const int32_t* row_ids
@@ -213,7 +215,6 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         int64_t y_stride
         int64_t begin
         int64_t end
-    int64_t matmul_bf16_scratch
     cdef cppclass MatmulBf16Args:
         const bf16* x
         int64_t rows

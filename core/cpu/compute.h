@@ -65,8 +65,8 @@ struct Compute {
   // The fastest product for so many rows with weights of this format.
   Product product_for(WeightFormat format, int64_t rows) const;
 
-  // One thread's scratch for the bf16 product, and for a slice of outputs.
-  uint8_t* weight_scratch(int thread) { return scratch_.data() + thread * matmul_bf16_scratch; }
+  // One thread's scratch for products, and for a slice of their outputs.
+  uint8_t* scratch(int thread) { return scratch_.data() + thread * matmul_scratch; }
   float* slice(int thread) { return slices_.data() + thread * slice_size; }
   static constexpr int64_t slice_size = int64_t{64} << 10;  // floats
 

@@ -10,7 +10,7 @@ namespace gptoss::cpu {
 
 Compute::Compute(Isa isa, int thread_count, bool round_operands)
     : kernels(kernels_for(isa)), threads(thread_count), round(round_operands) {
-  scratch_.reserve(threads * matmul_bf16_scratch);
+  scratch_.reserve(threads * matmul_scratch);
   slices_.reserve(threads * slice_size);
 }
 
@@ -107,6 +107,7 @@ void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& p
       args.y_stride = part.y_stride;
       args.begin = part.begin;
       args.end = part.end;
+      args.scratch = compute.scratch(thread);
       compute.kernels.matmul_i16(args);
       break;
     }
@@ -119,7 +120,7 @@ void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& p
       args.y_stride = part.y_stride;
       args.begin = part.begin;
       args.end = part.end;
-      args.scratch = compute.weight_scratch(thread);
+      args.scratch = compute.scratch(thread);
       compute.kernels.matmul_bf16(args);
       break;
     }

@@ -120,6 +120,10 @@ struct QuantizeArgs {
   float* scale;  // (panel_blocks(n))
 };
 
+// Bytes of scratch that a thread lends to the products, 64-byte aligned: part of the second-level
+// cache.
+constexpr int64_t matmul_scratch = int64_t{256} << 10;
+
 // int16 operand; integer products and sums within a block, exact; float32 across blocks.
 // mxfp4 and q8 only.
 struct MatmulI16Args {
@@ -131,6 +135,7 @@ struct MatmulI16Args {
   float* y;  // (rows, w.rows), rows y_stride apart
   int64_t y_stride;
   int64_t begin, end;  // panels
+  uint8_t* scratch;    // (matmul_scratch)
 };
 
 // bf16 operand in tiles, for many rows. Weights become bf16 in cache first: mxfp4 exactly (as in
@@ -142,9 +147,8 @@ struct MatmulBf16Args {
   float* y;  // (rows, w.rows), rows y_stride apart
   int64_t y_stride;
   int64_t begin, end;  // panels
-  uint8_t* scratch;    // (matmul_bf16_scratch) bytes of this thread, 64-byte aligned
+  uint8_t* scratch;    // (matmul_scratch)
 };
-constexpr int64_t matmul_bf16_scratch = int64_t{256} << 10;
 
 // One row of float32 → its place in bf16 tiles: 32 elements, then 16 · 32 further on the next 32.
 // Rounds to nearest even; zeros from n to panel_cols(n).

@@ -312,6 +312,64 @@ void rope(const RopeArgs& a) {
   }
 }
 
+// To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
+GPTOSS_INLINE float round_to_integer(float x) {
+  constexpr float no_fraction = 12582912.0f;
+  return (x + no_fraction) - no_fraction;
+}
+
+// One block: magnitudes of floats are ordered as their bits are, and the exponent field of the
+// largest gives the scale.
+GPTOSS_INLINE float quantize_block(const float* x, int16_t* q) {
+  uint32_t largest = 0;
+  for (int i = 0; i < panel_block; ++i) {
+    const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (largest >= 0x7f800000u) {
+    memset(q, 0, panel_block * sizeof(int16_t));
+    return bits_to_float(0x7fc00000u);
+  }
+  // 2^14 ≤ largest / scale < 2^15, except that a quotient which would round to 2^15 takes the next
+  // scale, and that scales stay normal numbers.
+  constexpr uint32_t fraction_bits = 23;
+  uint32_t exponent = largest >> fraction_bits;
+  exponent = exponent > 15 ? exponent - 14 : 1;
+  if (bits_to_float(largest) > 32767.0f * bits_to_float(exponent << fraction_bits)) {
+    ++exponent;
+  }
+  const float inverse = bits_to_float((254 - exponent) << fraction_bits);
+  for (int i = 0; i < panel_block; ++i) {
+    q[i] = static_cast<int16_t>(static_cast<int32_t>(round_to_integer(x[i] * inverse)));
+  }
+  return bits_to_float(exponent << fraction_bits);
+}
+
+void quantize(const QuantizeArgs& a) {
+  int64_t k = 0;
+  for (; k + panel_block <= a.n; k += panel_block) {
+    a.scale[k / panel_block] = quantize_block(a.x + k, a.q + k);
+  }
+  if (k < a.n) {
+    float rest[panel_block] = {};
+    memcpy(rest, a.x + k, static_cast<size_t>(a.n - k) * sizeof(float));
+    a.scale[k / panel_block] = quantize_block(rest, a.q + k);
+  }
+}
+
+void to_tile_row(const TileRowArgs& a) {
+  for (int64_t k = 0; k < a.n; k += panel_block) {
+    bf16* to = a.tile_row + k * panel_rows;
+    const int64_t count = a.n - k < panel_block ? a.n - k : panel_block;
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = to_bf16(a.x[k + i]);
+    }
+    for (int64_t i = count; i < panel_block; ++i) {
+      to[i] = bf16{0};
+    }
+  }
+}
+
 void swiglu(const SwigluArgs& a) {
   for (int64_t i = a.begin; i < a.end; ++i) {
     float glu = a.u[2 * i];
@@ -399,6 +457,9 @@ void attention(const AttentionArgs& a) {
 }  // namespace gptoss::cpu
 
 #include "cpu/panel_f32.h"
+#if GPTOSS_VECTOR_BYTES >= 32
+#include "cpu/panel_i16.h"
+#endif
 
 namespace gptoss::cpu {
 namespace {
@@ -408,6 +469,12 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.isa = isa;
   kernels.matmul = matmul;
   kernels.matmul_f32 = matmul_f32;
+  kernels.quantize = quantize;
+  kernels.to_tile_row = to_tile_row;
+#if GPTOSS_VECTOR_BYTES >= 32
+  kernels.matmul_i16 = matmul_i16;
+  kernels.max_rows_i16 = INT64_MAX;
+#endif
   kernels.unpack_mxfp4 = unpack_mxfp4;
   kernels.rms_norm = rms_norm;
   kernels.rope = rope;

@@ -1,81 +1,205 @@
-// matmul_f32 in portable vectors (see kernels_impl.h, which includes this file): a block of a panel
-// is widened once, then multiplied with every row of a row block.
+// matmul_f32 in portable vectors (see kernels_impl.h, which includes this file).
+//
+// Lanes are the sixteen rows of a panel; each operand element is broadcast. Weights are widened a
+// stretch of columns at a time: mxfp4 and q8 into a buffer of the first-level cache that all operand
+// rows share, bf16 in registers. A row's sum has one association whatever the number of rows: even
+// and odd columns of a stretch apart, then stretch after stretch.
 #pragma once
+
+#include "cpu/kernels.h"
 
 namespace gptoss::cpu {
 namespace {
 
-// 32 columns of a panel as float32: (panel_block, panel_rows).
-GPTOSS_INLINE void widen_block(const Panels& w, const uint8_t* panel, int64_t b, float* out) {
-  const uint8_t* bytes = panel + b * panel_block_bytes(w.format);
-  const uint8_t* scales =
-      panel + panel_blocks(w.cols) * panel_block_bytes(w.format) + b * panel_scale_bytes(w.format);
-  for (int k = 0; k < panel_block; ++k) {
+constexpr int stretch_blocks = 8;
+constexpr int64_t stretch_columns = stretch_blocks * panel_block;
+
+// A read this many bytes ahead: the hardware's own prefetching stops at the ends of pages.
+constexpr int64_t prefetch_distance = 2048;
+
+GPTOSS_INLINE void wide_add(Wide& sum, const Wide& a) {
+  for (int i = 0; i < parts; ++i) {
+    sum.part[i] += a.part[i];
+  }
+}
+
+GPTOSS_INLINE Wide wide_splat(float value) {
+  Wide w;
+  for (int i = 0; i < parts; ++i) {
+    w.part[i] = splat(value);
+  }
+  return w;
+}
+
+// Two columns of sixteen rows.
+struct WidePair {
+  Wide even, odd;
+};
+
+// Where bf16 pairs lie in a panel.
+struct Bf16Pairs {
+  const uint8_t* bytes;  // of the stretch's first pair
+  GPTOSS_INLINE WidePair load(int64_t pair) const {
+    const uint8_t* from = bytes + pair * panel_rows * 4;
+    __builtin_prefetch(from + prefetch_distance);
+    WidePair result;
+#if defined(__GNUC__)
+    for (int i = 0; i < parts; ++i) {
+      Words words;
+      memcpy(&words, from + i * GPTOSS_VECTOR_BYTES, sizeof words);
+      const Words low = words << 16;
+      const Words high = words & 0xffff0000u;
+      memcpy(&result.even.part[i], &low, sizeof low);
+      memcpy(&result.odd.part[i], &high, sizeof high);
+    }
+#else
     for (int r = 0; r < panel_rows; ++r) {
-      float value;
-      if (w.format == WeightFormat::bf16) {
-        bf16 bits;
-        memcpy(&bits, bytes + ((k / 2) * panel_rows * 2 + r * 2 + k % 2) * 2, sizeof bits);
-        value = to_float(bits);
-      } else if (w.format == WeightFormat::mxfp4) {
-        // The byte and the nibble of column k % 8: panel.h's table.
-        const int place = (k & 1) * 2 + (k >> 2 & 1);
-        const int code = bytes[(k / 8) * panel_rows * 4 + r * 4 + place] >> (k & 2 ? 4 : 0) & 15;
-        value = e2m1_values[code] * e8m0_to_float(scales[r]);
-      } else {
-        const int place = (k & 1) * 2 + (k >> 1 & 1);
-        bf16 scale;
-        memcpy(&scale, scales + r * 2, sizeof scale);
-        value = static_cast<float>(
-                    static_cast<int8_t>(bytes[(k / 4) * panel_rows * 4 + r * 4 + place])) *
-                to_float(scale);
+      bf16 two[2];
+      memcpy(two, from + r * 4, sizeof two);
+      result.even.part[r] = to_float(two[0]);
+      result.odd.part[r] = to_float(two[1]);
+    }
+#endif
+    return result;
+  }
+};
+
+// Widened before: (columns, panel_rows).
+struct FloatPairs {
+  const float* values;
+  GPTOSS_INLINE WidePair load(int64_t pair) const {
+    return {wide_load(values + 2 * pair * panel_rows),
+            wide_load(values + (2 * pair + 1) * panel_rows)};
+  }
+};
+
+// total[r] += Σ over a stretch, for R rows.
+template <int R, class Pairs>
+GPTOSS_INLINE void add_stretch(const Pairs& w, int64_t pairs, const float* const* x, float* total) {
+  Wide even[R], odd[R];
+  for (int r = 0; r < R; ++r) {
+    even[r] = odd[r] = wide_zero();
+  }
+  for (int64_t p = 0; p < pairs; ++p) {
+    const WidePair pair = w.load(p);
+    for (int r = 0; r < R; ++r) {
+      wide_add_product(even[r], pair.even, wide_splat(x[r][2 * p]));
+      wide_add_product(odd[r], pair.odd, wide_splat(x[r][2 * p + 1]));
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    Wide sum = wide_load(total + r * panel_rows);
+    wide_add(even[r], odd[r]);
+    wide_add(sum, even[r]);
+    wide_store(total + r * panel_rows, sum);
+  }
+}
+
+// The codes of a block in natural order, a byte each: out (panel_block, panel_rows).
+GPTOSS_INLINE void widen_mxfp4(const uint8_t* block, const uint8_t* scales, float* out) {
+  float scale[panel_rows];
+  for (int r = 0; r < panel_rows; ++r) {
+    scale[r] = e8m0_to_float(scales[r]);
+  }
+  for (int group = 0; group < 4; ++group) {
+    uint32_t words[panel_rows];
+    memcpy(words, block + group * sizeof words, sizeof words);
+    // Column k of a group of 8 lies at these bits of a row's word: panel.h's table.
+    constexpr int bit[8] = {0, 16, 4, 20, 8, 24, 12, 28};
+    for (int k = 0; k < 8; ++k) {
+      float* to = out + (group * 8 + k) * panel_rows;
+      for (int r = 0; r < panel_rows; ++r) {
+        to[r] = e2m1_to_float(words[r] >> bit[k] & 15u) * scale[r];
       }
-      out[k * panel_rows + r] = value;
+    }
+  }
+}
+
+GPTOSS_INLINE void widen_q8(const uint8_t* block, const uint8_t* scales, float* out) {
+  float scale[panel_rows];
+  for (int r = 0; r < panel_rows; ++r) {
+    bf16 bits;
+    memcpy(&bits, scales + 2 * r, sizeof bits);
+    scale[r] = to_float(bits);
+  }
+  for (int group = 0; group < 8; ++group) {
+    uint32_t words[panel_rows];
+    memcpy(words, block + group * sizeof words, sizeof words);
+    constexpr int shift[4] = {24, 8, 16, 0};  // brings column k's byte to the top: k0, k2, k1, k3
+    for (int k = 0; k < 4; ++k) {
+      float* to = out + (group * 4 + k) * panel_rows;
+      for (int r = 0; r < panel_rows; ++r) {
+        to[r] = static_cast<float>(static_cast<int32_t>(words[r] << shift[k]) >> 24) * scale[r];
+      }
+    }
+  }
+}
+
+template <class Pairs>
+GPTOSS_INLINE void add_stretch_rows(const Pairs& w, int64_t pairs, const MatmulF32Args& a,
+                                    int64_t k, int64_t first, int64_t last, float* total) {
+  const float* x[GPTOSS_TILE_ROWS];
+  int64_t i = first;
+  const auto row = [&](int64_t r) {
+    return a.x + (a.row_ids != nullptr ? a.row_ids[r] : r) * a.x_stride + k;
+  };
+  for (; i + GPTOSS_TILE_ROWS <= last; i += GPTOSS_TILE_ROWS) {
+    for (int r = 0; r < GPTOSS_TILE_ROWS; ++r) {
+      x[r] = row(i + r);
+    }
+    add_stretch<GPTOSS_TILE_ROWS>(w, pairs, x, total + (i - first) * panel_rows);
+  }
+  for (; i < last; ++i) {
+    x[0] = row(i);
+    add_stretch<1>(w, pairs, x, total + (i - first) * panel_rows);
+  }
+}
+
+constexpr int64_t rows_at_once = 96;  // their sums and the widened stretch stay in the cache
+
+void panel_f32(const MatmulF32Args& a, const uint8_t* panel, int64_t n, int64_t first,
+               int64_t last) {
+  alignas(64) float total[rows_at_once * panel_rows];
+  alignas(64) float widened[stretch_columns * panel_rows];
+  memset(total, 0, static_cast<size_t>((last - first) * panel_rows) * sizeof(float));
+  const int64_t blocks = panel_blocks(a.w.cols);
+  const int64_t block_bytes = panel_block_bytes(a.w.format);
+  const uint8_t* scales = panel + blocks * block_bytes;
+  for (int64_t b = 0; b < blocks; b += stretch_blocks) {
+    const int64_t count = blocks - b < stretch_blocks ? blocks - b : stretch_blocks;
+    const int64_t pairs = count * panel_block / 2;
+    if (a.w.format == WeightFormat::bf16) {
+      add_stretch_rows(Bf16Pairs{panel + b * block_bytes}, pairs, a, b * panel_block, first, last,
+                       total);
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t* block = panel + (b + i) * block_bytes;
+      float* to = widened + i * panel_block * panel_rows;
+      if (a.w.format == WeightFormat::mxfp4) {
+        widen_mxfp4(block, scales + (b + i) * panel_rows, to);
+      } else {
+        widen_q8(block, scales + (b + i) * panel_rows * 2, to);
+      }
+    }
+    add_stretch_rows(FloatPairs{widened}, pairs, a, b * panel_block, first, last, total);
+  }
+  const int64_t count = a.w.rows - n < panel_rows ? a.w.rows - n : panel_rows;
+  for (int64_t i = first; i < last; ++i) {
+    const float* from = total + (i - first) * panel_rows;
+    float* to = a.y + i * a.y_stride + n;
+    for (int64_t r = 0; r < count; ++r) {
+      to[r] = from[r] + (a.w.bias != nullptr ? to_float(a.w.bias[n + r]) : 0.0f);
     }
   }
 }
 
 void matmul_f32(const MatmulF32Args& a) {
-  constexpr int64_t rows_at_once = 4;
   const int64_t bytes = panel_bytes(a.w.format, a.w.cols);
-  const int64_t blocks = panel_blocks(a.w.cols);
   for (int64_t p = a.begin; p < a.end; ++p) {
-    const uint8_t* panel = a.w.data + p * bytes;
-    const int64_t n = p * panel_rows;
-    const int64_t count = a.w.rows - n < panel_rows ? a.w.rows - n : panel_rows;
     for (int64_t first = 0; first < a.rows; first += rows_at_once) {
-      const int64_t rows = a.rows - first < rows_at_once ? a.rows - first : rows_at_once;
-      Wide sum[rows_at_once];
-      for (Wide& s : sum) {
-        s = wide_zero();
-      }
-      for (int64_t b = 0; b < blocks; ++b) {
-        float block[panel_block * panel_rows];
-        widen_block(a.w, panel, b, block);
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t row = a.row_ids != nullptr ? a.row_ids[first + r] : first + r;
-          const float* x = a.x + row * a.x_stride + b * panel_block;
-          Wide part = wide_zero();
-          for (int k = 0; k < panel_block; ++k) {
-            Wide value = wide_load(block + k * panel_rows);
-            wide_scale(value, x[k]);
-            for (int i = 0; i < parts; ++i) {
-              part.part[i] += value.part[i];
-            }
-          }
-          for (int i = 0; i < parts; ++i) {
-            sum[r].part[i] += part.part[i];
-          }
-        }
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        float lanes_of_row[panel_rows];
-        wide_store(lanes_of_row, sum[r]);
-        for (int64_t i = 0; i < count; ++i) {
-          const float bias = a.w.bias != nullptr ? to_float(a.w.bias[n + i]) : 0.0f;
-          a.y[(first + r) * a.y_stride + n + i] = lanes_of_row[i] + bias;
-        }
-      }
+      const int64_t last = first + rows_at_once < a.rows ? first + rows_at_once : a.rows;
+      panel_f32(a, a.w.data + p * bytes, p * panel_rows, first, last);
     }
   }
 }
