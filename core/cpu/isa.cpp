@@ -7,9 +7,12 @@
 #include <thread>
 
 #include "check.h"
+#include "cpu/kernels.h"
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -23,27 +26,46 @@ namespace {
 
 #ifdef GPTOSS_X86
 // The compilers' own list lacks AMX: read from CPUID leaf 7.
-bool has_amx_tile_bf16() {
+bool has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 1u) != 0 && (d >> 22 & 1u) != 0;
 }
-#endif
 
-[[maybe_unused]] bool supports_avx2() {
-#ifdef GPTOSS_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+// The system saves the tiles of this process only after it was asked to (Linux 5.16 and newer).
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr long request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long tile_data = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
 #else
   return false;
 #endif
 }
+#endif
 
-[[maybe_unused]] bool supports_avx512() {
+bool supports(Isa isa) {
 #ifdef GPTOSS_X86
-  return supports_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
-#else
+  // GCC's and Clang's checks include that the system saves the registers.
+  switch (isa) {
+    case Isa::generic:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq");
+    case Isa::avx512_vnni:
+      return supports(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512_bf16:
+      return supports(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::amx:
+      return supports(Isa::avx512_bf16) && has_amx_bf16() && may_use_amx();
+  }
   return false;
+#else
+  return isa == Isa::generic;
 #endif
 }
 
@@ -72,22 +94,24 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::amx:
+      return "amx";
   }
   return "unknown";
 }
 
 std::vector<Isa> usable_isas() {
-  std::vector<Isa> list = {Isa::generic};
-#ifdef GPTOSS_HAVE_AVX2
-  if (supports_avx2()) {
-    list.push_back(Isa::avx2);
+  std::vector<Isa> list;
+  for (const Isa isa :
+       {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx}) {
+    if (find_kernels(isa) != nullptr && supports(isa)) {
+      list.push_back(isa);
+    }
   }
-#endif
-#ifdef GPTOSS_HAVE_AVX512
-  if (supports_avx512()) {
-    list.push_back(Isa::avx512);
-  }
-#endif
   return list;
 }
 
@@ -105,7 +129,15 @@ Isa parse_isa(const std::string& name) {
 
 Isa select_isa() {
   const char* forced = std::getenv("GPTOSS_CPU_ISA");
-  return forced != nullptr && *forced != '\0' ? parse_isa(forced) : usable_isas().back();
+  if (forced != nullptr && *forced != '\0') {
+    return parse_isa(forced);
+  }
+  std::vector<Isa> usable = usable_isas();
+  // Some chips run vdpbf16ps at half the speed of float32 arithmetic, others at twice.
+  if (usable.back() == Isa::avx512_bf16 && !kernels_for(Isa::avx512_bf16).bf16_is_fast()) {
+    usable.pop_back();
+  }
+  return usable.back();
 }
 
 std::string describe_isa() {
@@ -136,7 +168,7 @@ std::vector<std::string> cpu_features() {
   GPTOSS_FEATURE("avx512vnni")
   GPTOSS_FEATURE("avx512bf16")
 #undef GPTOSS_FEATURE
-  if (has_amx_tile_bf16()) {
+  if (has_amx_bf16()) {
     list.emplace_back("amx_bf16");
   }
 #endif

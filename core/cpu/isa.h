@@ -7,7 +7,14 @@
 
 namespace gptoss::cpu {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int {
+  generic = 0,
+  avx2 = 1,         // with FMA
+  avx512 = 2,       // F, BW, VL, DQ
+  avx512_vnni = 3,  // and VNNI
+  avx512_bf16 = 4,  // and BF16
+  amx = 5,          // and AMX-TILE, AMX-BF16
+};
 
 const char* isa_name(Isa isa);
 
@@ -17,7 +24,8 @@ std::vector<Isa> usable_isas();
 // Throws Error listing the usable names when the name is unknown or not usable here.
 Isa parse_isa(const std::string& name);
 
-// GPTOSS_CPU_ISA if set and not empty, otherwise the last of usable_isas(). Throws as parse_isa.
+// GPTOSS_CPU_ISA if set and not empty, otherwise the last of usable_isas(), except that
+// avx512_bf16 must have proven faster than float32 arithmetic. Throws as parse_isa.
 Isa select_isa();
 
 // For people: the instruction set in use and why, without throwing.

@@ -4,24 +4,37 @@
 
 namespace gptoss::cpu {
 
-const Kernels& kernels_for(Isa isa) {
-  switch (isa) {
-    case Isa::generic:
-      return kernels_generic;
-    case Isa::avx2:
+const Kernels* find_kernels(Isa isa) {
+  static constexpr const Kernels* built[] = {
+      &kernels_generic,
 #ifdef GPTOSS_HAVE_AVX2
-      return kernels_avx2;
-#else
-      break;
+      &kernels_avx2,
 #endif
-    case Isa::avx512:
 #ifdef GPTOSS_HAVE_AVX512
-      return kernels_avx512;
-#else
-      break;
+      &kernels_avx512,
 #endif
+#ifdef GPTOSS_HAVE_AVX512_VNNI
+      &kernels_avx512_vnni,
+#endif
+#ifdef GPTOSS_HAVE_AVX512_BF16
+      &kernels_avx512_bf16,
+#endif
+#ifdef GPTOSS_HAVE_AMX
+      &kernels_amx,
+#endif
+  };
+  for (const Kernels* kernels : built) {
+    if (kernels->isa == isa) {
+      return kernels;
+    }
   }
-  throw Error(format("this build has no {} kernels", isa_name(isa)));
+  return nullptr;
+}
+
+const Kernels& kernels_for(Isa isa) {
+  const Kernels* kernels = find_kernels(isa);
+  GPTOSS_CHECK(kernels != nullptr, "this build has no {} kernels", isa_name(isa));
+  return *kernels;
 }
 
 }  // namespace gptoss::cpu

@@ -166,8 +166,9 @@ struct Kernels {
   void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
   void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
   void (*to_tile_row)(const TileRowArgs&);
-  int64_t max_rows_i16;   // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
-  int64_t min_rows_bf16;  // from here on, matmul_bf16 is the fastest
+  int64_t max_rows_i16;    // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
+  int64_t min_rows_bf16;   // from here on, matmul_bf16 is the fastest
+  bool (*bf16_is_fast)();  // avx512_bf16 only: measured once, in some microseconds
   void (*unpack_mxfp4)(const UnpackArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);
@@ -182,12 +183,14 @@ struct Kernels {
 };
 
 extern const Kernels kernels_generic;
-#ifdef GPTOSS_HAVE_AVX2
 extern const Kernels kernels_avx2;
-#endif
-#ifdef GPTOSS_HAVE_AVX512
 extern const Kernels kernels_avx512;
-#endif
+extern const Kernels kernels_avx512_vnni;
+extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx;
+
+// Null where this build has none.
+const Kernels* find_kernels(Isa isa);
 
 // The table of an instruction set that usable_isas() lists.
 const Kernels& kernels_for(Isa isa);

@@ -8,7 +8,6 @@
 namespace gptoss::cpu {
 
 // Made by the compiler: code for an instruction set that the machine may lack must not run at load.
-extern const Kernels kernels_avx2;
 constinit const Kernels kernels_avx2 = make_kernels(Isa::avx2);
 
 }  // namespace gptoss::cpu

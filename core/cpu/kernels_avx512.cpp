@@ -1,6 +1,5 @@
 // AVX-512 F, BW, VL, DQ.
 #define GPTOSS_VECTOR_BYTES 64
-#define GPTOSS_VNNI 1
 #define GPTOSS_TILE_ROWS 8
 #define GPTOSS_TILE_COLS 4
 #define GPTOSS_PANELS 2
@@ -9,7 +8,6 @@
 namespace gptoss::cpu {
 
 // Made by the compiler: code for an instruction set that the machine may lack must not run at load.
-extern const Kernels kernels_avx512;
 constinit const Kernels kernels_avx512 = make_kernels(Isa::avx512);
 
 }  // namespace gptoss::cpu

@@ -7,7 +7,6 @@
 namespace gptoss::cpu {
 
 // Made by the compiler: code for an instruction set that the machine may lack must not run at load.
-extern const Kernels kernels_generic;
 constinit const Kernels kernels_generic = make_kernels(Isa::generic);
 
 }  // namespace gptoss::cpu

@@ -9,6 +9,7 @@
 
 #include "batch.h"
 #include "cpu/kernels.h"
+#include "cpu/vector_math.h"
 
 namespace gptoss::cpu {
 namespace {
@@ -312,12 +313,6 @@ void rope(const RopeArgs& a) {
   }
 }
 
-// To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
-GPTOSS_INLINE float round_to_integer(float x) {
-  constexpr float no_fraction = 12582912.0f;
-  return (x + no_fraction) - no_fraction;
-}
-
 // One block: magnitudes of floats are ordered as their bits are, and the exponent field of the
 // largest gives the scale.
 GPTOSS_INLINE float quantize_block(const float* x, int16_t* q) {
@@ -377,7 +372,7 @@ void swiglu(const SwigluArgs& a) {
     // Comparisons written so that a NaN passes through and is seen.
     glu = glu > a.limit ? a.limit : glu;
     linear = linear > a.limit ? a.limit : linear < -a.limit ? -a.limit : linear;
-    const float h = glu / (1.0f + expf(-1.702f * glu)) * (linear + 1.0f);
+    const float h = glu / (1.0f + exp_f32(-1.702f * glu)) * (linear + 1.0f);
     a.h[i] = a.round ? round_to_bf16(h) : h;
   }
 }
@@ -460,6 +455,9 @@ void attention(const AttentionArgs& a) {
 #if GPTOSS_VECTOR_BYTES >= 32
 #include "cpu/panel_i16.h"
 #endif
+#ifdef GPTOSS_BF16
+#include "cpu/panel_bf16.h"
+#endif
 
 namespace gptoss::cpu {
 namespace {
@@ -474,6 +472,11 @@ constexpr Kernels make_kernels(Isa isa) {
 #if GPTOSS_VECTOR_BYTES >= 32
   kernels.matmul_i16 = matmul_i16;
   kernels.max_rows_i16 = INT64_MAX;
+#endif
+#ifdef GPTOSS_BF16
+  kernels.matmul_bf16 = matmul_bf16;
+  kernels.min_rows_bf16 = 16;
+  kernels.bf16_is_fast = bf16_is_fast;
 #endif
   kernels.unpack_mxfp4 = unpack_mxfp4;
   kernels.rms_norm = rms_norm;

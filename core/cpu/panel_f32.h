@@ -1,9 +1,9 @@
 // matmul_f32 in portable vectors (see kernels_impl.h, which includes this file).
 //
 // Lanes are the sixteen rows of a panel; each operand element is broadcast. Weights are widened a
-// stretch of columns at a time: mxfp4 and q8 into a buffer of the first-level cache that all operand
-// rows share, bf16 in registers. A row's sum has one association whatever the number of rows: even
-// and odd columns of a stretch apart, then stretch after stretch.
+// stretch of columns at a time: mxfp4 and q8 into a buffer of the first-level cache that all
+// operand rows share, bf16 in registers. A row's sum has one association whatever the number of
+// rows: even and odd columns of a stretch apart, then stretch after stretch.
 #pragma once
 
 #include "cpu/kernels.h"
