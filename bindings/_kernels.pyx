@@ -15,9 +15,10 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
 from gptoss cimport (
-    AttentionArgs, DenseGemm, Isa, Kernels, MatmulArgs, MatmulBf16Args, MatmulF32Args,
+    AttentionArgs, DenseGemm, Isa, Kernels, KvStorage, MatmulArgs, MatmulBf16Args, MatmulF32Args,
     MatmulI16Args, ModelConfig, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
-    ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, bf16, fill_config, isa_name,
+    ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, attention_scratch, attention_tokens,
+    bf16, fill_config, isa_name,
     kernels_for, matmul_scratch, matmul_scratch_rows, pack_matrix, page_size,
     padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
     read_all, route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
@@ -28,6 +29,7 @@ from gptoss cimport (
 from gptoss.errors import Error
 
 PAGE_SIZE = page_size
+ATTENTION_TOKENS = attention_tokens  # at most so many in a tile
 
 
 def isas():
@@ -347,41 +349,56 @@ def rope(x, const float[::1] cos, const float[::1] sin, *, isa):
     return result
 
 
-def attention(const float[:, ::1] q, const uint16_t[::1] sinks, k, v, const int32_t[::1] pages,
-              first, last, *, isa):
-    """out [group, D]: one query token of one KV head's group attends to positions first..last.
+def _kv_pages(x, scale):
+    """Bytes of each page [pages, ·]: elements x [pages, ·, ·], then float32 scale [pages, 16]."""
+    parts = [np.ascontiguousarray(x).reshape(x.shape[0], -1).view(np.uint8)]
+    if scale is not None:
+        parts.append(np.ascontiguousarray(scale, np.float32).view(np.uint8))
+    return np.concatenate(parts, axis=1)
 
-    k, v: the pool, [pages, page_size, D], float32 or uint16 (bf16). pages [blocks]: page of each
-    block of page_size positions.
+
+def attention(const float[:, :, ::1] q, const uint16_t[::1] sinks, k, v, const int32_t[::1] pages,
+              position, *, isa, window=None, k_scale=None, v_scale=None):
+    """out [tokens, group, D]: query tokens at `position` and following, of one KV head's group,
+    attend to what they see: the last `window` keys, or all.
+
+    k, v: the pool, [pages, page_size, D], float32, uint16 (bf16) or int8 with k_scale and v_scale
+    [pages, page_size]. pages [blocks]: page of each block of page_size positions.
     """
     _check(k.shape == v.shape and k.ndim == 3 and k.shape[1] == page_size
-           and k.shape[2] == q.shape[1] and k.dtype == v.dtype and k.flags.c_contiguous
-           and v.flags.c_contiguous, "attention: k and v must be alike, [pages, 16, D]")
-    _check(sinks.shape[0] == q.shape[0], "attention: one sink per query head")
-    _check(0 <= first <= last < pages.shape[0] * page_size, "attention: first..last out of range")
+           and k.shape[2] == q.shape[2] and k.dtype == v.dtype,
+           "attention: k and v must be alike, [pages, 16, D]")
+    _check(sinks.shape[0] == q.shape[1], "attention: one sink per query head")
+    cdef int64_t last = position + q.shape[0] - 1
+    first = 0 if window is None else max(0, position - window + 1)
+    _check(0 < q.shape[0] <= attention_tokens and 0 <= first <= last < pages.shape[0] * page_size,
+           "attention: tokens or positions out of range")
     used = np.asarray(pages)[first // page_size:last // page_size + 1]
     _check(np.all((used >= 0) & (used < k.shape[0])), "attention: a page is out of range")
-    result = _poisoned((q.shape[0], q.shape[1]))
-    state = _poisoned(2 * q.shape[0])
-    cdef float[:, ::1] out = result
-    cdef float[::1] state_view = state
-    cdef const uint8_t[::1] k_bytes = k.reshape(-1).view(np.uint8)
-    cdef const uint8_t[::1] v_bytes = v.reshape(-1).view(np.uint8)
+    result = _poisoned((q.shape[0], q.shape[1], q.shape[2]))
+    scratch = _poisoned(attention_scratch(q.shape[1], q.shape[2]))
+    cdef float[:, :, ::1] out = result
+    cdef float[::1] scratch_view = scratch
+    cdef const uint8_t[:, ::1] k_bytes = _kv_pages(k.transpose(0, 2, 1), k_scale)
+    cdef const uint8_t[:, ::1] v_bytes = _kv_pages(v, v_scale)
     cdef AttentionArgs a
-    a.q = &q[0, 0]
+    a.q = &q[0, 0, 0]
+    a.q_stride = q.shape[1] * q.shape[2]
     a.sinks = <const bf16*> &sinks[0]
-    a.out = &out[0, 0]
-    a.group = q.shape[0]
-    a.head_dim = q.shape[1]
-    a.scale = <float> (1.0 / sqrt(<double> q.shape[1]))
+    a.out = &out[0, 0, 0]
+    a.out_stride = a.q_stride
+    a.tokens = q.shape[0]
+    a.group = q.shape[1]
+    a.head_dim = q.shape[2]
+    a.scale = <float> (1.0 / sqrt(<double> q.shape[2]))
     a.pages = &pages[0]
-    a.first = first
-    a.last = last
-    a.k = &k_bytes[0]
-    a.v = &v_bytes[0]
-    a.page_stride = page_size * q.shape[1]
-    a.kv_is_f32 = k.dtype == np.float32
-    a.state = &state_view[0]
+    a.position = position
+    a.window = 2**62 if window is None else window
+    a.k = &k_bytes[0, 0]
+    a.v = &v_bytes[0, 0]
+    a.page_stride = k_bytes.shape[1]
+    a.storage = <KvStorage> <int> {"float32": 0, "uint16": 1, "int8": 2}[k.dtype.name]
+    a.scratch = &scratch_view[0]
     cdef const Kernels* kernels = _kernels(isa)
     with nogil:
         kernels.attention(a)

@@ -263,21 +263,28 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         const float* sin
         int64_t heads
         int64_t half
+    cdef enum class KvStorage(int):
+        f32
     cdef struct AttentionArgs:
         const float* q
-        const bf16* sinks
+        int64_t q_stride
         float* out
+        int64_t out_stride
+        const bf16* sinks
+        int64_t tokens
         int64_t group
         int64_t head_dim
         float scale
         const int32_t* pages
-        int64_t first
-        int64_t last
-        const void* k
-        const void* v
+        int64_t position
+        int64_t window
+        const uint8_t* k
+        const uint8_t* v
         int64_t page_stride
-        bool kv_is_f32
-        float* state
+        KvStorage storage
+        float* scratch
+    int64_t attention_tokens
+    int64_t attention_scratch(int64_t, int64_t)
     cdef struct SwigluArgs:
         const float* u
         float* h

@@ -10,54 +10,6 @@
 
 namespace gptoss::cpu {
 
-KvPool::KvPool(const ModelConfig& config, bool f32)
-    : head_dim_(config.head_dim),
-      kv_heads_(config.num_key_value_heads),
-      f32_(f32),
-      data_(nullptr, std::free) {
-  // A page serves either group, so it has room for the larger of the two (they differ by one layer
-  // at most).
-  const int64_t layers = (config.num_hidden_layers + 1) / 2;
-  page_elements_ = layers * 2 * kv_heads_ * page_size * head_dim_;
-}
-
-int64_t KvPool::page_bytes() const {
-  return page_elements_ * static_cast<int64_t>(f32_ ? sizeof(float) : sizeof(bf16));
-}
-
-void KvPool::alloc(int64_t pages) {
-  GPTOSS_CHECK(pages_ == 0, "the KV pool is already allocated ({} pages)", pages_);
-  GPTOSS_CHECK(pages > 0 && pages < (int64_t{1} << 31), "KV pages must lie in 1..2^31, found {}",
-               pages);
-  constexpr int64_t alignment = 64;
-  const int64_t bytes = (pages * page_bytes() + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, static_cast<size_t>(bytes));
-  GPTOSS_CHECK(memory != nullptr, "cannot allocate {} bytes for {} KV pages", bytes, pages);
-  data_.reset(memory);
-  pages_ = pages;
-}
-
-int64_t KvPool::offset(int layer, int kv_head, bool value) const {
-  return (((layer / 2) * 2 + (value ? 1 : 0)) * kv_heads_ + kv_head) * page_size * head_dim_;
-}
-
-void* KvPool::base(int layer, int kv_head, bool value) const {
-  const int64_t at = offset(layer, kv_head, value);
-  return f32_ ? static_cast<void*>(static_cast<float*>(data_.get()) + at)
-              : static_cast<void*>(static_cast<bf16*>(data_.get()) + at);
-}
-
-void KvPool::store(int layer, int kv_head, bool value, int64_t slot, const float* from) const {
-  const int64_t at = (slot / page_size) * page_elements_ + (slot % page_size) * head_dim_;
-  void* to = base(layer, kv_head, value);
-  if (f32_) {
-    std::copy(from, from + head_dim_, static_cast<float*>(to) + at);
-  } else {
-    std::transform(from, from + head_dim_, static_cast<bf16*>(to) + at,
-                   [](float x) { return to_bf16(x); });
-  }
-}
-
 std::vector<double> yarn_inverse_frequencies(const ModelConfig& c) {
   const int half = c.head_dim / 2;
   std::vector<double> result(static_cast<size_t>(half));
@@ -133,32 +85,45 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
     }
   });
 
-  const int64_t state_size = 2 * heads_per_kv;
-  float* states = state.reserve(compute.threads * state_size);
+  struct Tile {
+    int64_t token, count;
+  };
+  std::vector<Tile> tiles;  // none spans two sequences
+  for (int64_t s = 0; s < batch.num_sequences; ++s) {
+    for (int64_t t = batch.seq_start[s]; t < batch.seq_start[s + 1]; t += attention_tokens) {
+      tiles.push_back({t, std::min<int64_t>(attention_tokens, batch.seq_start[s + 1] - t)});
+    }
+  }
+  const int64_t scratch_size = attention_scratch(heads_per_kv, config.head_dim);
+  float* scratch = state.reserve(compute.threads * scratch_size);
   const int64_t longest =
       *std::max_element(batch.context_len, batch.context_len + batch.num_sequences);
-  const int64_t keys =
-      group == kv_full ? longest : std::min<int64_t>(longest, config.sliding_window);
-  const int64_t cost = 2 * heads_per_kv * config.head_dim * keys;
-  parallel_for(compute.threads, batch.num_tokens * kv_heads, cost, [&](int64_t task, int thread) {
-    const int64_t t = task / kv_heads;
+  const int64_t window = group == kv_full ? INT64_MAX : config.sliding_window;
+  const int64_t cost = 2 * heads_per_kv * config.head_dim * std::min(longest, window);
+  const auto tasks = static_cast<int64_t>(tiles.size()) * kv_heads;
+  parallel_for(compute.threads, tasks, cost, [&](int64_t task, int thread) {
+    // The last tiles see the most keys: they come first.
+    const Tile& tile = tiles[static_cast<size_t>((tasks - 1 - task) / kv_heads)];
     const int64_t kv_head = task % kv_heads;
-    const int64_t position = index.position[static_cast<size_t>(t)];
+    const int64_t first_element = kv_head * heads_per_kv * config.head_dim;
     AttentionArgs args{};
-    args.q = q + t * config.query_size() + kv_head * heads_per_kv * config.head_dim;
-    args.out = out + t * config.query_size() + kv_head * heads_per_kv * config.head_dim;
+    args.q = q + tile.token * config.query_size() + first_element;
+    args.q_stride = config.query_size();
+    args.out = out + tile.token * config.query_size() + first_element;
+    args.out_stride = config.query_size();
     args.sinks = sinks + kv_head * heads_per_kv;
+    args.tokens = tile.count;
     args.group = heads_per_kv;
     args.head_dim = config.head_dim;
     args.scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
-    args.pages = pages_of(t);
-    args.first = first_visible(config, group, position);
-    args.last = position;
+    args.pages = pages_of(tile.token);
+    args.position = index.position[static_cast<size_t>(tile.token)];
+    args.window = window;
     args.k = kv.base(layer, static_cast<int>(kv_head), false);
     args.v = kv.base(layer, static_cast<int>(kv_head), true);
-    args.page_stride = kv.page_elements();
-    args.kv_is_f32 = kv.is_f32();
-    args.state = states + thread * state_size;
+    args.page_stride = kv.page_bytes();
+    args.storage = kv.storage();
+    args.scratch = scratch + thread * scratch_size;
     compute.kernels.attention(args);
   });
 }

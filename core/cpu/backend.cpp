@@ -29,7 +29,9 @@ public:
     model_ = load_panels(config, source, options_.weights, compute_.threads);
     experts_ = source.experts_are_mxfp4() ? "mxfp4" : "bf16";
     inverse_frequencies_ = yarn_inverse_frequencies(config);
-    kv_ = std::make_unique<KvPool>(config, !compute_.round);
+    kv_ = std::make_unique<KvPool>(config, options_.kv == KvFormat::int8 ? KvStorage::int8
+                                           : compute_.round              ? KvStorage::bf16
+                                                                         : KvStorage::f32);
   }
 
   int64_t page_bytes() const override { return pool().page_bytes(); }
@@ -86,7 +88,7 @@ public:
             {"dense_weights", options_.weights == DenseWeights::q8 ? "q8 (int8, groups of 32)"
                                                                    : "bf16, as published"},
             {"expert_weights", experts_},
-            {"kv_cache", compute_.round ? "bf16" : "f32"},
+            {"kv_cache", kv_ != nullptr ? kv_storage_name(kv_->storage()) : ""},
             {"packed_bytes", std::to_string(model_.memory.bytes())}};
   }
 

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "batch.h"
 #include "cpu/isa.h"
 #include "cpu/panel.h"
 #include "dtype.h"
@@ -63,25 +64,37 @@ struct RopeArgs {
   int64_t half;
 };
 
-// One query token and one KV head: the group's query heads attend to positions [first, last] of a
-// sequence in paged K and V, with a sink logit per head as an extra softmax column that has no
-// value (Xiao et al. 2023; SPEC "Forward" 2). Online softmax (Milakov and Gimelshein 2018), page by
-// page. Reads each K and V byte once per query head from cache, once from memory.
+// How elements of K and V are stored. int8: symmetric, with a float32 scale for each token's K and
+// for its V in each KV head.
+enum class KvStorage : int { f32 = 0, bf16 = 1, int8 = 2 };
+
+// A tile of consecutive query tokens of one sequence and one KV head: the group's query heads
+// attend to the keys that each token sees, in paged K and V (cpu/kv_pool.h), with a sink logit per
+// head as an extra softmax column that has no value (Xiao et al. 2023; SPEC "Forward" 2). Reads
+// each K and V byte once.
 struct AttentionArgs {
-  const float* q;     // (group, head_dim)
+  const float* q;  // (tokens, group, head_dim), tokens q_stride apart
+  int64_t q_stride;
+  float* out;  // (tokens, group, head_dim), tokens out_stride apart
+  int64_t out_stride;
   const bf16* sinks;  // (group)
-  float* out;         // (group, head_dim)
+  int64_t tokens;     // at most attention_tokens
   int64_t group;
   int64_t head_dim;
   float scale;           // 1 / sqrt(head_dim)
   const int32_t* pages;  // (·) page of each logical block of page_size positions
-  int64_t first, last;   // key positions, inclusive
-  const void* k;         // base of the pool, at this layer's and this KV head's K
-  const void* v;         // the same for V
-  int64_t page_stride;   // elements from one page to the next
-  bool kv_is_f32;        // K and V elements are float32, otherwise bf16; (page_size, head_dim)
-  float* state;          // (2 · group) of this thread
+  int64_t position;      // of the first token
+  int64_t window;        // keys that a token sees, itself included
+  const uint8_t* k;      // K of this layer and KV head in page 0
+  const uint8_t* v;      // V likewise
+  int64_t page_stride;   // bytes from one page to the next
+  KvStorage storage;
+  float* scratch;  // (attention_scratch) of this thread
 };
+constexpr int64_t attention_tokens = 8;
+GPTOSS_INLINE int64_t attention_scratch(int64_t group, int64_t head_dim) {
+  return 2 * page_size * head_dim + attention_tokens * group * (1 + page_size);
+}
 
 // h[i] = glu · sigmoid(1.702 glu) · (linear + 1), glu = min(u[2i], limit),
 // linear = clamp(u[2i + 1], −limit, limit), for i in [begin, end) of one row. (SPEC "Forward" 4)

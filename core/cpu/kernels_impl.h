@@ -391,67 +391,12 @@ void round_rows(float* x, int64_t n) {
 
 void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y, x, a, n); }
 
-// ---- Attention ----
-
-template <class T>
-void attend(const AttentionArgs& a) {
-  float* max = a.state;            // (group) largest logit so far
-  float* sum = a.state + a.group;  // (group) Σ exp(logit − max)
-  for (int64_t g = 0; g < a.group; ++g) {
-    max[g] = to_float(a.sinks[g]);
-    sum[g] = 1.0f;
-  }
-  memset(a.out, 0, static_cast<size_t>(a.group * a.head_dim) * sizeof(float));
-  for (int64_t block = a.first / page_size; block <= a.last / page_size; ++block) {
-    const int64_t origin = block * page_size;
-    const int64_t begin = a.first > origin ? a.first - origin : 0;
-    const int64_t end = a.last - origin + 1 < page_size ? a.last - origin + 1 : page_size;
-    const T* k = static_cast<const T*>(a.k) + a.pages[block] * a.page_stride;
-    const T* v = static_cast<const T*>(a.v) + a.pages[block] * a.page_stride;
-    for (int64_t g = 0; g < a.group; ++g) {
-      const float* q = a.q + g * a.head_dim;
-      float* out = a.out + g * a.head_dim;
-      float logit[page_size];
-      float page_max = max[g];
-      for (int64_t j = begin; j < end; ++j) {
-        logit[j] = dot(q, k + j * a.head_dim, a.head_dim) * a.scale;
-        page_max = logit[j] > page_max ? logit[j] : page_max;
-      }
-      if (page_max > max[g]) {
-        const float shrink = expf(max[g] - page_max);
-        sum[g] *= shrink;
-        for (int64_t d = 0; d < a.head_dim; ++d) {
-          out[d] *= shrink;
-        }
-        max[g] = page_max;
-      }
-      for (int64_t j = begin; j < end; ++j) {
-        const float weight = expf(logit[j] - max[g]);
-        sum[g] += weight;
-        add_scaled_row(out, v + j * a.head_dim, weight, a.head_dim);
-      }
-    }
-  }
-  for (int64_t g = 0; g < a.group; ++g) {
-    const float factor = 1.0f / sum[g];
-    for (int64_t d = 0; d < a.head_dim; ++d) {
-      a.out[g * a.head_dim + d] *= factor;
-    }
-  }
-}
-
-void attention(const AttentionArgs& a) {
-  if (a.kv_is_f32) {
-    attend<float>(a);
-  } else {
-    attend<bf16>(a);
-  }
-}
-
 }  // namespace
 }  // namespace gptoss::cpu
 
 #include "cpu/panel_f32.h"
+
+#include "cpu/attention_impl.h"
 #if GPTOSS_VECTOR_BYTES >= 32
 #include "cpu/panel_i16.h"
 #endif

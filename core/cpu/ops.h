@@ -9,33 +9,10 @@
 #include "batch.h"
 #include "config.h"
 #include "cpu/compute.h"
+#include "cpu/kv_pool.h"
 #include "cpu/model_weights.h"
 
 namespace gptoss::cpu {
-
-// KV pages: one allocation; page p holds, for each layer of its group, K then V of every KV head,
-// (kv_heads, page_size, head_dim) each.
-class KvPool {
-public:
-  KvPool(const ModelConfig& config, bool f32);
-  int64_t page_bytes() const;
-  int64_t pages() const { return pages_; }
-  void alloc(int64_t pages);
-  bool is_f32() const { return f32_; }
-  int64_t page_elements() const { return page_elements_; }
-  // Address of element 0 of K (or V) of this layer and KV head in page 0.
-  void* base(int layer, int kv_head, bool value) const;
-  // Stores one head's K or V of one token.
-  void store(int layer, int kv_head, bool value, int64_t slot, const float* from) const;
-
-private:
-  int64_t offset(int layer, int kv_head, bool value) const;
-
-  int64_t head_dim_, kv_heads_, page_elements_;
-  bool f32_;
-  int64_t pages_ = 0;
-  std::unique_ptr<void, void (*)(void*)> data_;
-};
 
 // cos and sin of every token's rotation, (T, head_dim / 2) each, YaRN's concentration included.
 struct RopeTable {

@@ -50,6 +50,13 @@ def check(found, q, sinks, k, v):
     assert np.abs(found - exact).max() <= 1.5 * low + little
 
 
+def one_token(q, sinks, pool, pages, first, last, isa):
+    """The token at position `last` sees the keys first..last."""
+    return _kernels.attention(
+        q[None], sinks, pool[0], pool[1], pages, last, window=last - first + 1, isa=isa
+    )[0]
+
+
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 200]  # single token, page boundaries
 
 
@@ -57,7 +64,7 @@ LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 200]  # single token, page boundaries
 @pytest.mark.parametrize("length", LENGTHS)
 def test_full(isa, random, length, bf16):
     q, sinks, (k, v), pool, pages = make(random, length, 8, 64, bf16)
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, 0, length - 1, isa=isa)
+    found = one_token(q, sinks, pool, pages, 0, length - 1, isa)
     check(found, q, sinks, k, v)
 
 
@@ -66,7 +73,7 @@ def test_full(isa, random, length, bf16):
 @pytest.mark.parametrize("group", [1, 8, 64])
 def test_shapes(isa, random, group, dim, bf16):
     q, sinks, (k, v), pool, pages = make(random, 40, group, dim, bf16)
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, 0, 39, isa=isa)
+    found = one_token(q, sinks, pool, pages, 0, 39, isa)
     check(found, q, sinks, k, v)
 
 
@@ -77,21 +84,21 @@ def test_window_boundary(isa, random, first):
     for position in range(first):
         pool[:, pages[position // PAGE], position % PAGE] = np.nan
     pages[: first // PAGE] = -1
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, first, 63, isa=isa)
+    found = one_token(q, sinks, pool, pages, first, 63, isa)
     check(found, q, sinks, k[first:], v[first:])
 
 
 def test_what_comes_after_is_not_read(isa, random):
     q, sinks, (k, v), pool, pages = make(random, 32, 8, 64, bf16=False)
     pool[:, pages[1], 5:] = np.nan
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, 0, 20, isa=isa)
+    found = one_token(q, sinks, pool, pages, 0, 20, isa)
     check(found, q, sinks, k[:21], v[:21])
 
 
 def test_the_sink_takes_its_share(isa, random):
     q, _, (k, v), pool, pages = make(random, 20, 4, 32, bf16=False)
     sinks = f32_to_bf16(np.array([60.0, -60.0, 0.0, 8.0], np.float32))
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, 0, 19, isa=isa)
+    found = one_token(q, sinks, pool, pages, 0, 19, isa)
     check(found, q, sinks, k, v)
     assert np.abs(found[0]).max() < 1e-20  # all of it
     weights = np.exp(q[1] @ k.T / np.sqrt(32.0))
@@ -102,14 +109,48 @@ def test_the_sink_takes_its_share(isa, random):
 def test_flat_and_sharp_softmax(isa, random, factor):
     q, sinks, (k, v), pool, pages = make(random, 100, 8, 64, bf16=False)
     q *= np.float32(factor)
-    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, 0, 99, isa=isa)
+    found = one_token(q, sinks, pool, pages, 0, 99, isa)
     check(found, q, sinks, k, v)
 
 
 def test_nan_is_seen(isa, random):
     q, sinks, _, pool, pages = make(random, 20, 2, 16, bf16=False)
     pool[0, pages[1], 2] = np.nan
-    assert np.isnan(_kernels.attention(q, sinks, pool[0], pool[1], pages, 0, 19, isa=isa)).all()
+    assert np.isnan(one_token(q, sinks, pool, pages, 0, 19, isa)).all()
+
+
+@pytest.mark.parametrize("window", [None, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("position", [0, 1, 9, 15, 16, 27, 60])
+def test_tile_of_tokens(isa, random, position, window):
+    """Tokens of a tile see what each would see alone, to the bit; NaN lies behind the last."""
+    tokens = _kernels.ATTENTION_TOKENS
+    q, sinks, _, pool, pages = make(random, position + tokens, 8, 64, bf16=True)
+    q = random.standard_normal((tokens, 8, 64)).astype(np.float32)
+    args = {"window": window, "isa": isa}
+    found = _kernels.attention(q, sinks, pool[0], pool[1], pages, position, **args)
+    for t in range(tokens):
+        alone = _kernels.attention(
+            q[t : t + 1], sinks, pool[0], pool[1], pages, position + t, **args
+        )
+        assert np.array_equal(found[t], alone[0])
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("dim", [2, 6, 16, 64, 80])
+@pytest.mark.parametrize("length", [1, 16, 33])
+def test_int8(isa, random, length, dim):
+    """Against float64 of the dequantised keys and values."""
+    q, sinks, _, pool, pages = make(random, length, 8, dim, bf16=False)
+    codes = random.integers(-127, 128, pool.shape).astype(np.int8)
+    scales = random.uniform(1e-3, 2e-2, pool.shape[:3]).astype(np.float32)
+    scales[np.isnan(pool[..., 0])] = np.nan  # what is not used must not be seen
+    found = _kernels.attention(
+        q[None], sinks, codes[0], codes[1], pages, length - 1, isa=isa,
+        k_scale=scales[0], v_scale=scales[1],
+    )[0]  # fmt: skip
+    values = codes.astype(np.float32) * scales[..., None]
+    flat = values[:, pages].reshape(2, -1, dim)[:, :length]
+    check(found, q, sinks, flat[0], flat[1])
 
 
 @pytest.mark.parametrize("half", [1, 8, 13, 32])
