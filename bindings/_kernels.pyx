@@ -21,7 +21,7 @@ from gptoss cimport (
     bf16, fill_config, isa_name,
     kernels_for, matmul_scratch, matmul_scratch_rows, pack_matrix, page_size,
     padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
-    read_all, route as cpp_route, uniform_draw as cpp_uniform_draw, usable_isas,
+    read_all, route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
@@ -33,8 +33,9 @@ ATTENTION_TOKENS = attention_tokens  # at most so many in a tile
 
 
 def isas():
-    """Names of the instruction sets that this build has and this CPU supports, slowest first."""
-    return [isa_name(isa).decode() for isa in usable_isas()]
+    """Names of the instruction sets that this build has and this CPU supports, slowest first, and
+    those that are only for tests."""
+    return [isa_name(isa).decode() for isa in testable_isas()]
 
 
 cdef const Kernels* _kernels(str isa) except NULL:

@@ -135,6 +135,7 @@ cdef extern from "cpu/isa.h" namespace "gptoss::cpu" nogil:
         generic
     const char* isa_name(Isa)
     vector[Isa] usable_isas() except +translate_exception
+    vector[Isa] testable_isas() except +translate_exception
     Isa parse_isa(const string&) except +translate_exception
     string describe_isa() except +translate_exception
     vector[string] cpu_features() except +translate_exception

@@ -62,6 +62,8 @@ bool supports(Isa isa) {
       return supports(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::amx:
       return supports(Isa::avx512_bf16) && has_amx_bf16() && may_use_amx();
+    case Isa::amx_emulated:
+      return supports(Isa::avx512_bf16);
   }
   return false;
 #else
@@ -100,14 +102,16 @@ const char* isa_name(Isa isa) {
       return "avx512_bf16";
     case Isa::amx:
       return "amx";
+    case Isa::amx_emulated:
+      return "amx_emulated";
   }
   return "unknown";
 }
 
-std::vector<Isa> usable_isas() {
+std::vector<Isa> testable_isas() {
   std::vector<Isa> list;
-  for (const Isa isa :
-       {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx}) {
+  for (const Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16,
+                        Isa::amx, Isa::amx_emulated}) {
     if (find_kernels(isa) != nullptr && supports(isa)) {
       list.push_back(isa);
     }
@@ -115,12 +119,22 @@ std::vector<Isa> usable_isas() {
   return list;
 }
 
+std::vector<Isa> usable_isas() {
+  std::vector<Isa> list = testable_isas();
+  if (list.back() == Isa::amx_emulated) {
+    list.pop_back();
+  }
+  return list;
+}
+
 Isa parse_isa(const std::string& name) {
   std::string usable;
-  for (const Isa isa : usable_isas()) {
+  for (const Isa isa : testable_isas()) {
     if (name == isa_name(isa)) {
       return isa;
     }
+  }
+  for (const Isa isa : usable_isas()) {
     usable += (usable.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
   throw Error(

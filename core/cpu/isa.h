@@ -14,12 +14,16 @@ enum class Isa : int {
   avx512_vnni = 3,  // and VNNI
   avx512_bf16 = 4,  // and BF16
   amx = 5,          // and AMX-TILE, AMX-BF16
+  amx_emulated = 6  // tiles in plain C++, for tests: never chosen unless named
 };
 
 const char* isa_name(Isa isa);
 
 // Built into this library and supported by this CPU, slowest first; `generic` always is.
 std::vector<Isa> usable_isas();
+
+// The same, and what is only for tests.
+std::vector<Isa> testable_isas();
 
 // Throws Error listing the usable names when the name is unknown or not usable here.
 Isa parse_isa(const std::string& name);

@@ -22,6 +22,9 @@ const Kernels* find_kernels(Isa isa) {
 #ifdef GPTOSS_HAVE_AMX
       &kernels_amx,
 #endif
+#ifdef GPTOSS_HAVE_AMX_EMULATED
+      &kernels_amx_emulated,
+#endif
   };
   for (const Kernels* kernels : built) {
     if (kernels->isa == isa) {

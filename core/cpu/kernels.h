@@ -201,6 +201,7 @@ extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_vnni;
 extern const Kernels kernels_avx512_bf16;
 extern const Kernels kernels_amx;
+extern const Kernels kernels_amx_emulated;
 
 // Null where this build has none.
 const Kernels* find_kernels(Isa isa);

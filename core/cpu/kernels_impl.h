@@ -403,6 +403,9 @@ void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y
 #ifdef GPTOSS_BF16
 #include "cpu/panel_bf16.h"
 #endif
+#if defined(GPTOSS_AMX) || defined(GPTOSS_AMX_EMULATED)
+#include "cpu/panel_amx.h"
+#endif
 
 namespace gptoss::cpu {
 namespace {
@@ -422,6 +425,13 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.matmul_bf16 = matmul_bf16;
   kernels.min_rows_bf16 = 16;
   kernels.bf16_is_fast = bf16_is_fast;
+#endif
+#if defined(GPTOSS_AMX)
+  kernels.matmul_bf16 = matmul_amx<HardwareTiles>;
+  kernels.min_rows_bf16 = 8;  // a tile costs the same for 1 to 16 rows
+#elif defined(GPTOSS_AMX_EMULATED)
+  kernels.matmul_bf16 = matmul_amx<EmulatedTiles>;
+  kernels.min_rows_bf16 = 8;
 #endif
   kernels.unpack_mxfp4 = unpack_mxfp4;
   kernels.rms_norm = rms_norm;
