@@ -15,9 +15,10 @@ from libcpp.string cimport string
 from libcpp.utility cimport move
 
 from gptoss cimport (
-    Activation, DenseWeights, KvFormat, Batch, CallbackSource, CppBackend, DType, ModelConfig, Options, Output, Sampling,
-    SamplingRow, Tensor, WeightSource, cpu_features as cpp_cpu_features, describe_isa, fill_config,
-    list_backends, make_backend, onednn_version as cpp_onednn_version, page_size, usable_threads,
+    Activation, Batch, CallbackSource, CppBackend, DType, DenseWeights, KvFormat, ModelConfig,
+    Options, Output, PackSource, Sampling, SamplingRow, Tensor, WeightFormat, WeightSource, bf16,
+    cpu_features as cpp_cpu_features, describe_isa, fill_config, list_backends, make_backend,
+    pack_matrix, page_size, panel_bytes, panel_count, usable_threads,
 )
 cimport gptoss
 
@@ -206,8 +207,10 @@ cdef class Backend:
         self.num_pages = 0
         self.source = _Source(source)
         self.backend = move(make_backend(str(device).encode(), _PLUGIN_DIRECTORY, options))
+        packed = getattr(source, "packed", None)
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", -1)
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4",
+            -1 if packed is None else ("published", "q8").index(packed))
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
@@ -358,6 +361,50 @@ def cpu_features():
             "threads": usable_threads()}
 
 
-def onednn_version():
-    """oneDNN's version, or None where this build has none."""
-    return cpp_onednn_version().decode() or None
+_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
+
+
+def panel_shape(format, rows, cols):
+    """(panels, bytes of one) of a matrix [rows, cols] in a format of core/cpu/panel.h."""
+    return panel_count(rows), panel_bytes(<WeightFormat> <int> _FORMATS[format], cols)
+
+
+def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
+    """A matrix as panels, uint8 [panels, panel bytes]; 64-byte aligned.
+
+    weight: bf16 (uint16) [N, K] for "bf16" and "q8"; or blocks uint8 [N, K / 32, 16] and scales
+    uint8 [N, K / 32] for "mxfp4". threads: 0 = as many as the process may use.
+    """
+    cdef PackSource source
+    cdef const uint16_t[:, ::1] weights
+    cdef const uint8_t[:, :, ::1] block_bytes
+    cdef const uint8_t[:, ::1] scale_bytes
+    if (weight is None) != (format == "mxfp4") or format not in _FORMATS:
+        raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4, asked for "
+                    f"{format!r}")
+    if weight is not None:
+        weights = weight
+        source.weight = <const bf16*> &weights[0, 0]
+        source.rows = weights.shape[0]
+        source.cols = weights.shape[1]
+    else:
+        block_bytes = blocks
+        scale_bytes = scales
+        if (block_bytes.shape[0] != scale_bytes.shape[0] or block_bytes.shape[2] != 16
+                or block_bytes.shape[1] != scale_bytes.shape[1]):
+            raise Error("pack: blocks and scales differ in shape")
+        source.weight = NULL
+        source.blocks = &block_bytes[0, 0, 0]
+        source.scales = &scale_bytes[0, 0]
+        source.rows = block_bytes.shape[0]
+        source.cols = block_bytes.shape[1] * 32
+    cdef WeightFormat format_ = <WeightFormat> <int> _FORMATS[format]
+    shape = panel_shape(format, source.rows, source.cols)
+    raw = np.empty(shape[0] * shape[1] + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    panels = raw[skip:skip + shape[0] * shape[1]].reshape(shape)
+    cdef uint8_t[:, ::1] to = panels
+    cdef int threads_ = threads or usable_threads()
+    with nogil:
+        pack_matrix(source, format_, &to[0, 0], threads_)
+    return panels

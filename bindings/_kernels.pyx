@@ -11,14 +11,15 @@ from time import perf_counter
 import numpy as np
 
 from libc.math cimport sqrt
+from libcpp cimport bool
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
 from gptoss cimport (
-    AttentionArgs, DenseGemm, Isa, Kernels, KvStorage, MatmulArgs, MatmulBf16Args, MatmulF32Args,
-    MatmulI16Args, ModelConfig, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
+    AttentionArgs, Compute, DenseGemm, Isa, Kernels, KvStorage, LinearJob, MatmulArgs, MatmulBf16Args, MatmulF32Args,
+    MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
     ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, attention_scratch, attention_tokens,
-    bf16, fill_config, isa_name,
+    bf16, fill_config, isa_name, linear, make_operand,
     kernels_for, matmul_scratch, matmul_scratch_rows, pack_matrix, page_size,
     padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
     read_all, route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
@@ -479,6 +480,70 @@ def read_seconds(const uint64_t[::1] data, threads, repeat):
             total += read_all(&data[0], data.shape[0], threads_)
         seconds.append(perf_counter() - start)
     return seconds, total
+
+
+def peak_seconds(rounds, threads, *, isa):
+    """(seconds, operations of all threads) of the fastest multiply-add instruction of this isa, on
+    registers alone."""
+    from threading import Barrier, Thread
+
+    cdef const Kernels* kernels = _kernels(isa)
+    barrier = Barrier(threads + 1)
+    done = []
+
+    def work():
+        cdef int64_t rounds_ = rounds
+        cdef double operations
+        barrier.wait()
+        with nogil:
+            operations = kernels.peak(rounds_)
+        done.append(operations)
+
+    workers = [Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    start = perf_counter()
+    for worker in workers:
+        worker.join()
+    return perf_counter() - start, sum(done)
+
+
+def linear_seconds(matrices, rows, threads, repeat, *, isa, bf16=True):
+    """Seconds that each of `repeat` products of `rows` operand rows with one of `matrices` (Packed,
+    taken in turn) took, operand conversion included, after one that is not counted.
+
+    bf16: operands are rounded, as the engine does by default; otherwise float32 products.
+    """
+    cdef Isa isa_ = parse_isa(isa.encode())
+    cdef int threads_ = threads
+    cdef bool round_ = bf16
+    cdef Compute* compute = new Compute(isa_, threads_, round_)
+    cdef OperandStorage* storage = new OperandStorage()
+    cdef Panels w
+    cdef vector[LinearJob] jobs
+    cdef int64_t rows_ = rows
+    cdef const float[:, ::1] x = np.random.default_rng(0).standard_normal(
+        (rows, matrices[0].cols)).astype(np.float32)
+    cdef float[:, ::1] y = _poisoned((rows, matrices[0].rows))
+    jobs.resize(1)
+    jobs[0].w = &w
+    jobs[0].y = &y[0, 0]
+    jobs[0].y_stride = matrices[0].rows
+    seconds = []
+    try:
+        for i in range(repeat + 1):
+            w = _panels(matrices[i % len(matrices)], None)
+            start = perf_counter()
+            with nogil:
+                linear(compute[0], make_operand(compute[0], &x[0, 0], rows_, w.cols, w.cols,
+                                                compute.product_for(w.format, rows_), storage[0]),
+                       jobs)
+            seconds.append(perf_counter() - start)
+        return seconds[1:]
+    finally:
+        del storage
+        del compute
 
 
 def gemm_seconds(rows, n, cols, threads, repeat):

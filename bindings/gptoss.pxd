@@ -295,6 +295,7 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         bool round
     cdef cppclass Kernels:
         void (*matmul)(const MatmulArgs&)
+        double (*peak)(int64_t)
         void (*matmul_f32)(const MatmulF32Args&)
         void (*quantize)(const QuantizeArgs&)
         void (*matmul_i16)(const MatmulI16Args&)
@@ -309,6 +310,25 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         void (*round_bf16)(float*, int64_t)
         void (*add_scaled)(float*, const float*, float, int64_t)
     const Kernels& kernels_for(Isa) except +translate_exception
+
+
+cdef extern from "cpu/compute.h" namespace "gptoss::cpu" nogil:
+    cdef enum class Product(int):
+        i16
+    cdef cppclass Operand:
+        pass
+    cdef cppclass OperandStorage:
+        pass
+    cdef cppclass Compute:
+        Compute(Isa, int, bool) except +translate_exception
+        Product product_for(WeightFormat, int64_t)
+    cdef cppclass LinearJob:
+        const Panels* w
+        float* y
+        int64_t y_stride
+    Operand make_operand(Compute&, const float*, int64_t, int64_t, int64_t, Product,
+                         OperandStorage&) except +translate_exception
+    void linear(Compute&, const Operand&, const vector[LinearJob]&) except +translate_exception
 
 
 cdef extern from "cpu/ops.h" namespace "gptoss::cpu" nogil:

@@ -25,6 +25,7 @@ from gptoss.layouts import (
     rename_misnamed,
     stored_tensors,
 )
+from gptoss.packed import is_packed, open_packed, write_packed
 from gptoss.safetensors import HEADER_LIMIT, SafetensorsFile
 from gptoss.source import (
     Array,
@@ -48,6 +49,7 @@ __all__ = [
     "open_checkpoint",
     "seam_tensors",
     "write_checkpoint",
+    "write_packed",
 ]
 
 INDEX = "model.safetensors.index.json"
@@ -162,6 +164,8 @@ def _open_files(path: Path) -> TensorSource:
     try:
         for shard in paths:
             opened.append(SafetensorsFile(shard))
+        if len(opened) == 1 and is_packed(opened[0]):
+            return open_packed(config, opened[0], str(path))
         holders = _find_holders(opened, index, directory)
         layout = detect({name: file.entries[name].dtype for name, file in holders.items()})
         if layout is None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def write_checkpoint(
     end: an interrupted call leaves nothing behind. Never more than one tensor is in memory.
     Raises Error.
     """
+    if source.packed is not None:
+        raise Error(
+            f"{source.name}: a packed model cannot be written in another layout; use the "
+            f"checkpoint that it was made from"
+        )
     stored = layouts.stored_tensors(source.config, layout)
     if max_shard_bytes is None:
         max_shard_bytes = _DEFAULT_SHARD.get(layout, _DEFAULT_HF_SHARD)
@@ -58,16 +64,29 @@ def write_checkpoint(
         raise Error(f"max_shard_bytes: expected above 0, found {shown(max_shard_bytes)}")
     if source.expert_dtype == "bf16" and layouts.expert_dtype(layout) == "mxfp4":
         source = PackedExperts(source, rule)
+    with new_directory(directory, sum(map(_nbytes, stored))) as (target, partial):
+        names = _write_files(source, stored, partial, layout, max_shard_bytes, progress)
+    return [target / name for name in names]
+
+
+@contextmanager
+def new_directory(
+    directory: str | os.PathLike[str], nbytes: int
+) -> Iterator[tuple[Path, Path]]:
+    """(target, a hidden directory beside it that takes its name if the block ends well).
+
+    Raises Error unless the target is new or empty and there is room for nbytes and a little more.
+    """
     target = Path(os.path.abspath(directory))
     partial = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise Error(f"{target}: expected a new or empty directory, found something there")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target.parent, sum(map(_nbytes, stored)) + _SPARE_BYTES)
+        _check_space(target.parent, nbytes + _SPARE_BYTES)
         partial.mkdir()
         try:
-            names = _write_files(source, stored, partial, layout, max_shard_bytes, progress)
+            yield target, partial
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -75,7 +94,6 @@ def write_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise Error(f"{target}: cannot be written: {reason(error)}") from error
-    return [target / name for name in names]
 
 
 def _nbytes(stored: Stored) -> int:
@@ -118,12 +136,12 @@ def _write_files(
             os.fsync(file.fileno())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        names.append(_write_json(directory / "model.safetensors.index.json", index))
+        names.append(write_json(directory / "model.safetensors.index.json", index))
     if layout == "original":
         config = source.config.to_original()
     else:
         config = source.config.to_huggingface(layouts.expert_dtype(layout))
-    names.append(_write_json(directory / "config.json", config))
+    names.append(write_json(directory / "config.json", config))
     for path in tokenizer_files(source.directory) if source.directory is not None else []:
         shutil.copyfile(path, directory / path.name)
         names.append(path.name)
@@ -131,11 +149,12 @@ def _write_files(
         generation = directory / "generation_config.json"
         if not generation.exists():
             ids = list(source.config.eos_token_ids)
-            names.append(_write_json(generation, {"do_sample": True, "eos_token_id": ids}))
+            names.append(write_json(generation, {"do_sample": True, "eos_token_id": ids}))
     return names
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> str:
+def write_json(path: Path, value: dict[str, Any]) -> str:
+    """Write an object; the file's name."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     return path.name
 

@@ -14,9 +14,9 @@ KV_VALUE_BYTES = 2  # bf16
 
 
 def describe_machine() -> dict[str, Any]:
-    """Version, the CPU's features and the kernels chosen by them, backends, oneDNN.
+    """Version, the CPU's features and the kernels chosen by them, backends.
 
-    Backends are {name, available, reason}; "onednn" is None where the build has none.
+    Backends are {name, available, reason}.
     """
     from gptoss import _core
 
@@ -26,7 +26,6 @@ def describe_machine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         **{f"cpu_{name}": value for name, value in _core.cpu_features().items()},
         "backends": _core.backends(),
-        "onednn": _core.onednn_version(),
     }
 
 
@@ -45,7 +44,7 @@ def describe_model(source: TensorSource, *, tensors: bool = False) -> dict[str, 
         "parameters": config.parameters(),
         "active_parameters": config.active_parameters(),
         "bytes": source.nbytes,
-        "quantization": {"experts": source.expert_dtype, "other": "bf16"},
+        "quantization": {"experts": source.expert_dtype, "other": "q8" if source.packed == "q8" else "bf16"},
         "context_length": config.context_length,
         "kv_bytes_per_token": full_layers * layer_bytes,
         "kv_bytes_of_windows": (config.num_hidden_layers - full_layers)

@@ -47,6 +47,9 @@ class Engine:
         kv_bytes: memory for the key/value cache; None: enough for four sequences of full context,
             but no more than a quarter of the free memory.
         threads: threads of the CPU backend; None: one per core.
+        weights: "published" (bf16, exact), or "q8" (int8 in groups of 32) for attention and the
+            unembedding; None: as a packed model has them, otherwise "published".
+        kv: keys and values as "bf16", or "int8" with a scale per token and head.
         max_batch: most sequences in one step.
         step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
         progress: called with (bytes read, bytes in all) while the weights are loaded.
@@ -69,6 +72,8 @@ class Engine:
         *,
         max_batch: int = 64,
         step_tokens: int = 512,
+        weights: str | None = None,
+        kv: str = "bf16",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_integer("kv_bytes", kv_bytes, 1)
@@ -77,6 +82,10 @@ class Engine:
         _check_integer("step_tokens", step_tokens, 1)
         if activation not in ("bf16", "f32"):
             raise Error(f"activation: expected 'bf16' or 'f32', found {activation!r}")
+        if weights not in (None, "published", "q8"):
+            raise Error(f"weights: expected 'published' or 'q8', found {weights!r}")
+        if kv not in ("bf16", "int8"):
+            raise Error(f"kv: expected 'bf16' or 'int8', found {kv!r}")
         from gptoss import _core
         from gptoss.checkpoint import open_checkpoint
 
@@ -87,12 +96,15 @@ class Engine:
         backend = None
         try:
             self._config = config = self._source.config
+            _check_packed(self._source, weights, device, threads, progress)
             backend = _core.Backend(
                 config,
                 _Reporting(self._source, progress) if progress else self._source,
                 device=device,
                 activation=activation,
                 threads=threads or 0,
+                weights=weights or self._source.packed or "published",
+                kv=kv,
             )
 
             def pages_for(length: int) -> int:
@@ -423,6 +435,30 @@ class _Reporting:
         self._read += array.nbytes
         self._progress(self._read, self._source.nbytes)
         return array
+
+
+def _check_packed(
+    source: TensorSource,
+    weights: str | None,
+    device: str,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Raise Error unless a packed model is whole and what was asked for."""
+    from gptoss.packed import PackedSource
+
+    if not isinstance(source, PackedSource):
+        return
+    if device != "cpu":
+        raise Error(f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}")
+    if weights not in (None, source.packed):
+        raise Error(
+            f"{source.name}: is packed with weights {source.packed!r}, asked for {weights!r}: "
+            f"convert the checkpoint again"
+        )
+    from gptoss import _core
+
+    source.verify(threads or _core.cpu_features()["threads"], progress)
 
 
 def _free(backend: Any, source: TensorSource) -> None:

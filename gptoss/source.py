@@ -78,9 +78,10 @@ def row_blocks(config: ModelConfig) -> dict[str, slice]:
 class TensorSource(ABC):
     """A model's configuration and tensors.
 
-    layout: "original", "huggingface", "huggingface-bf16", "synthetic" or "arrays".
+    layout: "original", "huggingface", "huggingface-bf16", "packed", "synthetic" or "arrays".
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
+    packed: None, or "published" or "q8" where matrices come as panels (gptoss.packed).
     Views stay valid at least while the source is open.
     """
 
@@ -90,6 +91,7 @@ class TensorSource(ABC):
     expert_dtype: str
     files: list[Path]
     directory: Path | None
+    packed: str | None = None
 
     def __init__(
         self,

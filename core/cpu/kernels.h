@@ -181,6 +181,9 @@ struct Kernels {
   void (*to_tile_row)(const TileRowArgs&);
   int64_t max_rows_i16;    // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
   int64_t min_rows_bf16;   // from here on, matmul_bf16 is the fastest
+  // Runs so many rounds of the fastest multiply-add instruction on registers alone; how many
+  // operations that were. For measuring what the products could reach.
+  double (*peak)(int64_t rounds);
   bool (*bf16_is_fast)();  // avx512_bf16 only: measured once, in some microseconds
   void (*unpack_mxfp4)(const UnpackArgs&);
   void (*rms_norm)(const RmsNormArgs&);

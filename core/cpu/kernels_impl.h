@@ -410,8 +410,35 @@ void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y
 namespace gptoss::cpu {
 namespace {
 
+// Float32 multiply-add on independent sums.
+double peak_f32(int64_t rounds) {
+  constexpr int sums = 10;
+  Floats sum[sums];
+  for (int s = 0; s < sums; ++s) {
+    sum[s] = splat(0.0f);
+  }
+  const Floats factor = splat(0.5f);
+  for (int64_t i = 0; i < rounds; ++i) {
+#if defined(__GNUC__)
+#pragma GCC unroll 10
+#endif
+    for (int s = 0; s < sums; ++s) {
+      sum[s] = sum[s] * factor + factor;
+    }
+  }
+  Floats all = splat(0.0f);
+  for (int s = 0; s < sums; ++s) {
+    all += sum[s];
+  }
+  float first;
+  memcpy(&first, &all, sizeof first);
+  // The sums converge to 1 each: using them keeps the compiler from leaving the work out.
+  return static_cast<double>(rounds) * sums * lanes * 2 + (first < 0.0f ? 1.0 : 0.0);
+}
+
 constexpr Kernels make_kernels(Isa isa) {
   Kernels kernels{};
+  kernels.peak = peak_f32;
   kernels.isa = isa;
   kernels.matmul = matmul;
   kernels.matmul_f32 = matmul_f32;
@@ -425,9 +452,11 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.matmul_bf16 = matmul_bf16;
   kernels.min_rows_bf16 = 16;
   kernels.bf16_is_fast = bf16_is_fast;
+  kernels.peak = peak_bf16;
 #endif
 #if defined(GPTOSS_AMX)
   kernels.matmul_bf16 = matmul_amx<HardwareTiles>;
+  kernels.peak = peak_amx;
   kernels.min_rows_bf16 = 8;  // a tile costs the same for 1 to 16 rows
 #elif defined(GPTOSS_AMX_EMULATED)
   kernels.matmul_bf16 = matmul_amx<EmulatedTiles>;

@@ -223,5 +223,19 @@ void matmul_amx(const MatmulBf16Args& a) {
   Tiles::release();
 }
 
+#ifdef GPTOSS_AMX
+double peak_amx(int64_t rounds) {
+  HardwareTiles::configure();
+  for (int64_t i = 0; i < rounds; ++i) {
+    HardwareTiles::dot<0, 4, 6>();
+    HardwareTiles::dot<1, 4, 7>();
+    HardwareTiles::dot<2, 5, 6>();
+    HardwareTiles::dot<3, 5, 7>();
+  }
+  HardwareTiles::release();
+  return static_cast<double>(rounds) * 4 * 2 * tile_rows * panel_rows * panel_block;
+}
+#endif
+
 }  // namespace
 }  // namespace gptoss::cpu

@@ -236,5 +236,20 @@ bool bf16_is_fast() {
 }
 #undef GPTOSS_TIME
 
+double peak_bf16(int64_t rounds) {
+  asm volatile("vpxorq %%zmm31, %%zmm31, %%zmm31" : : : "xmm31");
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(
+        "vdpbf16ps %%zmm31, %%zmm31, %%zmm0\n vdpbf16ps %%zmm31, %%zmm31, %%zmm1\n"
+        "vdpbf16ps %%zmm31, %%zmm31, %%zmm2\n vdpbf16ps %%zmm31, %%zmm31, %%zmm3\n"
+        "vdpbf16ps %%zmm31, %%zmm31, %%zmm4\n vdpbf16ps %%zmm31, %%zmm31, %%zmm5\n"
+        "vdpbf16ps %%zmm31, %%zmm31, %%zmm6\n vdpbf16ps %%zmm31, %%zmm31, %%zmm7\n"
+        :
+        :
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
+  }
+  return static_cast<double>(rounds) * 8 * 64;
+}
+
 }  // namespace
 }  // namespace gptoss::cpu

@@ -124,11 +124,23 @@ def info(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def convert(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """`gptoss convert`."""
-    from gptoss.checkpoint import open_checkpoint, write_checkpoint
+    from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
 
+    if arguments.weights is not None and arguments.layout != "packed":
+        parser.error(f"convert: --weights needs --layout packed, found {arguments.layout}")
     with open_checkpoint(
         arguments.source, experts=arguments.experts, rule=arguments.rule
     ) as source:
+        if arguments.layout == "packed":
+            with Progress(f"writing {arguments.destination}") as progress:
+                files = write_packed(
+                    source,
+                    arguments.destination,
+                    weights=arguments.weights or "published",
+                    progress=progress,
+                )
+            _print_written(arguments.destination, files)
+            return 0
         if source.expert_dtype == "bf16" and arguments.layout != "huggingface-bf16":
             raise Error(
                 f"{arguments.source}: its experts are bf16, and layout {arguments.layout} holds "
@@ -176,6 +188,8 @@ def _open_engine(arguments: argparse.Namespace) -> Engine:
             arguments.model,
             device=arguments.device,
             activation=arguments.activation,
+            weights=arguments.weights,
+            kv=arguments.kv,
             kv_bytes=arguments.kv_bytes,
             threads=arguments.threads,
             progress=progress,
@@ -299,7 +313,6 @@ def _print_machine(found: dict[str, Any]) -> None:
     for backend in found["backends"]:
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
         rows.append((f"backend {backend['name']}", state))
-    rows.append(("oneDNN", found["onednn"] or "not built in: own kernels do its work"))
     _print_rows(rows)
 
 

@@ -26,6 +26,8 @@ class CommandModule(Protocol):
         """Carry it out; the exit code."""
 
 
+_WEIGHTS = ["published", "q8"]
+_WEIGHTS_HELP = "attention and unembedding as published (bf16), or in 8 bits"
 _LAYOUTS = ["original", "huggingface", "huggingface-bf16"]
 _MODEL = 'a checkpoint directory or file, or "synthetic:gpt-oss-20b?layers=4"'
 _UNITS = {
@@ -67,7 +69,17 @@ def build_parser(
     change = command("convert", "Write a checkpoint in another layout.")
     change.add_argument("source", metavar="SRC", help=_MODEL)
     change.add_argument("destination", metavar="DST", help="a new or empty directory")
-    change.add_argument("--layout", required=True, choices=_LAYOUTS)
+    change.add_argument(
+        "--layout",
+        required=True,
+        choices=[*_LAYOUTS, "packed"],
+        help="a published one, or the CPU engine's own, which starts at once",
+    )
+    change.add_argument(
+        "--weights",
+        choices=_WEIGHTS,
+        help=f"with --layout packed: {_WEIGHTS_HELP} (default: published)",
+    )
     change.add_argument(
         "--experts", choices=["mxfp4"], help="pack the experts of a bf16 checkpoint"
     )
@@ -110,6 +122,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("-m", "--model", help=f"{_MODEL}; without it, the bundled model")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--activation", default="bf16", choices=["bf16", "f32"], help="default: bf16")
+    add("--weights", choices=_WEIGHTS, help=f"{_WEIGHTS_HELP} (default: as the model has them)")
+    add("--kv", default="bf16", choices=["bf16", "int8"], help="keys and values (default: bf16)")
     add("--kv-bytes", type=_size, metavar="SIZE", help="memory for keys and values, such as 2GiB")
     add("--threads", type=_whole, metavar="N", help="default: one per core")
 
