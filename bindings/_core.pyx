@@ -383,13 +383,13 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
         raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4, asked for "
                     f"{format!r}")
     if weight is not None:
-        weights = weight
+        weights = np.ascontiguousarray(weight)
         source.weight = <const bf16*> &weights[0, 0]
         source.rows = weights.shape[0]
         source.cols = weights.shape[1]
     else:
-        block_bytes = blocks
-        scale_bytes = scales
+        block_bytes = np.ascontiguousarray(blocks)
+        scale_bytes = np.ascontiguousarray(scales)
         if (block_bytes.shape[0] != scale_bytes.shape[0] or block_bytes.shape[2] != 16
                 or block_bytes.shape[1] != scale_bytes.shape[1]):
             raise Error("pack: blocks and scales differ in shape")

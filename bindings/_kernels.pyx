@@ -16,13 +16,12 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
 from gptoss cimport (
-    AttentionArgs, Compute, DenseGemm, Isa, Kernels, KvStorage, LinearJob, MatmulArgs, MatmulBf16Args, MatmulF32Args,
-    MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs, RopeArgs, SwigluArgs,
-    ThreadCountScope, TileRowArgs, UnpackArgs, WeightFormat, attention_scratch, attention_tokens,
-    bf16, fill_config, isa_name, linear, make_operand,
-    kernels_for, matmul_scratch, matmul_scratch_rows, pack_matrix, page_size,
-    padded_rows as cpp_padded_rows, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa,
-    read_all, route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
+    AttentionArgs, Compute, Isa, Kernels, KvStorage, LinearJob, MatmulBf16Args, MatmulF32Args,
+    MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs,
+    RopeArgs, SwigluArgs, TileRowArgs, WeightFormat, attention_scratch, attention_tokens, bf16,
+    fill_config, isa_name, kernels_for, linear, make_operand, matmul_scratch, pack_matrix,
+    page_size, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa, read_all,
+    route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
@@ -39,6 +38,14 @@ def isas():
     return [isa_name(isa).decode() for isa in testable_isas()]
 
 
+def products(isa):
+    """Which of the products "f32", "i16" and "bf16" this instruction set has."""
+    cdef const Kernels* kernels = _kernels(isa)
+    there = {"f32": kernels.matmul_f32 != NULL, "i16": kernels.matmul_i16 != NULL,
+             "bf16": kernels.matmul_bf16 != NULL}
+    return [name for name, found in there.items() if found]
+
+
 cdef const Kernels* _kernels(str isa) except NULL:
     return &kernels_for(parse_isa(isa.encode()))
 
@@ -50,58 +57,6 @@ def _poisoned(shape):
 def _check(condition, message):
     if not condition:
         raise Error(message)
-
-
-def matmul(const float[:, ::1] x, *, isa, const uint16_t[:, ::1] weight=None,
-           const uint8_t[:, :, ::1] blocks=None, const uint8_t[:, ::1] scales=None,
-           const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None, begin=0, end=None):
-    """y [rows, N] = x [·, K] (rows row_ids) times w [N, K] transposed, plus bias [N].
-
-    w: weight (bf16) or blocks [N, K / 32, 16] and scales [N, K / 32] (MXFP4). Only columns
-    begin..end of y are computed; the others stay NaN.
-    """
-    cdef MatmulArgs a
-    cdef int64_t n
-    if weight is not None:
-        n = weight.shape[0]
-        _check(weight.shape[1] == x.shape[1], "matmul: x and weight differ in columns")
-        a.weight = <const bf16*> &weight[0, 0]
-    else:
-        n = blocks.shape[0]
-        _check(blocks.shape[1] * 32 == x.shape[1] and blocks.shape[2] == 16
-               and scales.shape[0] == n and scales.shape[1] == blocks.shape[1],
-               "matmul: x, blocks and scales differ in shape")
-        a.weight = NULL
-        a.blocks = &blocks[0, 0, 0]
-        a.scales = &scales[0, 0]
-    a.x = &x[0, 0]
-    a.x_stride = x.shape[1]
-    a.cols = x.shape[1]
-    a.rows = x.shape[0]
-    a.row_ids = NULL
-    if row_ids is not None:
-        _check(np.all((np.asarray(row_ids) >= 0) & (np.asarray(row_ids) < x.shape[0])),
-               "matmul: row_ids out of range")
-        a.rows = row_ids.shape[0]
-        a.row_ids = &row_ids[0]
-    a.bias = NULL
-    if bias is not None:
-        _check(bias.shape[0] == n, "matmul: bias has the wrong length")
-        a.bias = <const bf16*> &bias[0]
-    a.begin = begin
-    a.end = n if end is None else end
-    _check(0 <= a.begin <= a.end <= n, "matmul: begin..end out of range")
-    result = _poisoned((a.rows, n))
-    scratch = _poisoned((matmul_scratch_rows, x.shape[1]))
-    cdef float[:, ::1] y = result
-    cdef float[:, ::1] scratch_view = scratch
-    a.y = &y[0, 0]
-    a.y_stride = n
-    a.scratch = &scratch_view[0, 0]
-    cdef const Kernels* kernels = _kernels(isa)
-    with nogil:
-        kernels.matmul(a)
-    return result
 
 
 _FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
@@ -226,7 +181,7 @@ def quantize(const float[:, ::1] x, *, isa):
 
 def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, packed, *, isa,
                const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None, begin=0, end=None):
-    """As matmul_f32, on rows that `quantize` made. None where this isa has no such kernel."""
+    """As matmul_f32, on rows that `quantize` made; mxfp4 and q8."""
     cdef MatmulI16Args a
     a.w = _panels(packed, bias)
     _check(q.shape[1] == panel_cols(a.w.cols) and scale.shape[1] == panel_blocks(a.w.cols)
@@ -245,8 +200,7 @@ def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, packed, *, is
     cdef uint8_t[::1] scratch_view = scratch
     a.scratch = &scratch_view[0]
     cdef const Kernels* kernels = _kernels(isa)
-    if kernels.matmul_i16 == NULL:
-        return None
+    _check(kernels.matmul_i16 != NULL, f"{isa} has no matmul_i16")
     with nogil:
         kernels.matmul_i16(a)
     return result
@@ -266,7 +220,7 @@ def to_tiles(const float[:, ::1] x, *, isa):
 
 def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, packed, *, isa,
                 const uint16_t[::1] bias=None, begin=0, end=None):
-    """As matmul_f32, on tiles that `to_tiles` made. None where this isa has no such kernel."""
+    """As matmul_f32, on tiles that `to_tiles` made."""
     cdef MatmulBf16Args a
     a.w = _panels(packed, bias)
     _check(tiles.shape[0] == panel_count(rows) and tiles.shape[1] == panel_blocks(a.w.cols)
@@ -284,49 +238,9 @@ def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, packed, *, isa,
     a.end = panel_count(a.w.rows) if end is None else end
     a.scratch = &scratch_view[0]
     cdef const Kernels* kernels = _kernels(isa)
-    if kernels.matmul_bf16 == NULL:
-        return None
+    _check(kernels.matmul_bf16 != NULL, f"{isa} has no matmul_bf16")
     with nogil:
         kernels.matmul_bf16(a)
-    return result
-
-
-def gemm_onednn(const uint16_t[:, ::1] x, const uint16_t[:, ::1] weight, threads=1):
-    """y [M, N] = x [M, K] times weight [N, K] transposed, all bf16, through oneDNN.
-
-    None where oneDNN is not available here. M is padded inside.
-    """
-    _check(x.shape[1] == weight.shape[1], "gemm_onednn: x and weight differ in columns")
-    cdef int threads_ = threads
-    cdef DenseGemm* gemm = new DenseGemm(threads_)
-    cdef int64_t rows = cpp_padded_rows(x.shape[0])
-    cdef uint16_t[:, ::1] padded
-    cdef float[:, ::1] y
-    try:
-        if not gemm.available():
-            return None
-        operand = np.zeros((rows, x.shape[1]), np.uint16)
-        operand[:x.shape[0]] = x
-        result = _poisoned((rows, weight.shape[0]))
-        padded = operand
-        y = result
-        with nogil:
-            gemm.matmul(<const bf16*> &padded[0, 0], <const bf16*> &weight[0, 0], &y[0, 0], rows,
-                        weight.shape[0], weight.shape[1], weight.shape[0])
-        return result[:x.shape[0]]
-    finally:
-        del gemm
-
-
-def unpack_mxfp4(const uint8_t[:, :, ::1] blocks, const uint8_t[:, ::1] scales, *, isa):
-    """bf16 [N, K] from blocks [N, K / 32, 16] and scales [N, K / 32]."""
-    _check(blocks.shape[0] == scales.shape[0] and blocks.shape[1] == scales.shape[1]
-           and blocks.shape[2] == 16, "unpack_mxfp4: blocks and scales differ in shape")
-    result = np.full((blocks.shape[0], blocks.shape[1] * 32), 0xFFFF, np.uint16)
-    cdef uint16_t[:, ::1] out = result
-    cdef const Kernels* kernels = _kernels(isa)
-    kernels.unpack_mxfp4(UnpackArgs(&blocks[0, 0, 0], &scales[0, 0], blocks.shape[1] * 32,
-                          <bf16*> &out[0, 0], 0, blocks.shape[0]))
     return result
 
 
@@ -544,38 +458,3 @@ def linear_seconds(matrices, rows, threads, repeat, *, isa, bf16=True):
     finally:
         del storage
         del compute
-
-
-def gemm_seconds(rows, n, cols, threads, repeat):
-    """Seconds that each of `repeat` bf16 products [rows, cols] · [n, cols]ᵀ through oneDNN took,
-    after one that is not counted; None where oneDNN is not available here."""
-    cdef int64_t m = cpp_padded_rows(rows)
-    cdef int64_t n_ = n
-    cdef int64_t k = cols
-    cdef int threads_ = threads
-    cdef ThreadCountScope* scope = NULL
-    cdef DenseGemm* gemm = new DenseGemm(threads_)
-    cdef const uint16_t[:, ::1] x
-    cdef const uint16_t[:, ::1] w
-    cdef float[:, ::1] y
-    try:
-        if not gemm.available():
-            return None
-        scope = new ThreadCountScope(threads_)
-        random = np.random.default_rng(0)
-        # bf16 values of either sign around 1: real numbers, so that the chip's clock is the real one
-        x = random.integers(0x3F00, 0x4000, (m, cols), np.uint16) | random.integers(
-            0, 2, (m, cols), np.uint16) << 15
-        w = random.integers(0x3F00, 0x4000, (n, cols), np.uint16) | random.integers(
-            0, 2, (n, cols), np.uint16) << 15
-        y = np.zeros((m, n), np.float32)
-        seconds = []
-        for _ in range(repeat + 1):
-            start = perf_counter()
-            with nogil:
-                gemm.matmul(<const bf16*> &x[0, 0], <const bf16*> &w[0, 0], &y[0, 0], m, n_, k, n_)
-            seconds.append(perf_counter() - start)
-        return seconds[1:]
-    finally:
-        del scope
-        del gemm

@@ -146,21 +146,6 @@ cdef extern from "cpu/bandwidth.h" namespace "gptoss::cpu" nogil:
     uint64_t read_all(const uint64_t*, int64_t, int) except +translate_exception
 
 
-cdef extern from "cpu/threads.h" namespace "gptoss::cpu" nogil:
-    cdef cppclass ThreadCountScope:
-        ThreadCountScope(int)
-
-
-cdef extern from "cpu/gemm_onednn.h" namespace "gptoss::cpu" nogil:
-    string onednn_version() except +translate_exception
-    int64_t padded_rows(int64_t)
-    cdef cppclass DenseGemm:
-        DenseGemm(int) except +translate_exception
-        bool available()
-        void matmul(const bf16*, const bf16*, float*, int64_t, int64_t, int64_t,
-                    int64_t) except +translate_exception
-
-
 cdef extern from "cpu/panel.h" namespace "gptoss::cpu" nogil:
     int panel_rows
     cdef enum class WeightFormat(int):
@@ -229,29 +214,6 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         const float* x
         int64_t n
         bf16* tile_row
-    int matmul_scratch_rows
-    cdef struct MatmulArgs:
-        const float* x
-        int64_t x_stride
-        const int32_t* row_ids
-        int64_t rows
-        int64_t cols
-        const bf16* weight
-        const uint8_t* blocks
-        const uint8_t* scales
-        const bf16* bias
-        float* y
-        int64_t y_stride
-        int64_t begin
-        int64_t end
-        float* scratch
-    cdef struct UnpackArgs:
-        const uint8_t* blocks
-        const uint8_t* scales
-        int64_t cols
-        bf16* out
-        int64_t begin
-        int64_t end
     cdef struct RmsNormArgs:
         const float* x
         const bf16* scale
@@ -294,14 +256,12 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         float limit
         bool round
     cdef cppclass Kernels:
-        void (*matmul)(const MatmulArgs&)
         double (*peak)(int64_t)
         void (*matmul_f32)(const MatmulF32Args&)
         void (*quantize)(const QuantizeArgs&)
         void (*matmul_i16)(const MatmulI16Args&)
         void (*matmul_bf16)(const MatmulBf16Args&)
         void (*to_tile_row)(const TileRowArgs&)
-        void (*unpack_mxfp4)(const UnpackArgs&)
         void (*rms_norm)(const RmsNormArgs&)
         void (*rope)(const RopeArgs&)
         void (*attention)(const AttentionArgs&)

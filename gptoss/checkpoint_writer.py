@@ -70,9 +70,7 @@ def write_checkpoint(
 
 
 @contextmanager
-def new_directory(
-    directory: str | os.PathLike[str], nbytes: int
-) -> Iterator[tuple[Path, Path]]:
+def new_directory(directory: str | os.PathLike[str], nbytes: int) -> Iterator[tuple[Path, Path]]:
     """(target, a hidden directory beside it that takes its name if the block ends well).
 
     Raises Error unless the target is new or empty and there is room for nbytes and a little more.

@@ -44,7 +44,10 @@ def describe_model(source: TensorSource, *, tensors: bool = False) -> dict[str, 
         "parameters": config.parameters(),
         "active_parameters": config.active_parameters(),
         "bytes": source.nbytes,
-        "quantization": {"experts": source.expert_dtype, "other": "q8" if source.packed == "q8" else "bf16"},
+        "quantization": {
+            "experts": source.expert_dtype,
+            "other": "q8" if source.packed == "q8" else "bf16",
+        },
         "context_length": config.context_length,
         "kv_bytes_per_token": full_layers * layer_bytes,
         "kv_bytes_of_windows": (config.num_hidden_layers - full_layers)

@@ -450,7 +450,9 @@ def _check_packed(
     if not isinstance(source, PackedSource):
         return
     if device != "cpu":
-        raise Error(f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}")
+        raise Error(
+            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}"
+        )
     if weights not in (None, source.packed):
         raise Error(
             f"{source.name}: is packed with weights {source.packed!r}, asked for {weights!r}: "

@@ -1,10 +1,10 @@
 """Models in the CPU engine's own layout: written once, then mapped and run without any repacking.
 
-A packed model is a directory with config.json, the tokenizer's files and one model.safetensors whose
-metadata say {"format": "gptoss-packed", "version": …, "weights": "published" or "q8", "experts":
-"mxfp4" or "bf16", "checksums": …}. Matrices are stored as the panels of core/cpu/panel.h, `X.panels`
-in place of `X.weight`, and start at multiples of 64 bytes. Everything else is as in the original
-layout. Checksums are xxh3 (Collet), 64 bits a tensor.
+A packed model is a directory with config.json, the tokenizer's files and one model.safetensors
+whose metadata say {"format": "gptoss-packed", "version": …, "weights": "published" or "q8",
+"experts": "mxfp4" or "bf16", "checksums": …}. Matrices are stored as the panels of
+core/cpu/panel.h, `X.panels` in place of `X.weight`, and start at multiples of 64 bytes. Everything
+else is as in the original layout. Checksums are xxh3 (Collet), 64 bits a tensor.
 """
 
 from __future__ import annotations

@@ -15,37 +15,6 @@
 
 namespace gptoss::cpu {
 
-// y[i, n] = Σ_k x[row(i), k] · w[n, k] + bias[n] for n in [begin, end). float32 accumulation.
-// Weights: bf16 (weight) or MXFP4 (blocks, scales), widened exactly.
-// Reads each weight byte once per 32 rows; 2 (bf16) or 17/32 (MXFP4) bytes a weight.
-struct MatmulArgs {
-  const float* x;  // (·, cols), rows x_stride apart
-  int64_t x_stride;
-  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
-  int64_t rows;
-  int64_t cols;           // MXFP4: a multiple of 32
-  const bf16* weight;     // (·, cols), or null
-  const uint8_t* blocks;  // (·, cols / 32, 16), where weight is null
-  const uint8_t* scales;  // (·, cols / 32)
-  const bf16* bias;       // (·), or null
-  float* y;               // (rows, ·), rows y_stride apart
-  int64_t y_stride;
-  int64_t begin, end;  // rows of w: columns of y
-  float* scratch;      // (matmul_scratch_rows, cols) of this thread; MXFP4 only
-};
-constexpr int matmul_scratch_rows = 4;
-
-// out[n, k] = the bf16 value of MXFP4 weight (n, k), n in [begin, end). Exact where the product of
-// a 2-bit significand and the block's power of two is a normal or subnormal bf16.
-// Reads 17/32, writes 2 bytes a weight.
-struct UnpackArgs {
-  const uint8_t* blocks;  // (·, cols / 32, 16)
-  const uint8_t* scales;  // (·, cols / 32)
-  int64_t cols;
-  bf16* out;  // (end - begin, cols)
-  int64_t begin, end;
-};
-
 // y = x / sqrt(mean(x²) + eps) · scale (Zhang and Sennrich 2019), for one row.
 struct RmsNormArgs {
   const float* x;     // (n)
@@ -173,19 +142,17 @@ struct TileRowArgs {
 
 struct Kernels {
   Isa isa;
-  void (*matmul)(const MatmulArgs&);
   void (*matmul_f32)(const MatmulF32Args&);
   void (*quantize)(const QuantizeArgs&);
   void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
   void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
   void (*to_tile_row)(const TileRowArgs&);
-  int64_t max_rows_i16;    // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
-  int64_t min_rows_bf16;   // from here on, matmul_bf16 is the fastest
+  int64_t max_rows_i16;   // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
+  int64_t min_rows_bf16;  // from here on, matmul_bf16 is the fastest
   // Runs so many rounds of the fastest multiply-add instruction on registers alone; how many
   // operations that were. For measuring what the products could reach.
   double (*peak)(int64_t rounds);
   bool (*bf16_is_fast)();  // avx512_bf16 only: measured once, in some microseconds
-  void (*unpack_mxfp4)(const UnpackArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);

@@ -1,7 +1,6 @@
 // AVX2 and FMA.
 #define GPTOSS_VECTOR_BYTES 32
 #define GPTOSS_TILE_ROWS 3
-#define GPTOSS_TILE_COLS 2
 #define GPTOSS_PANELS 1
 #include "cpu/kernels_impl.h"
 

@@ -97,203 +97,24 @@ GPTOSS_INLINE float wide_sum(const Wide& w) {
   return s[0];
 }
 
-GPTOSS_INLINE float element(const float* x) { return *x; }
-GPTOSS_INLINE float element(const bf16* x) { return to_float(*x); }
-
-template <class T>
-GPTOSS_INLINE float dot(const float* a, const T* b, int64_t n) {
+GPTOSS_INLINE float sum_of_squares(const float* x, int64_t n) {
   Wide sum = wide_zero();
   int64_t k = 0;
   for (; k + wide <= n; k += wide) {
-    wide_add_product(sum, wide_load(a + k), wide_load(b + k));
+    const Wide part = wide_load(x + k);
+    wide_add_product(sum, part, part);
   }
   float rest = 0.0f;
   for (; k < n; ++k) {
-    rest += a[k] * element(b + k);
+    rest += x[k] * x[k];
   }
   return wide_sum(sum) + rest;
-}
-
-template <class T>
-GPTOSS_INLINE void add_scaled_row(float* y, const T* x, float a, int64_t n) {
-  Wide factor = wide_zero();
-  for (int i = 0; i < parts; ++i) {
-    factor.part[i] += splat(a);
-  }
-  int64_t k = 0;
-  for (; k + wide <= n; k += wide) {
-    Wide sum = wide_load(y + k);
-    wide_add_product(sum, factor, wide_load(x + k));
-    wide_store(y + k, sum);
-  }
-  for (; k < n; ++k) {
-    y[k] += a * element(x + k);
-  }
-}
-
-// ---- Matrix product ----
-
-constexpr int row_block = 32;  // rows of x that pass over a weight row while it is in cache
-
-// A tile of R rows of x by C rows of w: R · C dot products that share their loads.
-template <int R, int C, class T>
-GPTOSS_INLINE void matmul_tile(const float* const* x, const T* w, int64_t w_stride, int64_t cols,
-                               const bf16* bias, float* const* y) {
-  Wide sum[R][C];
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) {
-      sum[r][c] = wide_zero();
-    }
-  }
-  int64_t k = 0;
-  for (; k + wide <= cols; k += wide) {
-    Wide weights[C];
-    for (int c = 0; c < C; ++c) {
-      weights[c] = wide_load(w + c * w_stride + k);
-    }
-    for (int r = 0; r < R; ++r) {
-      const Wide activations = wide_load(x[r] + k);
-      for (int c = 0; c < C; ++c) {
-        wide_add_product(sum[r][c], activations, weights[c]);
-      }
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) {
-      float rest = 0.0f;
-      for (int64_t i = k; i < cols; ++i) {
-        rest += x[r][i] * element(w + c * w_stride + i);
-      }
-      y[r][c] = wide_sum(sum[r][c]) + rest + (bias != nullptr ? to_float(bias[c]) : 0.0f);
-    }
-  }
-}
-
-template <int C, class T>
-GPTOSS_INLINE void matmul_rows(const MatmulArgs& a, int64_t first_row, int64_t last_row, const T* w,
-                               int64_t n) {
-  const float* x[GPTOSS_TILE_ROWS];
-  float* y[GPTOSS_TILE_ROWS];
-  const bf16* bias = a.bias != nullptr ? a.bias + n : nullptr;
-  const auto point = [&](int slot, int64_t row) {
-    x[slot] = a.x + (a.row_ids != nullptr ? a.row_ids[row] : row) * a.x_stride;
-    y[slot] = a.y + row * a.y_stride + n;
-  };
-  int64_t row = first_row;
-  for (; row + GPTOSS_TILE_ROWS <= last_row; row += GPTOSS_TILE_ROWS) {
-    for (int r = 0; r < GPTOSS_TILE_ROWS; ++r) {
-      point(r, row + r);
-    }
-    matmul_tile<GPTOSS_TILE_ROWS, C>(x, w, a.cols, a.cols, bias, y);
-  }
-  for (; row < last_row; ++row) {
-    point(0, row);
-    matmul_tile<1, C>(x, w, a.cols, a.cols, bias, y);
-  }
-}
-
-// Two weights a table entry: the low nibble's bf16 pattern below the high nibble's, as in memory.
-struct NibblePairs {
-  uint32_t pair[256];
-  constexpr NibblePairs() : pair() {
-    for (uint32_t byte = 0; byte < 256; ++byte) {
-      pair[byte] = static_cast<uint32_t>(e2m1_as_bf16[byte & 15]) |
-                   static_cast<uint32_t>(e2m1_as_bf16[byte >> 4]) << 16;
-    }
-  }
-};
-constexpr NibblePairs nibble_pairs;
-
-// 32 weights of a block as bf16 patterns, not yet scaled.
-GPTOSS_INLINE void decode_block(const uint8_t* bytes, bf16* out) {
-  for (int i = 0; i < mx_block_bytes; ++i) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    out[2 * i] = bf16{e2m1_as_bf16[bytes[i] & 15]};
-    out[2 * i + 1] = bf16{e2m1_as_bf16[bytes[i] >> 4]};
-#else
-    memcpy(out + 2 * i, &nibble_pairs.pair[bytes[i]], 4);
-#endif
-  }
-}
-
-GPTOSS_INLINE void unpack_row(const uint8_t* blocks, const uint8_t* scales, int64_t cols,
-                              float* out) {
-  for (int64_t b = 0; b < cols / mx_block; ++b) {
-    bf16 values[mx_block];
-    decode_block(blocks + b * mx_block_bytes, values);
-    const float scale = e8m0_to_float(scales[b]);
-    for (int half = 0; half < mx_block; half += wide) {
-      Wide w = wide_load(values + half);
-      wide_scale(w, scale);
-      wide_store(out + b * mx_block + half, w);
-    }
-  }
-}
-
-void matmul(const MatmulArgs& a) {
-  static_assert(matmul_scratch_rows % GPTOSS_TILE_COLS == 0);
-  const int64_t blocks_per_row = a.cols / mx_block;
-  for (int64_t first = 0; first < a.rows; first += row_block) {
-    const int64_t last = first + row_block < a.rows ? first + row_block : a.rows;
-    int64_t n = a.begin;
-    while (n < a.end) {
-      const int64_t left = a.end - n;
-      const int count = left >= matmul_scratch_rows ? matmul_scratch_rows : static_cast<int>(left);
-      if (a.weight == nullptr) {
-        for (int c = 0; c < count; ++c) {
-          unpack_row(a.blocks + (n + c) * blocks_per_row * mx_block_bytes,
-                     a.scales + (n + c) * blocks_per_row, a.cols, a.scratch + c * a.cols);
-        }
-      }
-      int c = 0;
-      for (; c + GPTOSS_TILE_COLS <= count; c += GPTOSS_TILE_COLS) {
-        if (a.weight != nullptr) {
-          matmul_rows<GPTOSS_TILE_COLS>(a, first, last, a.weight + (n + c) * a.cols, n + c);
-        } else {
-          matmul_rows<GPTOSS_TILE_COLS>(a, first, last, a.scratch + c * a.cols, n + c);
-        }
-      }
-      for (; c < count; ++c) {
-        if (a.weight != nullptr) {
-          matmul_rows<1>(a, first, last, a.weight + (n + c) * a.cols, n + c);
-        } else {
-          matmul_rows<1>(a, first, last, a.scratch + c * a.cols, n + c);
-        }
-      }
-      n += count;
-    }
-  }
-}
-
-void unpack_mxfp4(const UnpackArgs& a) {
-  const int64_t blocks_per_row = a.cols / mx_block;
-  for (int64_t n = a.begin; n < a.end; ++n) {
-    bf16* out = a.out + (n - a.begin) * a.cols;
-    for (int64_t b = 0; b < blocks_per_row; ++b) {
-      bf16* to = out + b * mx_block;
-      decode_block(a.blocks + (n * blocks_per_row + b) * mx_block_bytes, to);
-      const uint8_t scale = a.scales[n * blocks_per_row + b];
-      if (scale >= 3 && scale <= 250) {
-        // Every value stays a normal number: add the scale to the exponent field of all but zeros.
-        const auto shift = static_cast<uint16_t>((scale - 127) * 128);
-        for (int i = 0; i < mx_block; ++i) {
-          const uint16_t bits = to[i].bits;
-          to[i].bits = static_cast<uint16_t>((bits & 0x7fff) != 0 ? bits + shift : bits);
-        }
-      } else {
-        const float factor = e8m0_to_float(scale);
-        for (int i = 0; i < mx_block; ++i) {
-          to[i] = to_bf16(to_float(to[i]) * factor);
-        }
-      }
-    }
-  }
 }
 
 // ---- Elementwise ----
 
 void rms_norm(const RmsNormArgs& a) {
-  const float mean_square = dot(a.x, a.x, a.n) / static_cast<float>(a.n);
+  const float mean_square = sum_of_squares(a.x, a.n) / static_cast<float>(a.n);
   const float factor = 1.0f / sqrtf(mean_square + a.eps);
   for (int64_t i = 0; i < a.n; ++i) {
     a.y[i] = a.x[i] * factor * to_float(a.scale[i]);
@@ -389,7 +210,11 @@ void round_rows(float* x, int64_t n) {
   }
 }
 
-void add_scaled(float* y, const float* x, float a, int64_t n) { add_scaled_row(y, x, a, n); }
+void add_scaled(float* y, const float* x, float a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] += a * x[i];
+  }
+}
 
 }  // namespace
 }  // namespace gptoss::cpu
@@ -440,7 +265,6 @@ constexpr Kernels make_kernels(Isa isa) {
   Kernels kernels{};
   kernels.peak = peak_f32;
   kernels.isa = isa;
-  kernels.matmul = matmul;
   kernels.matmul_f32 = matmul_f32;
   kernels.quantize = quantize;
   kernels.to_tile_row = to_tile_row;
@@ -462,7 +286,6 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.matmul_bf16 = matmul_amx<EmulatedTiles>;
   kernels.min_rows_bf16 = 8;
 #endif
-  kernels.unpack_mxfp4 = unpack_mxfp4;
   kernels.rms_norm = rms_norm;
   kernels.rope = rope;
   kernels.attention = attention;

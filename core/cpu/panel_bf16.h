@@ -69,8 +69,8 @@ GPTOSS_INLINE void decode_mxfp4(__m512i table, const uint8_t* block, const uint8
   }
 }
 
-// int8 times the row's scale, rounded to bf16 once: an error of at most 2^-9 of the weight, where
-// quantisation itself has cost up to 2^-8 of the block's largest.
+// int8 times the row's scale, rounded to bf16 once, at most 2^-8 of the weight; quantisation itself
+// has cost up to 2^-8 of the block's largest.
 GPTOSS_INLINE void decode_q8(const uint8_t* block, const uint8_t* scales, uint8_t* out) {
   const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales))), 16));

@@ -1,5 +1,5 @@
-// Threads: OpenMP, because oneDNN's build for GNU OpenMP then shares our pool of threads. Without
-// OpenMP the same loops run on the calling thread.
+// Threads: OpenMP, whose pool of threads lives on between loops and is part of every compiler's
+// runtime. Without it the same loops run on the calling thread.
 #pragma once
 
 #include <cstdint>
@@ -34,28 +34,5 @@ void parallel_for(int threads, int64_t tasks, int64_t cost, const Work& work) {
     work(task, 0);
   }
 }
-
-// oneDNN takes its thread count from the calling thread's OpenMP setting: set it for a scope.
-class ThreadCountScope {
-public:
-  explicit ThreadCountScope([[maybe_unused]] int threads) {
-#ifdef GPTOSS_HAVE_OPENMP
-    before_ = omp_get_max_threads();
-    omp_set_num_threads(threads);
-#endif
-  }
-  ~ThreadCountScope() {
-#ifdef GPTOSS_HAVE_OPENMP
-    omp_set_num_threads(before_);
-#endif
-  }
-  ThreadCountScope(const ThreadCountScope&) = delete;
-  ThreadCountScope& operator=(const ThreadCountScope&) = delete;
-
-private:
-#ifdef GPTOSS_HAVE_OPENMP
-  int before_;
-#endif
-};
 
 }  // namespace gptoss::cpu

@@ -1,9 +1,15 @@
-"""Every kernel test runs on every instruction set that this machine has."""
+"""Every kernel test runs on every instruction set that this machine has; helpers beside the tests
+are importable: `from panels import …`."""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptoss import _kernels
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(params=_kernels.isas())
