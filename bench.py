@@ -1,11 +1,13 @@
-"""How fast a model runs here, beside what the machine allows.
+"""How fast a model runs here, beside what the machine allows and beside a peer.
 
-    python bench.py --model synthetic:gpt-oss-20b --device cpu --prefill 512 --decode 64 --batch 1,4
+    python bench.py --model synthetic:gpt-oss-20b --weights q8 --prefill 512,2048 --decode 64 \\
+        --batch 1,8 --depth 0,4096
 
-Measures the machine first: how fast it reads memory and how fast it multiplies bf16 matrices.
-Then loads the model and times prompts (prefill) and single-token steps (decode), straight on the
-backend: no tokenizer, no scheduler. Each repetition uses other random tokens. Figures are medians,
-with the smallest and the largest beside them.
+Measures the machine first: how fast it reads memory and how fast it multiplies. Then loads the
+model and times prompts (prefill) and single-token steps (decode), straight on the backend: no
+tokenizer, no scheduler. Each repetition uses other random tokens. Figures are medians, with the
+smallest and the largest beside them. With --peer llama.cpp each repetition is followed by the same
+one of llama.cpp, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import argparse
 import json
 import platform
 import resource
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +39,13 @@ from gptoss.kv_cache import PagePool, SequencePages, peak_pages
 STEP_TOKENS = 512  # most prompt tokens in one step, as in the engine
 BF16 = 2  # bytes
 MXFP4 = 17 / 32  # bytes: 16 bytes of values and 1 of scale for 32 weights
+Q8 = 34 / 32  # bytes: 32 of values and 2 of scale for 32 weights
+KV_ELEMENT = {
+    "f32": 4.0,
+    "bf16": 2.0,
+    "int8": 1 + 4 / 64,
+}  # bytes; int8 with a scale per head of 64
+PEER = Path(__file__).parent / "tools" / "peers" / "time_llama_cpp.py"
 
 
 @dataclass(frozen=True)
@@ -65,14 +77,13 @@ def read_bandwidth(threads: int, repeat: int) -> Spread:
     return Spread.of([data.nbytes / s for s in seconds[1:]])
 
 
-def gemm_peak(threads: int, repeat: int) -> Spread | None:
-    """bf16 multiply-adds per second, times two, of oneDNN at (2048 x 2880) · (2880 x 5760).
-
-    None where this CPU has no bf16 matrix product (then the engine runs on float32 arithmetic).
-    """
-    rows, n, cols = 2048, 5760, 2880
-    seconds = _kernels.gemm_seconds(rows, n, cols, threads, repeat)
-    return None if seconds is None else Spread.of([2.0 * rows * n * cols / s for s in seconds])
+def multiply_peak(threads: int, repeat: int, isa: str) -> Spread:
+    """Operations per second of the threads' fastest multiply-add instruction, on registers."""
+    rounds = 1 << 16
+    while _kernels.peak_seconds(rounds, threads, isa=isa)[0] < 0.05:
+        rounds *= 2
+    found = [_kernels.peak_seconds(rounds, threads, isa=isa) for _ in range(repeat)]
+    return Spread.of([operations / seconds for seconds, operations in found])
 
 
 # The model: what a token costs. Norms, biases and activations are left out (under 0.1%).
@@ -103,13 +114,20 @@ def visible_keys(c: ModelConfig, depth: int) -> int:
     )
 
 
-def step_bytes(
-    c: ModelConfig, batch: int, depth: int, kv_element: int, expert_bytes: float
-) -> float:
+@dataclass(frozen=True)
+class Bytes:
+    """How many bytes a weight or an element of the cache takes."""
+
+    dense: float
+    expert: float
+    kv: float
+
+
+def step_bytes(c: ModelConfig, batch: int, depth: int, size: Bytes) -> float:
     """Bytes that a decode step of `batch` sequences must read: each weight and each key once."""
-    experts = distinct_experts(c, batch) * expert_weights(c) * expert_bytes
-    keys = batch * visible_keys(c, depth) * 2 * c.kv_size * kv_element
-    return dense_weights(c) * BF16 + c.num_hidden_layers * experts + keys
+    experts = distinct_experts(c, batch) * expert_weights(c) * size.expert
+    keys = batch * visible_keys(c, depth) * 2 * c.kv_size * size.kv
+    return dense_weights(c) * size.dense + c.num_hidden_layers * experts + keys
 
 
 def token_operations(c: ModelConfig, depth: int, logits: bool) -> float:
@@ -175,44 +193,131 @@ def random_tokens(random: np.random.Generator, config: ModelConfig, count: int) 
     return random.integers(0, config.vocab_size, count, np.int32)
 
 
-def time_prefill(runner: Runner, length: int, repeat: int, seed: int) -> Spread:
-    """Seconds from a prompt to its first token, nothing else running."""
-    seconds = []
-    for repetition in range(repeat + 1):  # the first warms up
-        runner.reset()
-        tokens = random_tokens(np.random.default_rng([seed, repetition]), runner.config, length)
-        pages = runner.sequence()
+class Prefill:
+    """Seconds from a prompt to its first token, nothing else running: one repetition a call."""
+
+    def __init__(self, runner: Runner, length: int, seed: int) -> None:
+        self.runner, self.length, self.seed = runner, length, seed
+
+    def __call__(self, repetition: int) -> float:
+        self.runner.reset()
+        random = np.random.default_rng([self.seed, repetition])
+        tokens = random_tokens(random, self.runner.config, self.length)
+        pages = self.runner.sequence()
         start = perf_counter()
-        runner.prefill(tokens, pages)
-        seconds.append(perf_counter() - start)
-    return Spread.of(seconds[1:])
+        self.runner.prefill(tokens, pages)
+        return perf_counter() - start
 
 
-def time_decode(
-    runner: Runner, batch: int, depth: int, steps: int, repeat: int, seed: int
-) -> tuple[Spread, Spread]:
-    """Seconds of a step: (over repetitions, of each one's mean; over all single steps)."""
-    means: list[float] = []
-    singles: list[float] = []
-    for repetition in range(repeat):
-        runner.reset()
-        random = np.random.default_rng([seed, 1, repetition])
-        sequences = [runner.sequence() for _ in range(batch)]
-        for pages in sequences:
-            if depth:
-                runner.prefill(random_tokens(random, runner.config, depth), pages)
-        tokens = random_tokens(random, runner.config, batch)
-        tokens = runner.step(tokens[:, None], sequences, depth)  # warms up
+class Decode:
+    """Mean seconds of a step of `batch` sequences behind `depth` tokens: one repetition a call."""
+
+    def __init__(self, runner: Runner, batch: int, depth: int, steps: int, seed: int) -> None:
+        self.runner, self.batch, self.depth, self.steps = runner, batch, depth, steps
+        self.seed = seed
+        self.singles: list[float] = []
+        self.sequences: list[SequencePages] = []
+
+    def __call__(self, repetition: int) -> float:
+        runner, config = self.runner, self.runner.config
+        random = np.random.default_rng([self.seed, 1, repetition])
+        if not self.sequences:  # what lies in the cache is read alike in every repetition
+            runner.reset()
+            self.sequences = [runner.sequence() for _ in range(self.batch)]
+            for pages in self.sequences:
+                if self.depth:
+                    runner.prefill(random_tokens(random, config, self.depth), pages)
+        tokens = random_tokens(random, config, self.batch)
+        runner.step(tokens[:, None], self.sequences, self.depth)  # warms up
         seconds = []
-        for position in range(depth + 1, depth + 1 + steps):
-            start = perf_counter()
-            runner.step(tokens[:, None], sequences, position)
-            seconds.append(perf_counter() - start)
+        for position in range(self.depth + 1, self.depth + 1 + self.steps):
             # Not the drawn tokens: greedy text soon repeats itself, and with it the experts.
-            tokens = random_tokens(random, runner.config, batch)
-        means.append(sum(seconds) / len(seconds))
-        singles += seconds
-    return Spread.of(means), Spread.of(singles)
+            tokens = random_tokens(random, config, self.batch)
+            start = perf_counter()
+            runner.step(tokens[:, None], self.sequences, position)
+            seconds.append(perf_counter() - start)
+        self.singles += seconds
+        return sum(seconds) / len(seconds)
+
+
+# The peer.
+
+
+class Peer:
+    """llama.cpp in a child process of another environment (tools/peers/time_llama_cpp.py)."""
+
+    def __init__(self, python: Path, model: Path, threads: int, context: int) -> None:
+        command = [python, PEER, model, "--threads", str(threads), "--context", str(context)]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise Error(f"--peer-python: {python}: {error.strerror}") from None
+        self.version = self._answer()["version"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise Error(
+                "llama.cpp ended without an answer: --peer-python must have the package "
+                "llama-cpp-python (pip install llama-cpp-python), --peer-model must be a GGUF file"
+            )
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def ask(self, **question: int) -> float:
+        assert self.process.stdin is not None
+        try:
+            print(json.dumps(question), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # its end is reported where its answer is missing
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def open_peer(arguments: argparse.Namespace, threads: int, context: int) -> Iterator[Peer | None]:
+    if arguments.peer is None:
+        yield None
+        return
+    peer = Peer(arguments.peer_python, arguments.peer_model, threads, context)
+    print(f"peer      llama.cpp (llama-cpp-python {peer.version}), {arguments.peer_model}")
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def alternate(
+    ours: Callable[[int], float], theirs: Callable[[], float] | None, repeat: int, warm_up: bool
+) -> tuple[Spread, Spread | None]:
+    """Seconds of each, one repetition of ours and one of theirs in turn."""
+    if warm_up:
+        ours(repeat)
+        if theirs is not None:
+            theirs()
+    mine, other = [], []
+    for repetition in range(repeat):
+        mine.append(ours(repetition))
+        if theirs is not None:
+            other.append(theirs())
+    return Spread.of(mine), Spread.of(other) if other else None
+
+
+def per_second(count: float, seconds: Spread) -> Spread:
+    return Spread(count / seconds.median, count / seconds.high, count / seconds.low)
+
+
+def beside(ours: Spread, theirs: Spread | None) -> str:
+    """The peer's rate and the ratio, for the end of a line."""
+    if theirs is None:
+        return ""
+    return f" | llama.cpp {theirs.show(digits=2)}: {ours.median / theirs.median:.1f} x"
 
 
 def forget_peak_memory() -> None:
@@ -235,11 +340,17 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def integers(text: str) -> list[int]:
+def integers(text: str, least: int = 1) -> list[int]:
     values = [int(part) for part in text.split(",")]
-    if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"expected numbers from 1 on, like 1,4: found {text!r}")
+    if not values or min(values) < least:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers from {least} on, like 1,4: found {text!r}"
+        )
     return values
+
+
+def depths(text: str) -> list[int]:
+    return integers(text, 0)
 
 
 def positive(text: str) -> int:
@@ -258,92 +369,82 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     parser.add_argument("--activation", default="bf16", choices=("bf16", "f32"))
-    parser.add_argument("--weights", default="published", choices=("published",))
-    parser.add_argument("--prefill", type=positive, default=512, help="tokens of the prompt")
+    parser.add_argument("--weights", default="published", choices=("published", "q8"))
+    parser.add_argument("--kv", default="bf16", choices=("bf16", "int8"))
+    parser.add_argument("--prefill", type=integers, default=[512], help="prompt lengths: 512,2048")
     parser.add_argument("--decode", type=positive, default=64, help="single-token steps")
     parser.add_argument("--batch", type=integers, default=[1], help="sequences per step: 1,4")
-    parser.add_argument("--depth", type=int, default=0, help="tokens in the cache before decoding")
+    parser.add_argument(
+        "--depth", type=depths, default=[0], help="tokens in the cache before decoding: 0,4096"
+    )
     parser.add_argument("--threads", type=positive, default=None, help="default: one per core")
     parser.add_argument("--repeat", type=positive, default=3, help="repetitions (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--peer", choices=("llama.cpp",), help="time it too, in turn with ours")
+    parser.add_argument(
+        "--peer-python", type=Path, metavar="PATH", help="a Python that has llama-cpp-python"
+    )
+    parser.add_argument(
+        "--peer-model", type=Path, metavar="FILE", help="a GGUF (tools/peers/random_gguf.py)"
+    )
     arguments = parser.parse_args(argv)
-    if arguments.depth < 0:
-        parser.error(f"--depth: expected 0 or more, found {arguments.depth}")
+    if arguments.peer and not (arguments.peer_python and arguments.peer_model):
+        parser.error("--peer: expected --peer-python and --peer-model beside it")
     return arguments
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     threads = arguments.threads or _core.cpu_features()["threads"]
+    isa = _core.cpu_features()["isa"].split()[0]
     bandwidth = read_bandwidth(threads, max(5, arguments.repeat))
-    gemm = gemm_peak(threads, max(5, arguments.repeat))
+    peak = multiply_peak(threads, max(5, arguments.repeat), isa)
     print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
     print(f"          reads memory at {bandwidth.show(1e9)} GB/s")
-    if gemm is not None:
-        print(f"          multiplies bf16 at {gemm.show(1e9, 0)} GFLOP/s (oneDNN)")
+    print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s")
 
     forget_peak_memory()
     start = perf_counter()
     source = open_checkpoint(arguments.model)
     config = source.config
-    longest = max(arguments.prefill, arguments.depth + arguments.decode + 1)
+    longest = max(*arguments.prefill, max(arguments.depth) + arguments.decode + 1)
     if longest > config.context_length:
         raise Error(
             f"--prefill, --depth, --decode: expected at most {config.context_length} tokens (the "
             f"model's context), found {longest}"
         )
     backend = _core.Backend(
-        config, source, device=arguments.device, activation=arguments.activation, threads=threads
+        config,
+        source,
+        device=arguments.device,
+        activation=arguments.activation,
+        threads=threads,
+        weights=source.packed or arguments.weights,
+        kv=arguments.kv,
     )
     load_s = perf_counter() - start
     info = backend.info()
     weight_bytes = int(info["weight_bytes"])
     print(f"model     {source.name}: {config.parameters() / 1e9:.2f} G parameters, "
           f"{weight_bytes / 1e9:.2f} GB, loaded in {load_s:.1f} s")  # fmt: skip
-    runner = Runner(backend, config, max(arguments.batch), longest)
-
-    kv_element = 4 if arguments.activation == "f32" else 2
-    expert_bytes = MXFP4 if source.expert_dtype == "mxfp4" else BF16
-    prefill = time_prefill(runner, arguments.prefill, arguments.repeat, arguments.seed)
-    # The mean over the prompt of what its tokens see is what its middle token sees, but for the
-    # window's edge; only the last token's logits are computed.
-    operations = arguments.prefill * token_operations(config, arguments.prefill // 2, logits=False)
-    operations += 2.0 * config.vocab_size * config.hidden_size
-    prefill_rate = Spread(
-        *(arguments.prefill / s for s in (prefill.median, prefill.high, prefill.low))
+    print(f"          dense weights {info['dense_weights']}, experts {info['expert_weights']}, "
+          f"keys and values {info['kv_cache']}")  # fmt: skip
+    size = Bytes(
+        Q8 if info["dense_weights"].startswith("q8") else BF16,
+        MXFP4 if source.expert_dtype == "mxfp4" else BF16,
+        KV_ELEMENT[info["kv_cache"]],
     )
-    prefill_share = operations / prefill.median / gemm.median if gemm else None
-    print(f"prefill   {arguments.prefill} tokens: {prefill_rate.show()} tokens/s, "
-          f"first token after {prefill.median:.2f} s, "
-          f"{operations / arguments.prefill / 1e9:.2f} GFLOP a token"
-          + (f", {prefill_share:.0%} of the measured peak" if prefill_share else ""))  # fmt: skip
-
-    decode: list[dict[str, Any]] = []
-    for batch in arguments.batch:
-        means, singles = time_decode(
-            runner, batch, arguments.depth, arguments.decode, arguments.repeat, arguments.seed
-        )
-        rate = Spread(*(batch / s for s in (means.median, means.high, means.low)))
-        middle = arguments.depth + arguments.decode // 2
-        needed = step_bytes(config, batch, middle, kv_element, expert_bytes)
-        bandwidth_share = needed / means.median / bandwidth.median
-        decode.append(
-            {
-                "batch": batch,
-                "depth": arguments.depth,
-                "tokens_per_s": asdict(rate),
-                "step_s": asdict(singles),
-                "bytes_per_step": needed,
-                "bytes_per_token": needed / batch,
-                "operations_per_token": token_operations(config, middle, logits=True),
-                "share_of_bandwidth": bandwidth_share,
-                "share_of_peak": batch * token_operations(config, middle, logits=True)
-                / means.median / gemm.median if gemm else None,
-            }
-        )  # fmt: skip
-        print(f"decode    batch {batch}, depth {arguments.depth}: {rate.show(digits=2)} tokens/s, "
-              f"{needed / batch / 1e9:.2f} GB a token, "
-              f"{bandwidth_share:.0%} of the measured bandwidth")  # fmt: skip
+    runner = Runner(backend, config, max(arguments.batch), longest)
+    with open_peer(arguments, threads, longest + 64) as peer:
+        prefill = [
+            measure_prefill(arguments, runner, length, peak, peer) for length in arguments.prefill
+        ]
+        decode: list[dict[str, Any]] = []
+        for depth in arguments.depth:
+            for batch in arguments.batch:
+                decode.append(
+                    measure_decode(arguments, runner, batch, depth, size, bandwidth, peak, peer)
+                )
 
     memory = peak_memory()
     kv_bytes = int(backend.info()["kv_bytes"])
@@ -356,7 +457,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "gptoss": gptoss.__version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
-            "onednn": _core.onednn_version(),
         },
         "cpu": _core.cpu_features(),
         "backend": backend.info(),
@@ -365,28 +465,88 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_bytes": weight_bytes,
         "kv_bytes": kv_bytes,
         "bandwidth_bytes_per_s": bandwidth.median,
-        "peak_flops": gemm.median if gemm else None,
+        "peak_flops": peak.median,
         "load_s": load_s,
-        "time_to_first_token_s": prefill.median,
-        "prefill_tokens_per_s": prefill_rate.median,
+        "time_to_first_token_s": prefill[0]["seconds"]["median"],
+        "prefill_tokens_per_s": prefill[0]["tokens_per_s"]["median"],
         "decode_tokens_per_s": decode[0]["tokens_per_s"]["median"],
         "peak_memory_bytes": memory,
-        "prefill": {
-            "tokens": arguments.prefill,
-            "tokens_per_s": asdict(prefill_rate),
-            "seconds": asdict(prefill),
-            "operations_per_token": operations / arguments.prefill,
-            "share_of_peak": prefill_share,
-        },
+        "prefill": prefill,
         "decode": decode,
-        "spread": {
-            "bandwidth_bytes_per_s": asdict(bandwidth),
-            "peak_flops": asdict(gemm) if gemm else None,
-        },
+        "spread": {"bandwidth_bytes_per_s": asdict(bandwidth), "peak_flops": asdict(peak)},
     }
     backend.close()
     source.close()
     return result
+
+
+def measure_prefill(
+    arguments: argparse.Namespace, runner: Runner, length: int, peak: Spread, peer: Peer | None
+) -> dict[str, Any]:
+    config = runner.config
+    theirs = None if peer is None else lambda: peer.ask(prefill=length)
+    seconds, other = alternate(
+        Prefill(runner, length, arguments.seed), theirs, arguments.repeat, warm_up=True
+    )
+    # The mean over the prompt of what its tokens see is what its middle token sees, but for the
+    # window's edge; only the last token's logits are computed.
+    operations = length * token_operations(config, length // 2, logits=False)
+    operations += 2.0 * config.vocab_size * config.hidden_size
+    rate = per_second(length, seconds)
+    their_rate = None if other is None else per_second(length, other)
+    share = operations / seconds.median / peak.median
+    print(f"prefill   {length} tokens: {rate.show()} tokens/s, "
+          f"first token after {seconds.median:.2f} s, "
+          f"{operations / length / 1e9:.2f} GFLOP a token, "
+          f"{share:.0%} of the measured peak{beside(rate, their_rate)}", flush=True)  # fmt: skip
+    return {
+        "tokens": length,
+        "tokens_per_s": asdict(rate),
+        "seconds": asdict(seconds),
+        "operations_per_token": operations / length,
+        "share_of_peak": share,
+        "peer_tokens_per_s": None if their_rate is None else asdict(their_rate),
+    }
+
+
+def measure_decode(
+    arguments: argparse.Namespace,
+    runner: Runner,
+    batch: int,
+    depth: int,
+    size: Bytes,
+    bandwidth: Spread,
+    peak: Spread,
+    peer: Peer | None,
+) -> dict[str, Any]:
+    config, steps = runner.config, arguments.decode
+    theirs = None
+    if peer is not None and batch == 1:
+        theirs = lambda: peer.ask(decode=steps, depth=depth)  # noqa: E731
+    ours = Decode(runner, batch, depth, steps, arguments.seed)
+    seconds, other = alternate(ours, theirs, arguments.repeat, warm_up=False)
+    rate = per_second(batch, seconds)
+    their_rate = None if other is None else per_second(batch, other)
+    middle = depth + steps // 2
+    needed = step_bytes(config, batch, middle, size)
+    operations = token_operations(config, middle, logits=True)
+    share = needed / seconds.median / bandwidth.median
+    print(f"decode    batch {batch}, depth {depth}: {rate.show(digits=2)} tokens/s, "
+          f"{needed / batch / 1e9:.2f} GB a token, "
+          f"{share:.0%} of the measured bandwidth{beside(rate, their_rate)}",
+          flush=True)  # fmt: skip
+    return {
+        "batch": batch,
+        "depth": depth,
+        "tokens_per_s": asdict(rate),
+        "step_s": asdict(Spread.of(ours.singles)),
+        "bytes_per_step": needed,
+        "bytes_per_token": needed / batch,
+        "operations_per_token": operations,
+        "share_of_bandwidth": share,
+        "share_of_peak": batch * operations / seconds.median / peak.median,
+        "peer_tokens_per_s": None if their_rate is None else asdict(their_rate),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,11 +36,11 @@ def test_every_figure_is_there(report):
         "time_to_first_token_s",
     ):
         assert report[key] > 0, key
-    assert report["peak_flops"] is None or report["peak_flops"] > 0
+    assert report["peak_flops"] > 0
     assert [entry["batch"] for entry in report["decode"]] == [1, 3]
     assert report["decode"][0]["depth"] == 20
     assert report["peak_memory_bytes"] >= report["weight_bytes"]
-    for entry in (report["prefill"], *report["decode"]):
+    for entry in (*report["prefill"], *report["decode"]):
         spread = entry["tokens_per_s"]
         assert spread["low"] <= spread["median"] <= spread["high"]
 
@@ -56,6 +56,55 @@ def test_bytes_and_operations_are_those_of_the_model(report):
     assert report["decode"][0]["operations_per_token"] == pytest.approx(operations)
 
 
+def test_q8_costs_fewer_bytes(tiny_a, tmp_path):
+    path = tmp_path / "report.json"
+    options = ["--weights", "q8", "--kv", "int8", "--prefill", "8,20", "--decode", 2]
+    done = run("--model", tiny_a, *options, "--repeat", 1, "--json", path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(path.read_text())
+    assert [entry["tokens"] for entry in report["prefill"]] == [8, 20]
+    dense = 4 * ((2 * 512 + 2 * 128) * 128 + 8 * 128) + 512 * 128
+    step = dense * 34 / 32 + 4 * 4 * 3 * 128 * 96 * 17 / 32 + 4 * 2 * 2 * 128 * (1 + 4 / 64)
+    assert report["decode"][0]["bytes_per_step"] == pytest.approx(step)
+
+
+FAKE_PEER = """
+import json, sys
+print(json.dumps({"load_s": 1.0, "version": "of paper"}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(json.dumps({"seconds": asked.get("prefill", 50) / 100}), flush=True)
+"""
+
+
+def test_a_peer_on_the_same_line(tiny_a, tmp_path):
+    """A Python that runs a peer of paper instead of what it is told to run."""
+    script, python = tmp_path / "peer.py", tmp_path / "python"
+    script.write_text(FAKE_PEER)
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
+    python.chmod(0o755)
+    path = tmp_path / "report.json"
+    options = ["--prefill", 20, "--decode", 2, "--batch", "1,2", "--repeat", 2, "--json", path]
+    peer = ["--peer", "llama.cpp", "--peer-python", python, "--peer-model", "x.gguf"]
+    done = run("--model", tiny_a, *options, *peer)
+    assert done.returncode == 0, done.stderr
+    assert "llama-cpp-python of paper" in done.stdout
+    report = json.loads(path.read_text())
+    assert report["prefill"][0]["peer_tokens_per_s"]["median"] == pytest.approx(100)
+    assert report["decode"][0]["peer_tokens_per_s"]["median"] == pytest.approx(2)
+    assert report["decode"][1]["peer_tokens_per_s"] is None  # batches are ours alone
+    assert sum(" x\n" in line for line in done.stdout.splitlines(True)) == 2
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "/bin/true"])
+def test_a_peer_that_does_not_start(tiny_a, python):
+    peer = ["--peer", "llama.cpp", "--peer-python", python, "--peer-model", "x.gguf"]
+    done = run("--model", tiny_a, "--prefill", 8, "--decode", 1, "--repeat", 1, *peer)
+    assert done.returncode == 1
+    expected = "--peer-python" if python != "/bin/true" else "ended without an answer"
+    assert expected in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -63,7 +112,8 @@ def test_bytes_and_operations_are_those_of_the_model(report):
         (["--weights", "q3"], 2, "invalid choice"),
         (["--batch", "0"], 2, "expected numbers from 1 on"),
         (["--decode", "0"], 2, "expected a number from 1 on"),
-        (["--depth", "-1"], 2, "expected 0 or more"),
+        (["--depth", "-1"], 2, "expected numbers from 0 on"),
+        (["--peer", "llama.cpp"], 2, "expected --peer-python and --peer-model"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, status, message):
