@@ -217,20 +217,23 @@ class Decode:
         self.seed = seed
         self.singles: list[float] = []
         self.sequences: list[SequencePages] = []
+        self.position = depth  # each repetition goes on where the last one ended
 
     def __call__(self, repetition: int) -> float:
         runner, config = self.runner, self.runner.config
         random = np.random.default_rng([self.seed, 1, repetition])
-        if not self.sequences:  # what lies in the cache is read alike in every repetition
+        if not self.sequences:
             runner.reset()
             self.sequences = [runner.sequence() for _ in range(self.batch)]
             for pages in self.sequences:
                 if self.depth:
                     runner.prefill(random_tokens(random, config, self.depth), pages)
         tokens = random_tokens(random, config, self.batch)
-        runner.step(tokens[:, None], self.sequences, self.depth)  # warms up
+        runner.step(tokens[:, None], self.sequences, self.position)  # warms up
         seconds = []
-        for position in range(self.depth + 1, self.depth + 1 + self.steps):
+        first = self.position + 1
+        self.position = first + self.steps
+        for position in range(first, self.position):
             # Not the drawn tokens: greedy text soon repeats itself, and with it the experts.
             tokens = random_tokens(random, config, self.batch)
             start = perf_counter()
@@ -407,10 +410,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     start = perf_counter()
     source = open_checkpoint(arguments.model)
     config = source.config
-    longest = max(*arguments.prefill, max(arguments.depth) + arguments.decode + 1)
+    steps = arguments.repeat * (arguments.decode + 1)
+    longest = max(*arguments.prefill, max(arguments.depth) + steps)
     if longest > config.context_length:
         raise Error(
-            f"--prefill, --depth, --decode: expected at most {config.context_length} tokens (the "
+            f"--prefill, --depth, --decode, --repeat: expected at most {config.context_length} tokens (the "
             f"model's context), found {longest}"
         )
     backend = _core.Backend(
@@ -527,7 +531,7 @@ def measure_decode(
     seconds, other = alternate(ours, theirs, arguments.repeat, warm_up=False)
     rate = per_second(batch, seconds)
     their_rate = None if other is None else per_second(batch, other)
-    middle = depth + steps // 2
+    middle = depth + arguments.repeat * (steps + 1) // 2
     needed = step_bytes(config, batch, middle, size)
     operations = token_operations(config, middle, logits=True)
     share = needed / seconds.median / bandwidth.median

@@ -101,8 +101,8 @@ struct LinearJob {
 };
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs);
 
-// How many panels one task takes: few enough to feed all threads, enough to stream. A multiple of
-// 4, so that the 32 outputs of swiglu that 64 rows give are never torn apart.
-int64_t panels_per_task(int64_t panels, int threads);
+// How many panels a task takes, for so many operand rows. A multiple of 4, so that the 32 outputs
+// of swiglu that 64 rows of weights give are never torn apart.
+int64_t panels_per_task(int64_t rows);
 
 }  // namespace gptoss::cpu

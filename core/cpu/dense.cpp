@@ -127,10 +127,10 @@ void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& p
   }
 }
 
-int64_t panels_per_task(int64_t panels, int threads) {
-  constexpr int64_t tasks_per_thread = 16;  // the last tasks end at about the same time
-  constexpr int64_t least = 4, most = 16;
-  return std::clamp(panels / (threads * tasks_per_thread) / least * least, least, most);
+int64_t panels_per_task(int64_t rows) {
+  // One row: short tasks, so that threads end together. Many: what the bf16 product takes at a
+  // time.
+  return rows < 16 ? 4 : 12;
 }
 
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs) {
@@ -142,7 +142,7 @@ void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jo
   int64_t cost = 0;
   for (const LinearJob& job : jobs) {
     const int64_t panels = panel_count(job.w->rows);
-    const int64_t step = panels_per_task(panels, compute.threads);
+    const int64_t step = panels_per_task(x.rows);
     for (int64_t begin = 0; begin < panels; begin += step) {
       tasks.push_back({&job, begin, std::min(panels, begin + step)});
     }

@@ -27,6 +27,7 @@ struct Routing {
   std::vector<float> weight;   // (pairs)
   std::vector<ExpertRows> experts;
   int64_t rows_in_tiles = 0;
+  int64_t most_rows = 0;  // of any expert
   bool uses_bf16 = false, uses_i16 = false, uses_f32 = false;
 };
 
@@ -47,6 +48,7 @@ Routing group_by_expert(const Compute& compute, WeightFormat format,
     }
     const Product product = compute.product_for(format, rows);
     routing.experts.push_back({e, begin, rows, routing.rows_in_tiles, product});
+    routing.most_rows = std::max(routing.most_rows, rows);
     routing.uses_bf16 |= product == Product::bf16;
     routing.uses_i16 |= product == Product::i16;
     routing.uses_f32 |= product == Product::f32;
@@ -188,7 +190,7 @@ Operand first_product(Compute& compute, const Routing& routing, const Operand& i
   hidden.tiles = tiles;
 
   const int64_t panels = panel_count(mlp1.rows);
-  const int64_t step = panels_per_task(panels, compute.threads);
+  const int64_t step = panels_per_task(routing.most_rows);
   const int64_t slices = (panels + step - 1) / step;
   const auto task = [&](int64_t i, int thread) {
     const ExpertRows& e = routing.experts[static_cast<size_t>(i / slices)];
@@ -244,7 +246,7 @@ Operand first_product(Compute& compute, const Routing& routing, const Operand& i
 void second_product(Compute& compute, const Routing& routing, const Operand& hidden,
                     const ExpertPanels& mlp2, float* x) {
   const int64_t panels = panel_count(mlp2.rows);
-  const int64_t step = panels_per_task(panels, compute.threads);
+  const int64_t step = panels_per_task(routing.most_rows);
   const auto pairs = static_cast<int64_t>(routing.token.size());
   parallel_for(
       compute.threads, (panels + step - 1) / step, step * panel_rows * mlp2.cols * pairs,
