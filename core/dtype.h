@@ -8,8 +8,11 @@
 // compiled with AVX-512 could otherwise be the one that the linker keeps for all.
 #if defined(__GNUC__)
 #define GPTOSS_INLINE inline __attribute__((always_inline))
+// For the inner loops of kernels: a function of its own has all registers to itself.
+#define GPTOSS_NOINLINE __attribute__((noinline))
 #else
 #define GPTOSS_INLINE inline
+#define GPTOSS_NOINLINE
 #endif
 
 namespace gptoss {

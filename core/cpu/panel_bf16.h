@@ -120,7 +120,7 @@ struct DotWeights {
 // y[r, n] of at most 8 operand rows and P panels over some blocks of columns; adds to y unless
 // `first`, which begins with the bias.
 template <int P>
-void dot_tile(const MatmulBf16Args& a, const DotWeights& w, const bf16* x, int64_t rows,
+GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, const bf16* x, int64_t rows,
               int64_t panel, float* y, bool first) {
   __m512 sum[P][dot_rows];
   for (int p = 0; p < P; ++p) {

@@ -38,9 +38,8 @@ GPTOSS_INLINE Lanes add_pairs(Lanes sum, Lanes a, Lanes b) {
 }
 GPTOSS_INLINE LaneFloats floats_zero() { return _mm512_setzero_ps(); }
 GPTOSS_INLINE LaneFloats floats_of(Lanes sum) { return _mm512_cvtepi32_ps(sum); }
-GPTOSS_INLINE LaneFloats floats_times(LaneFloats a, float b) {
-  return _mm512_mul_ps(a, _mm512_set1_ps(b));
-}
+GPTOSS_INLINE LaneFloats floats_splat(float value) { return _mm512_set1_ps(value); }
+GPTOSS_INLINE LaneFloats floats_product(LaneFloats a, LaneFloats b) { return _mm512_mul_ps(a, b); }
 GPTOSS_INLINE LaneFloats floats_add_product(LaneFloats sum, LaneFloats a, LaneFloats b) {
   return _mm512_fmadd_ps(a, b, sum);
 }
@@ -95,9 +94,8 @@ GPTOSS_INLINE Lanes add_pairs(Lanes sum, Lanes a, Lanes b) {
 }
 GPTOSS_INLINE LaneFloats floats_zero() { return _mm256_setzero_ps(); }
 GPTOSS_INLINE LaneFloats floats_of(Lanes sum) { return _mm256_cvtepi32_ps(sum); }
-GPTOSS_INLINE LaneFloats floats_times(LaneFloats a, float b) {
-  return _mm256_mul_ps(a, _mm256_set1_ps(b));
-}
+GPTOSS_INLINE LaneFloats floats_splat(float value) { return _mm256_set1_ps(value); }
+GPTOSS_INLINE LaneFloats floats_product(LaneFloats a, LaneFloats b) { return _mm256_mul_ps(a, b); }
 GPTOSS_INLINE LaneFloats floats_add_product(LaneFloats sum, LaneFloats a, LaneFloats b) {
   return _mm256_fmadd_ps(a, b, sum);
 }
@@ -197,6 +195,9 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
         }
       }
     }
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
     for (int group = 0; group < panel_block / F::columns; ++group) {
       const int32_t* operands = x + group * pair_count * R;
       const uint8_t* bytes = block + group * panel_rows * 4 + i * GPTOSS_VECTOR_BYTES;
@@ -242,8 +243,8 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
           total = lanes_add(total, exact[p][r][split - 1]);
         }
         LaneFloats& to = sum[p * registers + i][r];
-        to =
-            floats_add_product(to, floats_times(floats_of(total), F::factor * x_scale[r]), w_scale);
+        to = floats_add_product(to, floats_product(floats_of(total), w_scale),
+                                floats_splat(x_scale[r]));
       }
     }
   }
@@ -251,7 +252,7 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
 
 // y[r, n] for R rows and P panels from row n of the weights on.
 template <WeightFormat format, int R, int P>
-void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first, int64_t panel) {
+GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first, int64_t panel) {
   using F = Format<format>;
   const int64_t blocks = panel_blocks(a.w.cols);
   const int64_t stride = panel_bytes(format, a.w.cols);
@@ -272,7 +273,8 @@ void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first, int64_t p
     for (int p = 0; p < P; ++p) {
       alignas(64) float y[panel_rows];
       for (int i = 0; i < registers; ++i) {
-        floats_store(y + i * (GPTOSS_VECTOR_BYTES / 4), sum[p * registers + i][r]);
+        floats_store(y + i * (GPTOSS_VECTOR_BYTES / 4),
+                     floats_product(sum[p * registers + i][r], floats_splat(F::factor)));
       }
       const int64_t n = (panel + p) * panel_rows;
       const int64_t count = a.w.rows - n < panel_rows ? a.w.rows - n : panel_rows;
