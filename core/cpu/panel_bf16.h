@@ -41,14 +41,14 @@ GPTOSS_INLINE __m512i e2m1_bf16_table() {
 GPTOSS_INLINE void decode_mxfp4(__m512i table, const uint8_t* block, const uint8_t* scales,
                                 uint8_t* out) {
   const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(scales));
-  const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+  const __m512i biased = _mm512_cvtepu8_epi32(bytes);
   const __m128i from_three = _mm_sub_epi8(bytes, _mm_set1_epi8(3));
   const bool normal = _mm_cmpgt_epu8_mask(from_three, _mm_set1_epi8(static_cast<char>(247))) == 0;
-  const __m512i exponent = _mm512_slli_epi32(_mm512_sub_epi32(wide, _mm512_set1_epi32(127)), 7);
+  const __m512i exponent = _mm512_slli_epi32(_mm512_sub_epi32(biased, _mm512_set1_epi32(127)), 7);
   const __m512i shift = _mm512_or_si512(_mm512_and_si512(exponent, _mm512_set1_epi32(0xffff)),
                                         _mm512_slli_epi32(exponent, 16));
   const __m512 factor = _mm512_castsi512_ps(
-      _mm512_max_epi32(_mm512_slli_epi32(wide, 23), _mm512_set1_epi32(0x00400000)));
+      _mm512_max_epi32(_mm512_slli_epi32(biased, 23), _mm512_set1_epi32(0x00400000)));
   for (int group = 0; group < 4; ++group) {
     const __m512i codes = _mm512_load_si512(block + group * 64);
     for (int p = 0; p < 4; ++p) {
