@@ -115,6 +115,17 @@ def test_inner_dimension_of_the_20b(isa, random, format, rows):
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_an_operand_beyond_the_cache(isa, random, format):
+    """More rows, and more bytes of them, than are gone through at a time."""
+    x, (packed, w) = bf16_values(random, 530, 800), make_weights(random, format, 40, 800)
+    bias = f32_to_bf16(bf16_values(random, 40))
+    whole = product(x, packed, isa, bias)
+    check_product(whole, x, w, bias)
+    for first, last in [(0, 3), (500, 530)]:
+        assert np.array_equal(product(x[first:last], packed, isa, bias), whole[first:last])
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("begin", "end"), [(0, 0), (3, 3), (1, 2), (1, 5), (2, 7), (0, 7)])
 def test_only_its_share_is_written(isa, random, format, begin, end):
     """Panels begin..end, to the bit as in the whole product; the rest stays as it was."""
