@@ -49,3 +49,30 @@ def read_seconds(
     data: NDArray[np.uint64], threads: int, repeat: int
 ) -> tuple[list[float], int]: ...
 def gemm_seconds(rows: int, n: int, cols: int, threads: int, repeat: int) -> list[float] | None: ...
+
+class Packed:
+    format: str
+    rows: int
+    cols: int
+    data: U8
+    def __init__(self, format: str, rows: int, cols: int, data: U8) -> None: ...
+
+def pack(
+    format: str,
+    *,
+    weight: U16 | None = None,
+    blocks: U8 | None = None,
+    scales: U8 | None = None,
+    threads: int = 1,
+) -> Packed: ...
+def to_tiles(x: F32, *, isa: str) -> U16: ...
+def matmul_bf16(
+    tiles: U16,
+    rows: int,
+    packed: Packed,
+    *,
+    isa: str,
+    bias: U16 | None = None,
+    begin: int = 0,
+    end: int | None = None,
+) -> F32 | None: ...

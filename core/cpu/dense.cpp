@@ -18,11 +18,11 @@ Product Compute::product_for(WeightFormat format, int64_t rows) const {
   if (!round) {
     return Product::f32;
   }
-  if (kernels.matmul_bf16 != nullptr && rows >= kernels.min_rows_bf16) {
+  if (kernels.matmul_bf16 != nullptr && rows >= kernels.min_rows_bf16[static_cast<int>(format)]) {
     return Product::bf16;
   }
   const bool has_scales = format != WeightFormat::bf16;
-  if (has_scales && kernels.matmul_i16 != nullptr && rows <= kernels.max_rows_i16) {
+  if (has_scales && kernels.matmul_i16 != nullptr) {
     return Product::i16;
   }
   return Product::f32;

@@ -146,12 +146,16 @@ Isa select_isa() {
   if (forced != nullptr && *forced != '\0') {
     return parse_isa(forced);
   }
-  std::vector<Isa> usable = usable_isas();
-  // Some chips run vdpbf16ps at half the speed of float32 arithmetic, others at twice.
-  if (usable.back() == Isa::avx512_bf16 && !kernels_for(Isa::avx512_bf16).bf16_is_fast()) {
-    usable.pop_back();
-  }
-  return usable.back();
+  // Some chips run vdpbf16ps at half the speed of float32 arithmetic, others at twice. Timed once:
+  // all of a process takes the same.
+  static const Isa best = [] {
+    std::vector<Isa> usable = usable_isas();
+    if (usable.back() == Isa::avx512_bf16 && !kernels_for(Isa::avx512_bf16).bf16_is_fast()) {
+      usable.pop_back();
+    }
+    return usable.back();
+  }();
+  return best;
 }
 
 std::string describe_isa() {

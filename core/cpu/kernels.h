@@ -147,8 +147,9 @@ struct Kernels {
   void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
   void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
   void (*to_tile_row)(const TileRowArgs&);
-  int64_t max_rows_i16;   // beyond, matmul_f32 is faster (where matmul_bf16 does not take over)
-  int64_t min_rows_bf16;  // from here on, matmul_bf16 is the fastest
+  // From how many operand rows on matmul_bf16 is the fastest, by WeightFormat; below, matmul_i16 is
+  // where there is one and the format has scales, and matmul_f32 where not.
+  int64_t min_rows_bf16[3];
   // Runs so many rounds of the fastest multiply-add instruction on registers alone; how many
   // operations that were. For measuring what the products could reach.
   double (*peak)(int64_t rounds);

@@ -270,21 +270,24 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.to_tile_row = to_tile_row;
 #if GPTOSS_VECTOR_BYTES >= 32
   kernels.matmul_i16 = matmul_i16;
-  kernels.max_rows_i16 = INT64_MAX;
 #endif
 #ifdef GPTOSS_BF16
   kernels.matmul_bf16 = matmul_bf16;
-  kernels.min_rows_bf16 = 16;
+  // bf16, mxfp4, q8: what decoding costs is shared by the rows (measured on a Zen 4).
+  kernels.min_rows_bf16[0] = 2;
+  kernels.min_rows_bf16[1] = 16;
+  kernels.min_rows_bf16[2] = 48;
   kernels.bf16_is_fast = bf16_is_fast;
   kernels.peak = peak_bf16;
 #endif
 #if defined(GPTOSS_AMX)
   kernels.matmul_bf16 = matmul_amx<HardwareTiles>;
   kernels.peak = peak_amx;
-  kernels.min_rows_bf16 = 8;  // a tile costs the same for 1 to 16 rows
+  kernels.min_rows_bf16[1] = kernels.min_rows_bf16[2] =
+      8;  // a tile costs the same for 1 to 16 rows
 #elif defined(GPTOSS_AMX_EMULATED)
   kernels.matmul_bf16 = matmul_amx<EmulatedTiles>;
-  kernels.min_rows_bf16 = 8;
+  kernels.min_rows_bf16[1] = kernels.min_rows_bf16[2] = 8;
 #endif
   kernels.rms_norm = rms_norm;
   kernels.rope = rope;

@@ -36,44 +36,65 @@ GPTOSS_INLINE __m512i e2m1_bf16_table() {
   return _mm512_broadcast_i64x4(sixteen);  // twice, so that bit 4 of an index does not matter
 }
 
-// The scale goes into the exponent field of all but zeros, which is exact while the value stays a
-// normal number; blocks with other scales are multiplied and rounded.
-GPTOSS_INLINE void decode_mxfp4(__m512i table, const uint8_t* block, const uint8_t* scales,
-                                uint8_t* out) {
-  const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(scales));
-  const __m512i biased = _mm512_cvtepu8_epi32(bytes);
-  const __m128i from_three = _mm_sub_epi8(bytes, _mm_set1_epi8(3));
-  const bool normal = _mm_cmpgt_epu8_mask(from_three, _mm_set1_epi8(static_cast<char>(247))) == 0;
-  const __m512i exponent = _mm512_slli_epi32(_mm512_sub_epi32(biased, _mm512_set1_epi32(127)), 7);
-  const __m512i shift = _mm512_or_si512(_mm512_and_si512(exponent, _mm512_set1_epi32(0xffff)),
-                                        _mm512_slli_epi32(exponent, 16));
+// 16 pairs of columns, of which bits 4p … 4p + 3 of each 16-bit lane of a group are the codes.
+GPTOSS_INLINE __m512i e2m1_pairs(__m512i table, __m512i group, int p) {
+  return _mm512_permutexvar_epi16(_mm512_srl_epi16(group, _mm_cvtsi32_si128(4 * p)), table);
+}
+
+// A block where some scale leaves the range of normal bf16 numbers: multiplied, then rounded.
+GPTOSS_NOINLINE void decode_mxfp4_rare(const uint8_t* block, const uint8_t* scales, uint8_t* out) {
+  const __m512i table = e2m1_bf16_table();
+  const __m512i biased =
+      _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(scales)));
   const __m512 factor = _mm512_castsi512_ps(
       _mm512_max_epi32(_mm512_slli_epi32(biased, 23), _mm512_set1_epi32(0x00400000)));
   for (int group = 0; group < 4; ++group) {
     const __m512i codes = _mm512_load_si512(block + group * 64);
     for (int p = 0; p < 4; ++p) {
-      const __m512i value =
-          _mm512_permutexvar_epi16(_mm512_srl_epi16(codes, _mm_cvtsi32_si128(4 * p)), table);
-      __m512i scaled;
-      if (normal) {
-        const __mmask32 nonzero = _mm512_test_epi16_mask(value, _mm512_set1_epi16(0x7fff));
-        scaled = _mm512_mask_add_epi16(value, nonzero, value, shift);
-      } else {
-        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(value, 16));
-        const __m512 odd = _mm512_castsi512_ps(
-            _mm512_and_si512(value, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-        scaled = bf16_pair(_mm512_mul_ps(even, factor), _mm512_mul_ps(odd, factor));
-      }
-      _mm512_store_si512(out + (group * 4 + p) * 64, scaled);
+      const __m512i value = e2m1_pairs(table, codes, p);
+      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(value, 16));
+      const __m512 odd = _mm512_castsi512_ps(
+          _mm512_and_si512(value, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+      _mm512_store_si512(out + (group * 4 + p) * 64,
+                         bf16_pair(_mm512_mul_ps(even, factor), _mm512_mul_ps(odd, factor)));
     }
   }
 }
 
-// int8 times the row's scale, rounded to bf16 once, at most 2^-8 of the weight; quantisation itself
-// has cost up to 2^-8 of the block's largest.
+// The scale goes into the exponent field of all but zeros, which is exact while the value stays a
+// normal number: 3 ≤ scale ≤ 250. Zeros lose their sign, which no sum shows.
+GPTOSS_INLINE void decode_mxfp4(__m512i table, const uint8_t* block, const uint8_t* scales,
+                                uint8_t* out) {
+  const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(scales));
+  const __m128i from_three = _mm_sub_epi8(bytes, _mm_set1_epi8(3));
+  if (_mm_cmpgt_epu8_mask(from_three, _mm_set1_epi8(static_cast<char>(247))) != 0) {
+    decode_mxfp4_rare(block, scales, out);
+    return;
+  }
+  const __m512i exponent = _mm512_sub_epi32(_mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 7),
+                                            _mm512_set1_epi32(127 << 7));
+  const __m512i shift =
+      _mm512_mask_blend_epi16(0xaaaaaaaau, exponent, _mm512_slli_epi32(exponent, 16));
+  for (int group = 0; group < 4; ++group) {
+    const __m512i codes = _mm512_load_si512(block + group * 64);
+    for (int p = 0; p < 4; ++p) {
+      const __m512i value = e2m1_pairs(table, codes, p);
+      const __mmask32 nonzero = _mm512_test_epi16_mask(value, _mm512_set1_epi16(0x7fff));
+      _mm512_store_si512(out + (group * 4 + p) * 64, _mm512_maskz_add_epi16(nonzero, value, shift));
+    }
+  }
+}
+
+// int8 times the row's scale, rounded to bf16 once: an error of at most 2^-8 of the weight, where
+// quantisation itself has cost up to 2^-8 of the block's largest. The conversion takes subnormal
+// numbers for zero, as the products do.
 GPTOSS_INLINE void decode_q8(const uint8_t* block, const uint8_t* scales, uint8_t* out) {
   const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales))), 16));
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  // Sixteen even columns, then sixteen odd ones → pairs.
+  const __m512i pairs =
+      _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
   for (int group = 0; group < 8; ++group) {
     const __m512i bytes = _mm512_load_si512(block + group * 64);
     // Columns k0, k2, k1, k3 lie in bytes 0 … 3.
@@ -81,8 +102,12 @@ GPTOSS_INLINE void decode_q8(const uint8_t* block, const uint8_t* scales, uint8_
       const __m512i top = _mm512_sll_epi32(bytes, _mm_cvtsi32_si128(shift));
       return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24)), scale);
     };
-    _mm512_store_si512(out + group * 128, bf16_pair(column(24), column(8)));
-    _mm512_store_si512(out + group * 128 + 64, bf16_pair(column(16), column(0)));
+    const auto store = [&](int64_t at, __m512 even, __m512 odd) {
+      const auto apart = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+      _mm512_store_si512(out + group * 128 + at, _mm512_permutexvar_epi16(pairs, apart));
+    };
+    store(0, column(24), column(8));
+    store(64, column(16), column(0));
   }
 }
 
@@ -120,8 +145,8 @@ struct DotWeights {
 // y[r, n] of at most 8 operand rows and P panels over some blocks of columns; adds to y unless
 // `first`, which begins with the bias.
 template <int P>
-GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, const bf16* x, int64_t rows,
-              int64_t panel, float* y, bool first) {
+GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, const bf16* x,
+                              int64_t rows, int64_t panel, float* y, bool first) {
   __m512 sum[P][dot_rows];
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < dot_rows; ++r) {

@@ -160,17 +160,17 @@ struct Format<WeightFormat::mxfp4> {
   static constexpr int columns = 8;  // in the four bytes of a lane
   static constexpr int64_t block_bytes = panel_rows * panel_block / 2;
   static constexpr int64_t scale_bytes = panel_rows;
-  static constexpr float factor = 0.5f;  // the table is doubled
   E2m1 e2m1;
   GPTOSS_INLINE void widen(Lanes bytes, Lanes* pairs) const { e2m1.widen(bytes, pairs); }
-  static GPTOSS_INLINE LaneFloats scales(const uint8_t* from) { return scales_e8m0(from); }
+  static GPTOSS_INLINE LaneFloats scales(const uint8_t* from) {
+    return floats_product(scales_e8m0(from), floats_splat(0.5f));  // the table is doubled
+  }
 };
 template <>
 struct Format<WeightFormat::q8> {
   static constexpr int columns = 4;
   static constexpr int64_t block_bytes = panel_rows * panel_block;
   static constexpr int64_t scale_bytes = panel_rows * 2;
-  static constexpr float factor = 1.0f;
   GPTOSS_INLINE void widen(Lanes bytes, Lanes* pairs) const { widen_i8(bytes, pairs); }
   static GPTOSS_INLINE LaneFloats scales(const uint8_t* from) { return scales_bf16(from); }
 };
@@ -243,8 +243,8 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
           total = lanes_add(total, exact[p][r][split - 1]);
         }
         LaneFloats& to = sum[p * registers + i][r];
-        to = floats_add_product(to, floats_product(floats_of(total), w_scale),
-                                floats_splat(x_scale[r]));
+        to = floats_add_product(to, floats_product(floats_of(total), floats_splat(x_scale[r])),
+                                w_scale);
       }
     }
   }
@@ -252,7 +252,8 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
 
 // y[r, n] for R rows and P panels from row n of the weights on.
 template <WeightFormat format, int R, int P>
-GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first, int64_t panel) {
+GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first,
+                              int64_t panel) {
   using F = Format<format>;
   const int64_t blocks = panel_blocks(a.w.cols);
   const int64_t stride = panel_bytes(format, a.w.cols);
@@ -273,8 +274,7 @@ GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t 
     for (int p = 0; p < P; ++p) {
       alignas(64) float y[panel_rows];
       for (int i = 0; i < registers; ++i) {
-        floats_store(y + i * (GPTOSS_VECTOR_BYTES / 4),
-                     floats_product(sum[p * registers + i][r], floats_splat(F::factor)));
+        floats_store(y + i * (GPTOSS_VECTOR_BYTES / 4), sum[p * registers + i][r]);
       }
       const int64_t n = (panel + p) * panel_rows;
       const int64_t count = a.w.rows - n < panel_rows ? a.w.rows - n : panel_rows;

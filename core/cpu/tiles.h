@@ -41,8 +41,7 @@ GPTOSS_INLINE TileConfig all_tiles_whole() {
 // Written as assembly because the intrinsics of GCC 12 tell the compiler too little: it may drop
 // the stores into a configuration before it is loaded.
 struct HardwareTiles {
-  static GPTOSS_INLINE void configure() {
-    const TileConfig config = all_tiles_whole();
+  static GPTOSS_INLINE void configure(const TileConfig& config) {
     asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
   }
   static GPTOSS_INLINE void release() { asm volatile("tilerelease" : : : "memory"); }
@@ -68,56 +67,90 @@ struct HardwareTiles {
 #endif
 
 #ifdef GPTOSS_AMX_EMULATED
-// Slow; for tests. Products are rounded as the hardware rounds them: even and odd elements of a row
-// apart, fused multiply-add to nearest even, subnormal numbers taken for zero.
+// Slow; for tests. What the hardware refuses ends the process, too.
 struct EmulatedTiles {
-  struct Tile {
-    uint8_t bytes[tile_rows][tile_row_bytes];
+  struct State {
+    bool configured = false;
+    TileConfig config;
+    uint8_t bytes[tile_count][tile_rows][tile_row_bytes];
   };
-  static Tile* tiles() {
-    static thread_local Tile all[tile_count];
-    return all;
+  static State& state() {
+    static thread_local State of_thread;
+    return of_thread;
   }
-  static void configure() { memset(tiles(), 0xff, sizeof(Tile) * tile_count); }
-  static void release() { memset(tiles(), 0xff, sizeof(Tile) * tile_count); }
+  static void require(bool condition) {
+    if (!condition) {
+      __builtin_trap();
+    }
+  }
+
+  static void configure(const TileConfig& config) {
+    require(config.palette == 1 && config.start_row == 0);
+    for (const uint8_t byte : config.reserved) {
+      require(byte == 0);
+    }
+    for (int t = 0; t < 16; ++t) {
+      const bool used = config.rows[t] != 0;
+      require(used == (config.row_bytes[t] != 0) && (t < tile_count || !used));
+      require(config.rows[t] <= tile_rows && config.row_bytes[t] <= tile_row_bytes);
+    }
+    memset(state().bytes, 0, sizeof state().bytes);
+    state().configured = true;
+    state().config = config;
+  }
+  static void release() { state().configured = false; }
+
+  static int rows(int tile) {
+    require(state().configured && state().config.rows[tile] != 0);
+    return state().config.rows[tile];
+  }
+  static int row_bytes(int tile) { return state().config.row_bytes[tile]; }
+
   template <int tile>
   static void zero() {
-    memset(&tiles()[tile], 0, sizeof(Tile));
+    rows(tile);
+    memset(state().bytes[tile], 0, sizeof state().bytes[tile]);
   }
   template <int tile>
   static void load(const void* from, int64_t stride) {
-    for (int r = 0; r < tile_rows; ++r) {
-      memcpy(tiles()[tile].bytes[r], static_cast<const uint8_t*>(from) + r * stride,
-             tile_row_bytes);
+    zero<tile>();
+    for (int r = 0; r < rows(tile); ++r) {
+      memcpy(state().bytes[tile][r], static_cast<const uint8_t*>(from) + r * stride,
+             static_cast<size_t>(row_bytes(tile)));
     }
   }
   template <int tile>
   static void store(void* to, int64_t stride) {
-    for (int r = 0; r < tile_rows; ++r) {
-      memcpy(static_cast<uint8_t*>(to) + r * stride, tiles()[tile].bytes[r], tile_row_bytes);
+    for (int r = 0; r < rows(tile); ++r) {
+      memcpy(static_cast<uint8_t*>(to) + r * stride, state().bytes[tile][r],
+             static_cast<size_t>(row_bytes(tile)));
     }
   }
+
   static float flushed(float x) {
     return (float_to_bits(x) & 0x7f800000u) == 0 ? bits_to_float(float_to_bits(x) & 0x80000000u)
                                                  : x;
   }
-  static float element(const Tile& tile, int row, int i) {
+  static float element(int tile, int row, int i) {
     bf16 value;
-    memcpy(&value, tile.bytes[row] + i * 2, sizeof value);
+    memcpy(&value, &state().bytes[tile][row][i * 2], sizeof value);
     return flushed(to_float(value));
   }
+  // Even and odd elements of a row are summed apart, by fused multiply-adds to nearest even;
+  // subnormal numbers are zero on the way in and out.
   template <int c, int a, int b>
   static void dot() {
-    for (int m = 0; m < tile_rows; ++m) {
-      for (int n = 0; n < tile_row_bytes / 4; ++n) {
+    static_assert(a != b && a != c && b != c);
+    require(rows(c) == rows(a) && row_bytes(c) == row_bytes(b) && row_bytes(a) == 4 * rows(b));
+    for (int m = 0; m < rows(c); ++m) {
+      for (int n = 0; n < row_bytes(c) / 4; ++n) {
         float even = 0.0f, odd = 0.0f;
-        for (int k = 0; k < tile_rows; ++k) {
-          even = flushed(fmaf(element(tiles()[a], m, 2 * k), element(tiles()[b], k, 2 * n), even));
-          odd = flushed(
-              fmaf(element(tiles()[a], m, 2 * k + 1), element(tiles()[b], k, 2 * n + 1), odd));
+        for (int k = 0; k < rows(b); ++k) {
+          even = flushed(fmaf(element(a, m, 2 * k), element(b, k, 2 * n), even));
+          odd = flushed(fmaf(element(a, m, 2 * k + 1), element(b, k, 2 * n + 1), odd));
         }
+        uint8_t* at = &state().bytes[c][m][n * 4];
         float sum;
-        uint8_t* at = tiles()[c].bytes[m] + n * 4;
         memcpy(&sum, at, sizeof sum);
         sum = flushed(flushed(sum) + flushed(even + odd));
         memcpy(at, &sum, sizeof sum);

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
 #include "random_model.h"
 #include "test.h"
 
@@ -186,10 +187,44 @@ TEST(isa_names) {
   CHECK_THROWS(make_backend("cpu", "", {}), "found 'sse9'");
   CHECK_THROWS(cpu::select_isa(), "expected one of generic");
   CHECK(cpu::describe_isa().find("sse9") != std::string::npos);
-  setenv("GPTOSS_CPU_ISA", "generic", 1);
-  CHECK(cpu::select_isa() == cpu::Isa::generic);
-  setenv("GPTOSS_CPU_ISA", "", 1);
-  CHECK(cpu::select_isa() == cpu::usable_isas().back());
   unsetenv("GPTOSS_CPU_ISA");
   CHECK(cpu::usable_threads() >= 1);
+}
+
+TEST(a_forced_isa_is_used) {
+  for (const cpu::Isa isa : cpu::testable_isas()) {
+    setenv("GPTOSS_CPU_ISA", cpu::isa_name(isa), 1);
+    CHECK(cpu::select_isa() == isa);
+    CHECK(cpu::kernels_for(isa).isa == isa);
+    CHECK(cpu::describe_isa() == std::string(cpu::isa_name(isa)) + " kernels (GPTOSS_CPU_ISA)");
+  }
+  unsetenv("GPTOSS_CPU_ISA");
+}
+
+TEST(an_isa_that_this_cpu_lacks_is_refused) {
+  const std::vector<cpu::Isa> testable = cpu::testable_isas();
+  for (const cpu::Isa isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512_vnni,
+                             cpu::Isa::avx512_bf16, cpu::Isa::amx, cpu::Isa::amx_emulated}) {
+    if (std::find(testable.begin(), testable.end(), isa) == testable.end()) {
+      setenv("GPTOSS_CPU_ISA", cpu::isa_name(isa), 1);
+      CHECK_THROWS(cpu::select_isa(), std::string("found '") + cpu::isa_name(isa) + "'");
+    }
+  }
+  unsetenv("GPTOSS_CPU_ISA");
+}
+
+// The last that is usable, or the one before it where bf16 dot products are slow; emulated tiles
+// neither by default nor among what an error message offers.
+TEST(default_isa) {
+  const std::vector<cpu::Isa> usable = cpu::usable_isas();
+  CHECK(usable.front() == cpu::Isa::generic);
+  CHECK(std::find(usable.begin(), usable.end(), cpu::Isa::amx_emulated) == usable.end());
+  const bool slow = usable.back() == cpu::Isa::avx512_bf16 &&
+                    !cpu::kernels_for(cpu::Isa::avx512_bf16).bf16_is_fast();
+  const cpu::Isa wanted = slow ? cpu::Isa::avx512_vnni : usable.back();
+  for (const char* unset : {"", static_cast<const char*>(nullptr)}) {
+    unset != nullptr ? setenv("GPTOSS_CPU_ISA", unset, 1) : unsetenv("GPTOSS_CPU_ISA");
+    CHECK(cpu::select_isa() == wanted);
+    CHECK(cpu::describe_isa() == std::string(cpu::isa_name(wanted)) + " kernels");
+  }
 }
