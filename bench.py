@@ -414,8 +414,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     longest = max(*arguments.prefill, max(arguments.depth) + steps)
     if longest > config.context_length:
         raise Error(
-            f"--prefill, --depth, --decode, --repeat: expected at most {config.context_length} tokens (the "
-            f"model's context), found {longest}"
+            f"--prefill, --depth, --decode, --repeat: expected at most {config.context_length} "
+            f"tokens (the model's context), found {longest}"
         )
     backend = _core.Backend(
         config,

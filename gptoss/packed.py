@@ -122,7 +122,7 @@ class PackedSource(TensorSource):
         done = 0
 
         def digest(info: TensorInfo) -> tuple[TensorInfo, str]:
-            return info, xxh3_64_hexdigest(self._read(info).reshape(-1).view(np.uint8))
+            return info, xxh3_64_hexdigest(self._read(info).reshape(-1).view(np.uint8).data)
 
         largest_first = sorted(self._infos.values(), key=lambda info: -info.nbytes)
         with ThreadPoolExecutor(max(1, threads)) as pool:  # xxhash lets go of the GIL

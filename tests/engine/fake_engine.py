@@ -73,7 +73,7 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
         parameters=lambda: 0,
     )
     source = SimpleNamespace(
-        config=config, name="fake", layout="fake", directory=None, close=lambda: None
+        config=config, name="fake", layout="fake", packed=None, directory=None, close=lambda: None
     )
 
     cpu = {"name": "cpu", "available": True, "reason": ""}

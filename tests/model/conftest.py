@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -76,3 +77,14 @@ def sharded(tmp_path: Path, small_source: SyntheticSource) -> Broken:
     """Six files and an index in the Hugging Face layout."""
     write_checkpoint(small_source, tmp_path / "sharded", "huggingface", max_shard_bytes=14_500)
     return Broken(tmp_path / "sharded")
+
+
+@pytest.fixture
+def broken_copy() -> Callable[[Path, Path], Broken]:
+    """Copies a checkpoint directory so that it can be broken."""
+
+    def copy(directory: Path, target: Path) -> Broken:
+        shutil.copytree(directory, target)
+        return Broken(target)
+
+    return copy

@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
+from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
+from gptoss.packed import PackedSource
 from gptoss.synthetic import SyntheticSource
 
 Files = dict[str, bytes]  # name → content of a checkpoint directory
@@ -85,6 +86,10 @@ def seeds(directory: Path) -> list[Files]:
             target = directory / f"{layout}-{shard_bytes}"
             write_checkpoint(source, target, layout, shard_bytes)
             found.append({path.name: path.read_bytes() for path in target.iterdir()})
+    for weights in ("published", "q8"):
+        target = directory / f"packed-{weights}"
+        write_packed(source, target, weights, threads=1)
+        found.append({path.name: path.read_bytes() for path in target.iterdir()})
     return found
 
 
@@ -313,6 +318,8 @@ def read_everything(directory: Path) -> None:
     """Open the checkpoint both ways and read each tensor; Error is the only way to fail."""
     for experts in (None, "mxfp4"):
         with open_checkpoint(directory, experts=experts) as source:
+            if isinstance(source, PackedSource):
+                source.verify(1)
             for info in source.tensors():
                 array = source.tensor(info.name)
                 if array.shape != info.shape or array.nbytes != info.nbytes:
