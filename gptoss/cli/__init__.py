@@ -313,6 +313,9 @@ def _print_machine(found: dict[str, Any]) -> None:
     for backend in found["backends"]:
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
         rows.append((f"backend {backend['name']}", state))
+    for name, loss in found["format_loss"].items():
+        text = f"KL {loss['kl']:.1e} nats, top-1 {loss['top1']:.1%}"
+        rows.append((name, f"{text}, perplexity x {loss['perplexity']:.4f}"))
     _print_rows(rows)
 
 

@@ -55,7 +55,15 @@ def test_the_config_needs_no_compiled_core():
 def test_info_of_the_machine(gptoss):
     result = gptoss("info")
     assert result.returncode == 0 and result.stderr == ""
-    for name in ("gptoss", "cpu", "cpu features", "backend cpu", "backend cuda"):
+    for name in (
+        "gptoss",
+        "cpu",
+        "cpu features",
+        "backend cpu",
+        "backend cuda",
+        "weights q8",
+        "kv int8",
+    ):
         assert re.search(rf"^{name} +\S", result.stdout, re.M), name
     found = json.loads(gptoss("info", "--json").stdout)
     assert found["version"] == package.__version__
