@@ -63,8 +63,8 @@ constexpr float e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0
 // The same without a table, for loops that the compiler vectorises: code 0 … 15.
 GPTOSS_INLINE float e2m1_to_float(uint32_t code) {
   const uint32_t magnitude = code & 7u;
-  // 0 and 0.5 have no hidden bit: take 1 and 1.5, then 1 away. (A float32 subnormal times a power of
-  // two would do it too, but costs some chips a hundred cycles.)
+  // 0 and 0.5 have no hidden bit: take 1 and 1.5, then 1 away. (A float32 subnormal times a power
+  // of two would do it too, but costs some chips a hundred cycles.)
   const bool hidden = magnitude >= 2u;
   const uint32_t normal = hidden ? magnitude : magnitude | 2u;
   const float value = bits_to_float((normal << 22) + (126u << 23)) - (hidden ? 0.0f : 1.0f);

@@ -329,6 +329,8 @@ def read_everything(directory: Path) -> None:
                 if int(array.max()) == 0xFF and info.name.endswith(".scales"):
                     raise AssertionError(f"{info} holds 0xFF")
                 source.release(info.name)
+            if isinstance(source, PackedSource):
+                return  # its experts are the engine's alone
             for layer in range(source.config.num_hidden_layers):
                 for index in range(source.config.num_experts):
                     matrix = source.expert(f"block.{layer}.mlp.mlp2_weight", index)
