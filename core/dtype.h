@@ -14,6 +14,14 @@
 #define GPTOSS_INLINE inline
 #define GPTOSS_NOINLINE
 #endif
+// Before a loop of few and constant turns: addresses become constants.
+#if defined(__clang__)
+#define GPTOSS_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define GPTOSS_UNROLL _Pragma("GCC unroll 16")
+#else
+#define GPTOSS_UNROLL
+#endif
 
 namespace gptoss {
 

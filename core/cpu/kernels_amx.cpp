@@ -1,7 +1,6 @@
 // AVX-512 as in kernels_avx512_bf16.cpp, and AMX-TILE, AMX-BF16.
 #define GPTOSS_VECTOR_BYTES 64
 #define GPTOSS_TILE_ROWS 8
-#define GPTOSS_PANELS 2
 #define GPTOSS_VNNI 1
 #define GPTOSS_BF16 1
 #define GPTOSS_AMX 1

@@ -2,7 +2,6 @@
 // absent. Never chosen unless asked for by name.
 #define GPTOSS_VECTOR_BYTES 64
 #define GPTOSS_TILE_ROWS 8
-#define GPTOSS_PANELS 2
 #define GPTOSS_VNNI 1
 #define GPTOSS_BF16 1
 #define GPTOSS_AMX_EMULATED 1

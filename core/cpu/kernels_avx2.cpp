@@ -1,7 +1,6 @@
 // AVX2 and FMA.
 #define GPTOSS_VECTOR_BYTES 32
-#define GPTOSS_TILE_ROWS 3
-#define GPTOSS_PANELS 1
+#define GPTOSS_TILE_ROWS 6
 #include "cpu/kernels_impl.h"
 
 namespace gptoss::cpu {

@@ -1,7 +1,6 @@
 // AVX-512 F, BW, VL, DQ.
 #define GPTOSS_VECTOR_BYTES 64
 #define GPTOSS_TILE_ROWS 8
-#define GPTOSS_PANELS 2
 #include "cpu/kernels_impl.h"
 
 namespace gptoss::cpu {

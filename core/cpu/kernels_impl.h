@@ -22,7 +22,8 @@ typedef float Floats __attribute__((vector_size(GPTOSS_VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(GPTOSS_VECTOR_BYTES)));
 typedef uint16_t Halves __attribute__((vector_size(GPTOSS_VECTOR_BYTES / 2)));
 
-GPTOSS_INLINE Floats splat(float value) { return Floats{} + value; }
+// Minus zero and not plus: x - 0 is x for -0 too, so that nothing is left to compute.
+GPTOSS_INLINE Floats splat(float value) { return value - Floats{}; }
 
 GPTOSS_INLINE Floats load_part(const float* from) {
   Floats value;
@@ -72,6 +73,14 @@ GPTOSS_INLINE Wide wide_load(const T* from) {
 }
 
 GPTOSS_INLINE void wide_store(float* to, const Wide& w) { memcpy(to, &w, sizeof w); }
+
+GPTOSS_INLINE Wide wide_splat(float value) {
+  Wide w;
+  for (int i = 0; i < parts; ++i) {
+    w.part[i] = splat(value);
+  }
+  return w;
+}
 
 GPTOSS_INLINE void wide_add_product(Wide& sum, const Wide& a, const Wide& b) {
   for (int i = 0; i < parts; ++i) {

@@ -14,51 +14,34 @@ namespace {
 constexpr int stretch_blocks = 8;
 constexpr int64_t stretch_columns = stretch_blocks * panel_block;
 
+constexpr int64_t rows_at_once = 96;  // their sums and the widened stretch stay in the cache
+
 // A read this many bytes ahead: the hardware's own prefetching stops at the ends of pages.
 constexpr int64_t prefetch_distance = 2048;
 
-GPTOSS_INLINE void wide_add(Wide& sum, const Wide& a) {
-  for (int i = 0; i < parts; ++i) {
-    sum.part[i] += a.part[i];
-  }
-}
-
-GPTOSS_INLINE Wide wide_splat(float value) {
-  Wide w;
-  for (int i = 0; i < parts; ++i) {
-    w.part[i] = splat(value);
-  }
-  return w;
-}
-
-// Two columns of sixteen rows.
-struct WidePair {
-  Wide even, odd;
+// Two columns of the rows in one vector.
+struct Pair {
+  Floats even, odd;
 };
 
 // Where bf16 pairs lie in a panel.
 struct Bf16Pairs {
   const uint8_t* bytes;  // of the stretch's first pair
-  GPTOSS_INLINE WidePair load(int64_t pair) const {
-    const uint8_t* from = bytes + pair * panel_rows * 4;
-    __builtin_prefetch(from + prefetch_distance);
-    WidePair result;
+  GPTOSS_INLINE Pair load(int64_t pair, int part) const {
+    const uint8_t* from = bytes + pair * panel_rows * 4 + part * lanes * 4;
+    Pair result;
 #if defined(__GNUC__)
-    for (int i = 0; i < parts; ++i) {
-      Words words;
-      memcpy(&words, from + i * GPTOSS_VECTOR_BYTES, sizeof words);
-      const Words low = words << 16;
-      const Words high = words & 0xffff0000u;
-      memcpy(&result.even.part[i], &low, sizeof low);
-      memcpy(&result.odd.part[i], &high, sizeof high);
-    }
+    __builtin_prefetch(from + prefetch_distance);
+    Words words;
+    memcpy(&words, from, sizeof words);
+    const Words low = words << 16;
+    const Words high = words & 0xffff0000u;
+    memcpy(&result.even, &low, sizeof low);
+    memcpy(&result.odd, &high, sizeof high);
 #else
-    for (int r = 0; r < panel_rows; ++r) {
-      bf16 two[2];
-      memcpy(two, from + r * 4, sizeof two);
-      result.even.part[r] = to_float(two[0]);
-      result.odd.part[r] = to_float(two[1]);
-    }
+    bf16 two[2];
+    memcpy(two, from, sizeof two);
+    result = {to_float(two[0]), to_float(two[1])};
 #endif
     return result;
   }
@@ -67,31 +50,41 @@ struct Bf16Pairs {
 // Widened before: (columns, panel_rows).
 struct FloatPairs {
   const float* values;
-  GPTOSS_INLINE WidePair load(int64_t pair) const {
-    return {wide_load(values + 2 * pair * panel_rows),
-            wide_load(values + (2 * pair + 1) * panel_rows)};
+  GPTOSS_INLINE Pair load(int64_t pair, int part) const {
+    const float* even = values + 2 * pair * panel_rows + part * lanes;
+    return {load_part(even), load_part(even + panel_rows)};
   }
 };
 
-// total[r] += Σ over a stretch, for R rows.
+// total[r] += Σ over a stretch, for R rows. Few rows take all vectors of a panel together, to hide
+// the latency of the multiply-add; more take one after the other, so that all sums are in
+// registers.
 template <int R, class Pairs>
 GPTOSS_INLINE void add_stretch(const Pairs& w, int64_t pairs, const float* const* x, float* total) {
-  Wide even[R], odd[R];
-  for (int r = 0; r < R; ++r) {
-    even[r] = odd[r] = wide_zero();
-  }
-  for (int64_t p = 0; p < pairs; ++p) {
-    const WidePair pair = w.load(p);
-    for (int r = 0; r < R; ++r) {
-      wide_add_product(even[r], pair.even, wide_splat(x[r][2 * p]));
-      wide_add_product(odd[r], pair.odd, wide_splat(x[r][2 * p + 1]));
+  constexpr int together = R * parts <= 4 ? parts : 1;
+  for (int first = 0; first < parts; first += together) {
+    Floats even[together][R], odd[together][R];
+    for (int i = 0; i < together; ++i) {
+      for (int r = 0; r < R; ++r) {
+        even[i][r] = odd[i][r] = splat(0.0f);
+      }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    Wide sum = wide_load(total + r * panel_rows);
-    wide_add(even[r], odd[r]);
-    wide_add(sum, even[r]);
-    wide_store(total + r * panel_rows, sum);
+    for (int64_t p = 0; p < pairs; ++p) {
+      for (int i = 0; i < together; ++i) {
+        const Pair pair = w.load(p, first + i);
+        for (int r = 0; r < R; ++r) {
+          even[i][r] += pair.even * splat(x[r][2 * p]);
+          odd[i][r] += pair.odd * splat(x[r][2 * p + 1]);
+        }
+      }
+    }
+    for (int i = 0; i < together; ++i) {
+      for (int r = 0; r < R; ++r) {
+        float* to = total + r * panel_rows + (first + i) * lanes;
+        const Floats sum = load_part(to) + (even[i][r] + odd[i][r]);
+        memcpy(to, &sum, sizeof sum);
+      }
+    }
   }
 }
 
@@ -138,24 +131,22 @@ GPTOSS_INLINE void widen_q8(const uint8_t* block, const uint8_t* scales, float* 
 template <class Pairs>
 GPTOSS_INLINE void add_stretch_rows(const Pairs& w, int64_t pairs, const MatmulF32Args& a,
                                     int64_t k, int64_t first, int64_t last, float* total) {
-  const float* x[GPTOSS_TILE_ROWS];
-  int64_t i = first;
-  const auto row = [&](int64_t r) {
-    return a.x + (a.row_ids != nullptr ? a.row_ids[r] : r) * a.x_stride + k;
-  };
-  for (; i + GPTOSS_TILE_ROWS <= last; i += GPTOSS_TILE_ROWS) {
-    for (int r = 0; r < GPTOSS_TILE_ROWS; ++r) {
-      x[r] = row(i + r);
-    }
-    add_stretch<GPTOSS_TILE_ROWS>(w, pairs, x, total + (i - first) * panel_rows);
+  const float* x[rows_at_once];
+  for (int64_t i = first; i < last; ++i) {
+    x[i - first] = a.x + (a.row_ids != nullptr ? a.row_ids[i] : i) * a.x_stride + k;
   }
-  for (; i < last; ++i) {
-    x[0] = row(i);
-    add_stretch<1>(w, pairs, x, total + (i - first) * panel_rows);
+  const int64_t count = last - first;
+  int64_t i = 0;
+  for (; i + GPTOSS_TILE_ROWS <= count; i += GPTOSS_TILE_ROWS) {
+    add_stretch<GPTOSS_TILE_ROWS>(w, pairs, x + i, total + i * panel_rows);
+  }
+  for (; GPTOSS_TILE_ROWS > 2 && i + 2 <= count; i += 2) {
+    add_stretch<2>(w, pairs, x + i, total + i * panel_rows);
+  }
+  for (; i < count; ++i) {
+    add_stretch<1>(w, pairs, x + i, total + i * panel_rows);
   }
 }
-
-constexpr int64_t rows_at_once = 96;  // their sums and the widened stretch stay in the cache
 
 void panel_f32(const MatmulF32Args& a, const uint8_t* panel, int64_t n, int64_t first,
                int64_t last) {

@@ -18,6 +18,16 @@
 namespace gptoss::cpu {
 namespace {
 
+// A sum that must be made here and so: integer sums may be regrouped, and GCC makes trees of them,
+// all leaves of which it then keeps on the stack.
+template <class Register>
+GPTOSS_INLINE Register in_order(Register sum) {
+#if defined(__GNUC__)
+  asm("" : "+v"(sum));
+#endif
+  return sum;
+}
+
 // ---- A register of int32 lanes, one a row; a panel is one (AVX-512) or two (AVX2) of them ----
 
 #if GPTOSS_VECTOR_BYTES == 64
@@ -33,7 +43,7 @@ GPTOSS_INLINE Lanes add_pairs(Lanes sum, Lanes a, Lanes b) {
 #ifdef GPTOSS_VNNI
   return _mm512_dpwssd_epi32(sum, a, b);
 #else
-  return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+  return in_order(_mm512_add_epi32(sum, _mm512_madd_epi16(a, b)));
 #endif
 }
 GPTOSS_INLINE LaneFloats floats_zero() { return _mm512_setzero_ps(); }
@@ -90,7 +100,7 @@ GPTOSS_INLINE Lanes lanes_load(const uint8_t* from) {
 GPTOSS_INLINE Lanes lanes_splat(int32_t value) { return _mm256_set1_epi32(value); }
 GPTOSS_INLINE Lanes lanes_add(Lanes a, Lanes b) { return _mm256_add_epi32(a, b); }
 GPTOSS_INLINE Lanes add_pairs(Lanes sum, Lanes a, Lanes b) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(a, b)));
 }
 GPTOSS_INLINE LaneFloats floats_zero() { return _mm256_setzero_ps(); }
 GPTOSS_INLINE LaneFloats floats_of(Lanes sum) { return _mm256_cvtepi32_ps(sum); }
@@ -112,7 +122,8 @@ GPTOSS_INLINE LaneFloats scales_bf16(const uint8_t* from) {
 }
 
 GPTOSS_INLINE void widen_i8(Lanes bytes, Lanes pairs[2]) {
-  pairs[0] = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+  // Even bytes times one plus odd bytes times zero: half of two shifts, on other ports.
+  pairs[0] = _mm256_maddubs_epi16(_mm256_set1_epi16(1), bytes);
   pairs[1] = _mm256_srai_epi16(bytes, 8);
 }
 
@@ -140,11 +151,22 @@ struct E2m1 {
 
 // ---- R operand rows by P panels ----
 
+// The same address, which the compiler takes for another: it would otherwise load what does not
+// change in a loop before it, into more registers than there are.
+GPTOSS_INLINE const int32_t* opaque(const int32_t* pointer) {
+#if defined(__GNUC__)
+  asm("" : "+r"(pointer));
+#endif
+  return pointer;
+}
+
 // One core reads several streams of memory faster than one: few rows take four panels at a time.
 // With a read into the second-level cache this many bytes ahead, four reached 98% of what plain
 // reading did on a Zen 4 (two threads), one 85%.
 constexpr int streams = 4;
 constexpr int64_t streams_prefetch = 1024;
+// More rows than this are bound by arithmetic and take one panel at a time.
+constexpr int few_rows = 3;
 
 // R rows side by side, so that one address serves all of them: pairs (panel_cols / 2, R), their
 // scales (blocks, R). A single row is used where it lies.
@@ -183,68 +205,52 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
                              LaneFloats (*sum)[R]) {
   using F = Format<format>;
   constexpr int pair_count = F::columns / 2;
-  // A second sum for few rows hides the latency of the multiply-add. Integer sums are exact: how
-  // they are split changes nothing.
-  constexpr int split = R * P >= 4 ? 1 : 2;
-  for (int i = 0; i < registers; ++i) {
-    Lanes exact[P][R][split];
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < split; ++h) {
-          exact[p][r][h] = lanes_zero();
+  // Registers of a panel that share one load of an operand, and sums of each: enough of them to
+  // hide the latency of the multiply-add, not more than there are registers. Integer sums are
+  // exact: how they are split changes nothing.
+  constexpr int together = R <= few_rows ? registers : 1;
+  constexpr int split = together * R >= 4 ? 1 : 2;
+  for (int p = 0; p < P; ++p, block += panel_stride, scales += panel_stride) {
+    GPTOSS_UNROLL
+    for (int line = 0; line < F::block_bytes; line += 64) {
+      __builtin_prefetch(block + line + streams_prefetch, 0, 2);
+    }
+    for (int first = 0; first < registers; first += together) {
+      x = opaque(x);
+      Lanes exact[together][R][split];
+      for (int i = 0; i < together; ++i) {
+        for (int r = 0; r < R; ++r) {
+          for (int h = 0; h < split; ++h) {
+            exact[i][r][h] = lanes_zero();
+          }
         }
       }
-    }
-#if defined(__GNUC__)
-#pragma GCC unroll 8
-#endif
-    for (int group = 0; group < panel_block / F::columns; ++group) {
-      const int32_t* operands = x + group * pair_count * R;
-      const uint8_t* bytes = block + group * panel_rows * 4 + i * GPTOSS_VECTOR_BYTES;
-      if constexpr (R <= 2) {
-        for (int p = 0; p < P; ++p, bytes += panel_stride) {
-          if (i == 0) {
-            __builtin_prefetch(bytes + streams_prefetch, 0, 2);
-          }
-          Lanes pairs[pair_count];
-          w.widen(lanes_load(bytes), pairs);
-          for (int c = 0; c < pair_count; ++c) {
-            for (int r = 0; r < R; ++r) {
-              Lanes& to = exact[p][r][c % split];
-              to = add_pairs(to, pairs[c], lanes_splat(operands[c * R + r]));
-            }
-          }
-        }
-      } else {
-        Lanes pairs[P][pair_count];
-        for (int p = 0; p < P; ++p, bytes += panel_stride) {
-          if (i == 0) {
-            __builtin_prefetch(bytes + streams_prefetch, 0, 2);
-          }
-          w.widen(lanes_load(bytes), pairs[p]);
+      GPTOSS_UNROLL
+      for (int group = 0; group < panel_block / F::columns; ++group) {
+        Lanes pairs[together][pair_count];
+        for (int i = 0; i < together; ++i) {
+          w.widen(lanes_load(block + group * panel_rows * 4 + (first + i) * GPTOSS_VECTOR_BYTES),
+                  pairs[i]);
         }
         for (int c = 0; c < pair_count; ++c) {
           for (int r = 0; r < R; ++r) {
-            const Lanes operand = lanes_splat(operands[c * R + r]);
-            for (int p = 0; p < P; ++p) {
-              Lanes& to = exact[p][r][c % split];
-              to = add_pairs(to, pairs[p][c], operand);
+            const Lanes operand = lanes_splat(x[(group * pair_count + c) * R + r]);
+            for (int i = 0; i < together; ++i) {
+              Lanes& to = exact[i][r][c % split];
+              to = add_pairs(to, pairs[i][c], operand);
             }
           }
         }
       }
-    }
-    for (int p = 0; p < P; ++p) {
-      const LaneFloats w_scale =
-          F::scales(scales + p * panel_stride + i * F::scale_bytes / registers);
-      for (int r = 0; r < R; ++r) {
-        Lanes total = exact[p][r][0];
-        if (split == 2) {
-          total = lanes_add(total, exact[p][r][split - 1]);
+      for (int i = 0; i < together; ++i) {
+        const LaneFloats w_scale = F::scales(scales + (first + i) * F::scale_bytes / registers);
+        for (int r = 0; r < R; ++r) {
+          const Lanes total =
+              split == 2 ? lanes_add(exact[i][r][0], exact[i][r][split - 1]) : exact[i][r][0];
+          LaneFloats& to = sum[p * registers + first + i][r];
+          to = floats_add_product(to, floats_product(floats_of(total), floats_splat(x_scale[r])),
+                                  w_scale);
         }
-        LaneFloats& to = sum[p * registers + i][r];
-        to = floats_add_product(to, floats_product(floats_of(total), floats_splat(x_scale[r])),
-                                w_scale);
       }
     }
   }
@@ -286,20 +292,21 @@ GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t 
   }
 }
 
-// Rows are taken eight, four, two and one at a time; more than one are laid side by side first.
+// Rows are taken eight, or four and fewer at a time; more than one are laid side by side first.
 struct RowGroup {
   int64_t first;
   int count;
   RowsI16 x;
 };
 
-// R rows by the panels [panel, panel + count), P at a time.
-template <WeightFormat format, int R, int P>
+// R rows by the panels [panel, panel + count): few rows take streams of them at a time.
+template <WeightFormat format, int R>
 GPTOSS_INLINE void panels_of_group(const MatmulI16Args& a, const RowGroup& g, int64_t panel,
                                    int64_t count) {
+  constexpr int at_once = R <= few_rows ? streams : 1;
   int64_t p = panel;
-  for (; p + P <= panel + count; p += P) {
-    tile_i16<format, R, P>(a, g.x, g.first, p);
+  for (; p + at_once <= panel + count; p += at_once) {
+    tile_i16<format, R, at_once>(a, g.x, g.first, p);
   }
   for (; p < panel + count; ++p) {
     tile_i16<format, R, 1>(a, g.x, g.first, p);
@@ -313,23 +320,26 @@ GPTOSS_INLINE void panels_i16(const MatmulI16Args& a, const RowGroup* groups, in
     for (int g = 0; g < count; ++g) {
       switch (groups[g].count) {
         case 8:
-          panels_of_group<format, 8, GPTOSS_PANELS>(a, groups[g], p, panels);
+          panels_of_group<format, 8>(a, groups[g], p, panels);
           break;
         case 4:
-          panels_of_group<format, 4, GPTOSS_PANELS>(a, groups[g], p, panels);
+          panels_of_group<format, 4>(a, groups[g], p, panels);
+          break;
+        case 3:
+          panels_of_group<format, 3>(a, groups[g], p, panels);
           break;
         case 2:
-          panels_of_group<format, 2, streams>(a, groups[g], p, panels);
+          panels_of_group<format, 2>(a, groups[g], p, panels);
           break;
         default:
-          panels_of_group<format, 1, streams>(a, groups[g], p, panels);
+          panels_of_group<format, 1>(a, groups[g], p, panels);
       }
     }
   }
 }
 
 GPTOSS_INLINE int rows_of_group(int64_t left) {
-  return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+  return left >= 8 ? 8 : left >= 4 ? 4 : static_cast<int>(left);
 }
 
 // One row, or rows side by side at `to`, which has room for them.
