@@ -160,12 +160,12 @@ GPTOSS_INLINE const int32_t* opaque(const int32_t* pointer) {
   return pointer;
 }
 
-// One core reads several streams of memory faster than one: few rows take four panels at a time.
-// With a read into the second-level cache this many bytes ahead, four reached 98% of what plain
-// reading did on a Zen 4 (two threads), one 85%.
+// One core reads several streams of memory faster than one, so four panels are read at a time. With
+// a read into the second-level cache this many bytes ahead, four reached 98% of what plain reading
+// did on a Zen 4 (two threads), one 85%.
 constexpr int streams = 4;
 constexpr int64_t streams_prefetch = 1024;
-// More rows than this are bound by arithmetic and take one panel at a time.
+// Up to so many rows, the sums of a whole panel fit into registers (AVX2 has sixteen).
 constexpr int few_rows = 3;
 
 // R rows side by side, so that one address serves all of them: pairs (panel_cols / 2, R), their
@@ -299,16 +299,15 @@ struct RowGroup {
   RowsI16 x;
 };
 
-// R rows by the panels [panel, panel + count): few rows take streams of them at a time.
+// R rows by the panels [panel, panel + count).
 template <WeightFormat format, int R>
 GPTOSS_INLINE void panels_of_group(const MatmulI16Args& a, const RowGroup& g, int64_t panel,
                                    int64_t count) {
-  constexpr int at_once = R <= few_rows ? streams : 1;
-  int64_t p = panel;
-  for (; p + at_once <= panel + count; p += at_once) {
-    tile_i16<format, R, at_once>(a, g.x, g.first, p);
+  if (count == streams) {
+    tile_i16<format, R, streams>(a, g.x, g.first, panel);
+    return;
   }
-  for (; p < panel + count; ++p) {
+  for (int64_t p = panel; p < panel + count; ++p) {
     tile_i16<format, R, 1>(a, g.x, g.first, p);
   }
 }
@@ -342,25 +341,55 @@ GPTOSS_INLINE int rows_of_group(int64_t left) {
   return left >= 8 ? 8 : left >= 4 ? 4 : static_cast<int>(left);
 }
 
+// R rows side by side: to (n, R).
+template <int R, class T>
+GPTOSS_NOINLINE void interleave(const T* const* from, int64_t n, T* __restrict to) {
+  const T* row[R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = from[r];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int r = 0; r < R; ++r) {
+      to[i * R + r] = row[r][i];
+    }
+  }
+}
+
+template <class T>
+GPTOSS_INLINE void interleave_rows(const T* const* from, int count, int64_t n, T* to) {
+  switch (count) {
+    case 8:
+      interleave<8>(from, n, to);
+      break;
+    case 4:
+      interleave<4>(from, n, to);
+      break;
+    case 3:
+      interleave<3>(from, n, to);
+      break;
+    default:
+      interleave<2>(from, n, to);
+  }
+}
+
 // One row, or rows side by side at `to`, which has room for them.
 GPTOSS_INLINE RowsI16 gather_rows(const MatmulI16Args& a, int64_t first, int count, uint8_t* to) {
   const int64_t blocks = panel_blocks(a.w.cols);
   const int64_t pairs = blocks * panel_block / 2;
-  const auto row = [&](int r) { return a.row_ids != nullptr ? a.row_ids[first + r] : first + r; };
+  const int32_t* rows[8];
+  const float* scales[8];
+  for (int r = 0; r < count; ++r) {
+    const int64_t row = a.row_ids != nullptr ? a.row_ids[first + r] : first + r;
+    rows[r] = reinterpret_cast<const int32_t*>(a.x) + row * pairs;
+    scales[r] = a.x_scale + row * blocks;
+  }
   if (count == 1) {
-    return {reinterpret_cast<const int32_t*>(a.x) + row(0) * pairs, a.x_scale + row(0) * blocks};
+    return {rows[0], scales[0]};
   }
   auto* x = reinterpret_cast<int32_t*>(to);
   auto* scale = reinterpret_cast<float*>(x + pairs * count);
-  for (int r = 0; r < count; ++r) {
-    const int16_t* from = a.x + row(r) * blocks * panel_block;
-    for (int64_t i = 0; i < pairs; ++i) {
-      memcpy(x + i * count + r, from + 2 * i, sizeof(int32_t));
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      scale[b * count + r] = a.x_scale[row(r) * blocks + b];
-    }
-  }
+  interleave_rows(rows, count, pairs, x);
+  interleave_rows(scales, count, blocks, scale);
   return {x, scale};
 }
 
