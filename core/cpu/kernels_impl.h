@@ -284,7 +284,7 @@ constexpr Kernels make_kernels(Isa isa) {
   kernels.matmul_bf16 = matmul_bf16;
   // bf16, mxfp4, q8: what decoding costs is shared by the rows (measured on a Zen 4).
   kernels.min_rows_bf16[0] = 2;
-  kernels.min_rows_bf16[1] = 16;
+  kernels.min_rows_bf16[1] = 24;
   kernels.min_rows_bf16[2] = 48;
   kernels.bf16_is_fast = bf16_is_fast;
   kernels.peak = peak_bf16;
