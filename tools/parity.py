@@ -2,13 +2,14 @@
 
     python tools/parity.py
 
-Relative norms of the difference to the published code evaluated in float32 (tests/data/golden).
-The column "published bf16" is that code as published, in bf16: what the engine's bf16 mode is
-measured against.
+Relative norms of the logits' difference to the published code evaluated in float32
+(tests/data/golden), for both activations and every instruction set. "published code, bf16" is that
+code as published: what the engine's bf16 activations are measured against.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from gptoss import Engine, _kernels, reference
 from gptoss.checkpoint import open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden"
+LENGTHS = (1, 5, 48, 160)
 
 
 def distance(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> float:
@@ -27,21 +29,25 @@ def distance(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> float
 
 def main() -> None:
     golden = np.load(GOLDEN / "tiny-a" / "golden.npz")
-    print(f"kernels: {_kernels.isas()[-1]}; relative norm of the logits' difference")
-    print("| checkpoint | tokens | reference.py | engine f32 | engine bf16 | published bf16 |")
-    print("|---|---|---|---|---|---|")
+    tokens = [golden[f"tokens_{length}"] for length in LENGTHS]
+    wanted = [golden[f"logits_f32_{length}"] for length in LENGTHS]
+
+    def show(model: str, computed_by: str, logits: list[NDArray[np.floating]]) -> None:
+        figures = [f"{distance(*pair):.1e}" for pair in zip(logits, wanted, strict=True)]
+        print(f"| {model} | {computed_by} | " + " | ".join(figures) + " |")
+
+    print("| checkpoint | computed by | " + " | ".join(f"{n} tokens" for n in LENGTHS) + " |")
+    print("|---|---|" + "---|" * len(LENGTHS))
+    show("tiny-a", "published code, bf16", [golden[f"logits_bf16_{n}"] for n in LENGTHS])
     for model in ("tiny-a", "tiny-a-hf"):
-        for length in (1, 5, 48, 160):
-            tokens = golden[f"tokens_{length}"]
-            wanted = golden[f"logits_f32_{length}"]
-            with open_checkpoint(GOLDEN / model) as source:
-                plain, _ = reference.forward(source.config, source, tokens)
-            figures = [distance(plain, wanted)]
-            for activation in ("f32", "bf16"):
+        with open_checkpoint(GOLDEN / model) as source:
+            plain = [reference.forward(source.config, source, t)[0] for t in tokens]
+        show(model, "reference.py", plain)
+        for activation in ("f32", "bf16"):
+            for isa in _kernels.isas():
+                os.environ["GPTOSS_CPU_ISA"] = isa
                 with Engine(GOLDEN / model, device="cpu", activation=activation) as engine:
-                    figures.append(distance(engine.logits(tokens), wanted))
-            figures.append(distance(golden[f"logits_bf16_{length}"], wanted))
-            print(f"| {model} | {length} | " + " | ".join(f"{f:.1e}" for f in figures) + " |")
+                    show(model, f"{activation}, {isa}", [engine.logits(t) for t in tokens])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ Isa select_isa();
 // For people: the instruction set in use and why, without throwing.
 std::string describe_isa();
 
-// Names of the CPU features that matter to our kernels or to oneDNN and that this CPU has.
+// Names of the CPU features that matter to the kernels and that this CPU has.
 std::vector<std::string> cpu_features();
 
 // Threads that this process may use: its CPU affinity, bounded by a cgroup quota where one is set.

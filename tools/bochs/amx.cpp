@@ -85,7 +85,8 @@ const uint8_t* random_panels(WeightFormat format, int64_t rows, int64_t cols, in
   for (int64_t i = 0; i < panel_count(rows) * bytes; ++i) {
     const bool scale = i % bytes >= body;
     if (format == WeightFormat::mxfp4 || !(scale || format == WeightFormat::bf16)) {
-      data[i] = static_cast<uint8_t>(scale ? low + random_bits() % (high - low + 1) : random_bits());
+      data[i] =
+          static_cast<uint8_t>(scale ? low + random_bits() % (high - low + 1) : random_bits());
     } else if (i % 2 == 0) {
       const bf16 value = random_bf16(low, high);
       memcpy(data + i, &value, sizeof value);
@@ -172,4 +173,6 @@ bool all_same() {
 }  // namespace
 }  // namespace gptoss::cpu
 
-extern "C" void amx_main() { gptoss::cpu::say(gptoss::cpu::all_same() ? "ALL PASS\n" : "FAILED\n"); }
+extern "C" void amx_main() {
+  gptoss::cpu::say(gptoss::cpu::all_same() ? "ALL PASS\n" : "FAILED\n");
+}
