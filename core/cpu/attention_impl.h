@@ -14,7 +14,7 @@ namespace gptoss::cpu {
 namespace {
 
 static_assert(page_size == wide, "a vector of lanes is a page of keys");
-constexpr int heads_at_once = 4;
+constexpr int heads_at_once = parts == 1 ? 8 : 4;  // as many as registers hold
 
 // A number of heads as a type.
 template <int n>
@@ -28,16 +28,15 @@ struct WidePage {
   float* v;
 };
 
-// Codes or numbers → float32; `n` a multiple of sixteen or not.
+// Codes or numbers → float32; `n` is a multiple of sixteen, as a page has sixteen rows.
 template <class T>
-GPTOSS_INLINE void widen_row(const uint8_t* from, int64_t n, float* to) {
+GPTOSS_INLINE void widen_row(const uint8_t* from, int64_t n, float* __restrict to) {
+  const T* __restrict values = reinterpret_cast<const T*>(from);
   for (int64_t i = 0; i < n; ++i) {
-    T value;
-    memcpy(&value, from + i * static_cast<int64_t>(sizeof value), sizeof value);
     if constexpr (sizeof(T) == sizeof(bf16)) {
-      to[i] = to_float(value);
+      to[i] = to_float(values[i]);
     } else {
-      to[i] = static_cast<float>(value);
+      to[i] = static_cast<float>(values[i]);
     }
   }
 }
@@ -56,19 +55,23 @@ GPTOSS_INLINE void widen_page(const AttentionArgs& a, int32_t page, const WidePa
     widen_row<bf16>(v, n, to.v);
     return;
   }
+  float scale[page_size];
+  memcpy(scale, k + n, sizeof scale);
   widen_row<int8_t>(k, n, to.k);
-  widen_row<int8_t>(v, n, to.v);
-  float k_scale[page_size], v_scale[page_size];
-  memcpy(k_scale, k + n, sizeof k_scale);
-  memcpy(v_scale, v + n, sizeof v_scale);
-  for (int64_t d = 0; d < a.head_dim; ++d) {
-    for (int j = 0; j < page_size; ++j) {
-      to.k[d * page_size + j] *= k_scale[j];
+  const Wide of_keys = wide_load(scale);
+  for (int64_t i = 0; i < n; i += wide) {
+    Wide numbers = wide_load(to.k + i);
+    for (int part = 0; part < parts; ++part) {
+      numbers.part[part] *= of_keys.part[part];
     }
+    wide_store(to.k + i, numbers);
   }
+  memcpy(scale, v + n, sizeof scale);
+  widen_row<int8_t>(v, n, to.v);
   for (int j = 0; j < page_size; ++j) {
+    float* row = to.v + j * a.head_dim;
     for (int64_t d = 0; d < a.head_dim; ++d) {
-      to.v[j * a.head_dim + d] *= v_scale[j];
+      row[d] *= scale[j];
     }
   }
 }
@@ -81,14 +84,17 @@ struct SoftmaxState {
 
 // One page's logits of a row → weights relative to the row's largest logit so far; what was summed
 // up under a smaller one shrinks.
-GPTOSS_INLINE void softmax_page(float* logit, int begin, int end, float scale, float* max,
-                                float* sum, float* out, int64_t head_dim) {
-  float largest = *max;
-  for (int j = 0; j < page_size; ++j) {
-    const bool visible = j >= begin && j < end;
-    logit[j] = visible ? logit[j] * scale : -INFINITY;
-    largest = logit[j] > largest ? logit[j] : largest;
+GPTOSS_INLINE void softmax_page(const Wide& dot, const Wide& place, float begin, float end,
+                                float scale, float* weight, float* max, float* sum, float* out,
+                                int64_t head_dim) {
+  const Floats nothing = splat(-INFINITY), first = splat(begin), past = splat(end);
+  Wide logit;
+  for (int i = 0; i < parts; ++i) {
+    const Floats scaled = dot.part[i] * splat(scale);
+    const Floats begun = place.part[i] < first ? nothing : scaled;
+    logit.part[i] = place.part[i] < past ? begun : nothing;
   }
+  const float largest = wide_max(logit);
   if (largest > *max) {
     const float shrink = exp_f32(*max - largest);
     for (int j = 0; j < page_size; ++j) {
@@ -99,10 +105,13 @@ GPTOSS_INLINE void softmax_page(float* logit, int begin, int end, float scale, f
     }
     *max = largest;
   }
-  for (int j = 0; j < page_size; ++j) {
-    logit[j] = exp_f32(logit[j] - largest);
-    sum[j] += logit[j];
+  Wide total = wide_load(sum);
+  for (int i = 0; i < parts; ++i) {
+    logit.part[i] = exp_lanes(logit.part[i] - splat(*max));
+    total.part[i] += logit.part[i];
   }
+  wide_store(weight, logit);
+  wide_store(sum, total);
 }
 
 // out[r] += Σ_j weight[r][j] · v[j] for the visible keys.
@@ -148,14 +157,28 @@ GPTOSS_INLINE void attend_page(const AttentionArgs& a, const WidePage& page, int
       wide_add_product(dot[r], keys, wide_splat(q[r * a.head_dim + d]));
     }
   }
+  alignas(64) static constexpr float places[page_size] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                          8, 9, 10, 11, 12, 13, 14, 15};
+  const Wide place = wide_load(places);
   alignas(64) float weight[R][page_size];
   float* rows[R];
   for (int r = 0; r < R; ++r) {
-    wide_store(weight[r], dot[r]);
     rows[r] = out + r * a.head_dim;
-    softmax_page(weight[r], begin, end, a.scale, max + r, sum + r * page_size, rows[r], a.head_dim);
+    softmax_page(dot[r], place, static_cast<float>(begin), static_cast<float>(end), a.scale,
+                 weight[r], max + r, sum + r * page_size, rows[r], a.head_dim);
   }
   add_values<R>(weight, page.v, begin, end, a.head_dim, rows);
+}
+
+// A page lies anywhere, so that the hardware cannot know the next one.
+GPTOSS_INLINE void prefetch_page(const AttentionArgs& a, int32_t page) {
+  const int64_t bytes = kv_part_bytes(a.storage, a.head_dim);
+  const uint8_t* k = a.k + page * a.page_stride;
+  const uint8_t* v = a.v + page * a.page_stride;
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(k + i);
+    __builtin_prefetch(v + i);
+  }
 }
 
 GPTOSS_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
@@ -179,6 +202,9 @@ void attention(const AttentionArgs& a) {
   const int64_t last_block = (a.position + a.tokens - 1) / page_size;
   for (int64_t block = first_key(a, a.position) / page_size; block <= last_block; ++block) {
     widen_page(a, a.pages[block], page);
+    if (block < last_block) {
+      prefetch_page(a, a.pages[block + 1]);
+    }
     const int64_t origin = block * page_size;
     for (int64_t t = 0; t < a.tokens; ++t) {
       const int64_t position = a.position + t;

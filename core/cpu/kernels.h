@@ -37,6 +37,14 @@ struct RopeArgs {
 // for its V in each KV head.
 enum class KvStorage : int { f32 = 0, bf16 = 1, int8 = 2 };
 
+// Bytes of one KV head's K (or V) in a page.
+GPTOSS_INLINE int64_t kv_part_bytes(KvStorage storage, int64_t head_dim) {
+  const int64_t elements = page_size * head_dim;
+  return storage == KvStorage::f32    ? elements * 4
+         : storage == KvStorage::bf16 ? elements * 2
+                                      : elements + page_size * 4;
+}
+
 // A tile of consecutive query tokens of one sequence and one KV head: the group's query heads
 // attend to the keys that each token sees, in paged K and V (cpu/kv_pool.h), with a sink logit per
 // head as an extra softmax column that has no value (Xiao et al. 2023; SPEC "Forward" 2). Reads

@@ -8,6 +8,10 @@
 #include "check.h"
 #include "dtype.h"
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 namespace gptoss::cpu {
 
 KvPool::KvPool(const ModelConfig& config, KvStorage storage)
@@ -27,10 +31,16 @@ void KvPool::alloc(int64_t pages) {
   GPTOSS_CHECK(pages_ == 0, "the KV pool is already allocated ({} pages)", pages_);
   GPTOSS_CHECK(pages > 0 && pages < (int64_t{1} << 31), "KV pages must lie in 1..2^31, found {}",
                pages);
-  constexpr int64_t alignment = 64;
+  // Attention jumps from page to page: large pages of the system save it a look-up at each.
+  constexpr int64_t large = 2 << 20;
+  const int64_t alignment = pages * page_bytes_ >= large ? large : 64;
   const int64_t bytes = (pages * page_bytes_ + alignment - 1) / alignment * alignment;
-  data_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, static_cast<size_t>(bytes))));
+  data_.reset(static_cast<uint8_t*>(
+      std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(bytes))));
   GPTOSS_CHECK(data_ != nullptr, "cannot allocate {} bytes for {} KV pages", bytes, pages);
+#ifdef MADV_HUGEPAGE
+  madvise(data_.get(), static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: failing is harmless
+#endif
   pages_ = pages;
 }
 

@@ -42,12 +42,4 @@ private:
   std::unique_ptr<uint8_t, Free> data_;
 };
 
-// Bytes of one KV head's K (or V) in a page.
-inline int64_t kv_part_bytes(KvStorage storage, int64_t head_dim) {
-  const int64_t elements = page_size * head_dim;
-  return storage == KvStorage::f32    ? elements * 4
-         : storage == KvStorage::bf16 ? elements * 2
-                                      : elements + page_size * 4;
-}
-
 }  // namespace gptoss::cpu
