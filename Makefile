@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := CMakeLists.txt pyproject.toml \
-           $(shell find cmake core bindings cuda tests/core -type f 2>/dev/null)
+           $(shell find core bindings cuda tests/core -type f 2>/dev/null)
 
 # Without build isolation the object files of the last build are used again. Python files need no
 # new installation: the installed package refers to gptoss/ here.

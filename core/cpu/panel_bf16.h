@@ -248,7 +248,7 @@ void matmul_bf16(const MatmulBf16Args& a) {
           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm31");         \
     }                                                                                         \
     const uint64_t taken = __rdtsc() - begin;                                                 \
-    ticks = taken < ticks ? taken : ticks;                                                    \
+    (ticks) = taken < (ticks) ? taken : (ticks);                                              \
   }
 
 // Does vdpbf16ps, two products a lane, take less than 1.5 times as long as vfmadd with one?
