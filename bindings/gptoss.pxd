@@ -293,6 +293,9 @@ cdef extern from "cpu/compute.h" namespace "gptoss::cpu" nogil:
 
 cdef extern from "cpu/ops.h" namespace "gptoss::cpu" nogil:
     void route(const float*, int64_t, int64_t, int32_t*, float*)
+
+
+cdef extern from "rope.h" namespace "gptoss" nogil:
     vector[double] yarn_inverse_frequencies(const ModelConfig&) except +translate_exception
     double yarn_concentration(const ModelConfig&)
 

@@ -6,7 +6,10 @@
 
 // Forced inlining keeps one translation unit's instruction set out of another: an out-of-line copy
 // compiled with AVX-512 could otherwise be the one that the linker keeps for all.
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+#define GPTOSS_INLINE __host__ __device__ __forceinline__
+#define GPTOSS_NOINLINE __noinline__
+#elif defined(__GNUC__)
 #define GPTOSS_INLINE inline __attribute__((always_inline))
 // For the inner loops of kernels: a function of its own has all registers to itself.
 #define GPTOSS_NOINLINE __attribute__((noinline))
@@ -15,7 +18,9 @@
 #define GPTOSS_NOINLINE
 #endif
 // Before a loop of few and constant turns: addresses become constants.
-#if defined(__clang__)
+#if defined(__CUDACC__)
+#define GPTOSS_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
 #define GPTOSS_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
 #define GPTOSS_UNROLL _Pragma("GCC unroll 16")

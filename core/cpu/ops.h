@@ -11,21 +11,9 @@
 #include "cpu/compute.h"
 #include "cpu/kv_pool.h"
 #include "cpu/model_weights.h"
+#include "rope.h"
 
 namespace gptoss::cpu {
-
-// cos and sin of every token's rotation, (T, head_dim / 2) each, YaRN's concentration included.
-struct RopeTable {
-  std::vector<float> cos, sin;
-};
-
-// YaRN's inverse frequencies (Peng et al. 2023, "NTK-by-parts"; SPEC "Forward" 3), (head_dim / 2).
-std::vector<double> yarn_inverse_frequencies(const ModelConfig& config);
-// 0.1 · ln(factor) + 1, or 1 where factor ≤ 1.
-double yarn_concentration(const ModelConfig& config);
-
-RopeTable make_rope_table(const ModelConfig& config, const std::vector<double>& inverse_frequencies,
-                          const std::vector<int32_t>& positions);
 
 // Rotates q and k, stores k and v into pages, attends. out (T, query_size).
 void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
