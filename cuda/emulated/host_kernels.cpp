@@ -1,0 +1,25 @@
+// Where tests get kernels from: this build's emulation, or the library for the device.
+#include <dlfcn.h>
+
+#include "check.h"
+#include "testing.h"
+
+namespace gptoss::cuda {
+
+const HostKernels& load_host_kernels(const std::string& path) {
+  if (path.empty()) {
+    return emulated_kernels();
+  }
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* message = dlerror();
+    throw Error(message != nullptr ? message : format("{} cannot be loaded", path));
+  }
+  const auto* kernels = static_cast<const HostKernels*>(dlsym(library, "gptoss_cuda_kernels"));
+  GPTOSS_CHECK(kernels != nullptr, "{} exports no gptoss_cuda_kernels", path);
+  char reason[256];
+  GPTOSS_CHECK(kernels->available(reason, sizeof reason), "{}", reason);
+  return *kernels;
+}
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,98 @@
+// The CUDA backend, emulated, beside the CPU's: whole steps of a small random model.
+#include <cmath>
+#include <cstring>
+
+#include "check.h"
+#include "cuda_backend.h"
+#include "random_model.h"
+#include "run_model.h"
+#include "test.h"
+
+using namespace gptoss;
+using test::pages, test::run, test::Sequence, test::small_config, test::step, test::text;
+
+namespace {
+
+struct Model {
+  test::RandomSource source;
+  std::unique_ptr<Backend> backend;
+
+  Model(std::unique_ptr<Backend> of, const ModelConfig& config)
+      : source(config), backend(std::move(of)) {
+    backend->load(config, source);
+    backend->alloc_kv(pages);
+  }
+};
+
+Model on_cpu(Activation activation, const ModelConfig& config = small_config()) {
+  Options options;
+  options.activation = activation;
+  options.threads = 1;
+  return {make_backend("cpu", "", options), config};
+}
+
+Model on_cuda(const ModelConfig& config = small_config()) {
+  return {cuda::make_backend(Options{}), config};
+}
+
+double distance(const std::vector<float>& found, const std::vector<float>& wanted) {
+  double difference = 0.0, size = 0.0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    difference += std::pow(static_cast<double>(found[i]) - wanted[i], 2);
+    size += std::pow(static_cast<double>(wanted[i]), 2);
+  }
+  return found.size() == wanted.size() ? std::sqrt(difference / size) : INFINITY;
+}
+
+}  // namespace
+
+// Both round to bf16 at the same places, so they are much nearer to each other than to float32;
+// experts that a rounding exchanges in a random model are the same ones.
+TEST(as_the_cpu_in_bf16) {
+  ModelConfig larger = small_config();
+  larger.hidden_size = 96;
+  larger.head_dim = 64;
+  larger.num_attention_heads = 8;
+  larger.num_key_value_heads = 1;
+  larger.num_experts = 5;
+  for (const ModelConfig& config : {small_config(), larger}) {
+    const std::vector<int32_t> tokens = text(70, 1);
+    const std::vector<float> exact = run(*on_cpu(Activation::f32, config).backend, tokens, 70);
+    const std::vector<float> cpu = run(*on_cpu(Activation::bf16, config).backend, tokens, 70);
+    const Model model = on_cuda(config);
+    for (const int chunk : {70, 1, 3, 17}) {
+      CHECK(distance(run(*model.backend, tokens, chunk), cpu) <= 0.1 * distance(cpu, exact));
+    }
+  }
+}
+
+TEST(several_sequences_in_a_step) {
+  const Model model = on_cuda();
+  const std::vector<float> alone = run(*model.backend, text(60, 2), 20);
+  Sequence a{text(60, 2), 0}, b{text(40, 3), 1}, c{text(20, 4), 2};
+  std::vector<float> found, others;
+  step(*model.backend, {&b, &a}, {33, 20}, {&others, &found});
+  step(*model.backend, {&a, &c, &b}, {20, 20, 7}, {&found, &others, &others});
+  step(*model.backend, {&a}, {20}, {&found});
+  CHECK(distance(found, alone) < 0.02);
+}
+
+TEST(what_it_cannot_do_is_named) {
+  const auto message = [](const Options& options) {
+    try {
+      cuda::make_backend(options);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  Options options;
+  options.activation = Activation::f32;
+  CHECK(message(options).find("expected activation bf16") != std::string::npos);
+  options = Options{};
+  options.weights = DenseWeights::q8;
+  CHECK(message(options).find("expected published weights") != std::string::npos);
+  options = Options{};
+  options.kv = KvFormat::int8;
+  CHECK(message(options).find("expected a bf16 cache") != std::string::npos);
+}
