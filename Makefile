@@ -18,7 +18,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test lint sanitize fuzz clean
+.PHONY: help install demo test lint sanitize fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make lint      formatters, linters, type checker"
 	@echo "make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz      broken checkpoints against the reader, for a minute"
+	@echo "make cuda      compiles the CUDA backend with nvcc, where it is; needs no GPU"
 	@echo "make clean     remove .venv, build/, dist/ and caches"
 
 $(VENV)/made:
@@ -93,6 +94,18 @@ sanitize: $(VENV)/build-requires
 	  -DGPTOSS_SANITIZE=address,undefined -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	@$(BIN)/cmake --build build/sanitize
 	@$(BIN)/ctest --test-dir build/sanitize --output-on-failure --timeout 600
+
+# Warnings are errors, and so are registers that spill to memory. (ptxas reports both of an entry.)
+cuda: $(VENV)/build-requires
+	@command -v nvcc >/dev/null || { echo "make cuda: no nvcc here, nothing to compile"; exit 0; }; \
+	rm -rf build/cuda && mkdir -p build/cuda && \
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DGPTOSS_PYTHON=OFF -DGPTOSS_WERROR=ON -DGPTOSS_CUDA=ON && \
+	{ $(BIN)/cmake --build build/cuda --target gptoss_cuda > build/cuda/log 2>&1 || \
+	  { cat build/cuda/log; exit 1; }; } && \
+	if grep -E "[1-9][0-9]* bytes (stack frame|spill)" build/cuda/log; then \
+	  echo "make cuda: kernels spill, see build/cuda/log" >&2; exit 1; fi && \
+	echo "make cuda: $$(grep -c 'Used [0-9]* registers' build/cuda/log) kernels compiled, none spills"
 
 fuzz: $(VENV)/test-extras
 	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 60
