@@ -195,4 +195,25 @@ Sampled sample_row(const float* logits, int32_t vocab_size, const Sampling& samp
   return {token, static_cast<float>(logits[token] - normaliser)};
 }
 
+void sample_rows(const float* logits, int32_t vocab_size, const Batch& batch, int64_t first,
+                 int64_t rows, const Output& output, SamplerScratch& scratch) {
+  if (batch.sampling == nullptr) {
+    return;
+  }
+  for (int64_t r = first; r < first + rows; ++r) {
+    int32_t* top_ids = output.top_ids + r * output.max_logprobs;
+    float* top_logprobs = output.top_logprobs + r * output.max_logprobs;
+    std::fill(top_ids, top_ids + output.max_logprobs, -1);
+    std::fill(top_logprobs, top_logprobs + output.max_logprobs, 0.0f);
+    GPTOSS_CHECK(batch.sampling->rows[r].n_logprobs <= output.max_logprobs,
+                 "batch: n_logprobs is {} (row {}), the output has room for {}",
+                 batch.sampling->rows[r].n_logprobs, r, output.max_logprobs);
+    const Sampled sampled =
+        sample_row(logits + (r - first) * vocab_size, vocab_size, *batch.sampling,
+                   static_cast<int>(r), top_ids, top_logprobs, scratch);
+    output.tokens[r] = sampled.token;
+    output.logprobs[r] = sampled.logprob;
+  }
+}
+
 }  // namespace gptoss

@@ -31,6 +31,11 @@ struct Sampled {
 Sampled sample_row(const float* logits, int32_t vocab_size, const Sampling& sampling, int row,
                    int32_t* top_ids, float* top_logprobs, SamplerScratch& scratch);
 
+// Rows [first, first + rows) of the batch, whose logits (rows, vocab_size) these are, into the
+// output. Does nothing where the batch does not sample.
+void sample_rows(const float* logits, int32_t vocab_size, const Batch& batch, int64_t first,
+                 int64_t rows, const Output& output, SamplerScratch& scratch);
+
 // A uniform number in [0, 1) that depends on (seed, draw) alone, so that a seeded request repeats
 // exactly whatever else runs beside it.
 double uniform_draw(uint64_t seed, uint64_t draw);

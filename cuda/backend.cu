@@ -320,26 +320,7 @@ private:
       if (output.logits != nullptr) {
         std::copy(host_logits_.begin(), host_logits_.end(), output.logits + int64_t{first} * vocab);
       }
-      if (batch.sampling != nullptr) {
-        sample(batch, output, first, rows);
-      }
-    }
-  }
-
-  void sample(const Batch& batch, const Output& output, int first, int rows) {
-    for (int r = first; r < first + rows; ++r) {
-      int32_t* top_ids = output.top_ids + int64_t{r} * output.max_logprobs;
-      float* top_logprobs = output.top_logprobs + int64_t{r} * output.max_logprobs;
-      std::fill(top_ids, top_ids + output.max_logprobs, -1);
-      std::fill(top_logprobs, top_logprobs + output.max_logprobs, 0.0f);
-      GPTOSS_CHECK(batch.sampling->rows[r].n_logprobs <= output.max_logprobs,
-                   "batch: n_logprobs is {} (row {}), the output has room for {}",
-                   batch.sampling->rows[r].n_logprobs, r, output.max_logprobs);
-      const Sampled sampled =
-          sample_row(host_logits_.data() + int64_t{r - first} * config_.vocab_size,
-                     config_.vocab_size, *batch.sampling, r, top_ids, top_logprobs, sampler_);
-      output.tokens[r] = sampled.token;
-      output.logprobs[r] = sampled.logprob;
+      sample_rows(host_logits_.data(), vocab, batch, first, rows, output, sampler_);
     }
   }
 

@@ -144,23 +144,7 @@ private:
       std::memcpy(output.logits + first * vocab, logits,
                   static_cast<size_t>(rows * vocab) * sizeof(float));
     }
-    if (batch.sampling == nullptr) {
-      return;
-    }
-    for (int64_t r = first; r < last; ++r) {
-      int32_t* top_ids = output.top_ids + r * output.max_logprobs;
-      float* top_logprobs = output.top_logprobs + r * output.max_logprobs;
-      std::fill(top_ids, top_ids + output.max_logprobs, -1);
-      std::fill(top_logprobs, top_logprobs + output.max_logprobs, 0.0f);
-      GPTOSS_CHECK(batch.sampling->rows[r].n_logprobs <= output.max_logprobs,
-                   "batch: n_logprobs is {} (row {}), the output has room for {}",
-                   batch.sampling->rows[r].n_logprobs, r, output.max_logprobs);
-      const Sampled sampled =
-          sample_row(logits + (r - first) * vocab, config_.vocab_size, *batch.sampling,
-                     static_cast<int>(r), top_ids, top_logprobs, sampler_scratch_);
-      output.tokens[r] = sampled.token;
-      output.logprobs[r] = sampled.logprob;
-    }
+    sample_rows(logits, config_.vocab_size, batch, first, rows, output, sampler_scratch_);
   }
 
   Isa isa_;

@@ -81,45 +81,38 @@ Operand make_operand(Compute& compute, const float* x, int64_t rows, int64_t col
 
 void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& part, int thread) {
   const int64_t padded = panel_cols(x.cols);
+  const auto fill = [&](auto& args) {
+    args.rows = part.rows;
+    args.w = w;
+    args.y = part.y;
+    args.y_stride = part.y_stride;
+    args.begin = part.begin;
+    args.end = part.end;
+  };
   switch (x.product) {
     case Product::f32: {
       MatmulF32Args args{};
+      fill(args);
       args.x = x.x + part.first_row * padded;
       args.x_stride = padded;
       args.row_ids = part.row_ids;
-      args.rows = part.rows;
-      args.w = w;
-      args.y = part.y;
-      args.y_stride = part.y_stride;
-      args.begin = part.begin;
-      args.end = part.end;
       compute.kernels.matmul_f32(args);
       break;
     }
     case Product::i16: {
       MatmulI16Args args{};
+      fill(args);
       args.x = x.q + part.first_row * padded;
       args.x_scale = x.q_scale + part.first_row * panel_blocks(x.cols);
       args.row_ids = part.row_ids;
-      args.rows = part.rows;
-      args.w = w;
-      args.y = part.y;
-      args.y_stride = part.y_stride;
-      args.begin = part.begin;
-      args.end = part.end;
       args.scratch = compute.scratch(thread);
       compute.kernels.matmul_i16(args);
       break;
     }
     case Product::bf16: {
       MatmulBf16Args args{};
+      fill(args);
       args.x = x.tiles + part.first_row * padded;
-      args.rows = part.rows;
-      args.w = w;
-      args.y = part.y;
-      args.y_stride = part.y_stride;
-      args.begin = part.begin;
-      args.end = part.end;
       args.scratch = compute.scratch(thread);
       compute.kernels.matmul_bf16(args);
       break;
