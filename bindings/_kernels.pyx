@@ -26,7 +26,9 @@ from gptoss cimport (
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
-from gptoss_cuda cimport HostKernels, load_host_kernels
+from gptoss_cuda cimport (
+    HostArray, HostCall, array_in, array_in_out, array_out, load_host_kernels,
+)
 
 from gptoss.errors import Error
 
@@ -464,54 +466,56 @@ def linear_seconds(matrices, rows, threads, repeat, *, isa, bf16=True):
         del compute
 
 
-# The CUDA kernels. `library`: path of libgptoss_cuda.so for a GPU, "" for the emulation on the CPU.
+def cuda(str kernel, arrays, sizes, numbers=(), *, str library="", int repeat=1, int major=9,
+         int multiprocessors=132, int shared_bytes=227 << 10):
+    """Runs a CUDA kernel (cuda/testing.cu names its arrays, sizes and numbers, in order).
 
-
-cdef const HostKernels* _cuda(str library) except NULL:
-    return &load_host_kernels(library.encode())
-
-
-def cuda_gemm(const uint16_t[:, ::1] x, const uint16_t[:, ::1] w, *, library="",
-              const uint16_t[::1] bias=None, const float[:, ::1] add_to=None, few_rows=False):
-    """x · wᵀ + bias (+ add_to), float32 [m, n], from bf16 x [m, k], w [n, k], bias [n]."""
-    cdef int m = x.shape[0], n = w.shape[0], k = x.shape[1]
-    _check(w.shape[1] == k and (bias is None or bias.shape[0] == n)
-           and (add_to is None or (add_to.shape[0] == m and add_to.shape[1] == n)),
-           "cuda_gemm: operands differ in shape")
-    result = _poisoned((m, n)) if add_to is None else np.array(add_to)
-    cdef float[:, ::1] y = result
-    cdef const bf16* b = <const bf16*> &bias[0] if bias is not None else NULL
-    _cuda(library).gemm_bf16(<const bf16*> &x[0, 0], <const bf16*> &w[0, 0], b, &y[0, 0], m, n, k,
-                             add_to is not None, few_rows)
-    return result
-
-
-def cuda_rms_norm(const float[:, ::1] x, const uint16_t[::1] scale, eps, *, library=""):
-    """bf16 [rows, n]."""
-    _check(scale.shape[0] == x.shape[1], "cuda_rms_norm: one scale per column")
-    result = np.full((x.shape[0], x.shape[1]), 0xFFFF, np.uint16)
-    cdef uint16_t[:, ::1] y = result
-    _cuda(library).rms_norm(&x[0, 0], <const bf16*> &scale[0], <bf16*> &y[0, 0], x.shape[0],
-                            x.shape[1], eps)
-    return result
-
-
-def cuda_unpack_mxfp4(const uint8_t[:, ::1] blocks, const uint8_t[::1] scales, *, library=""):
-    """bf16 [count, 32]."""
-    _check(blocks.shape[1] == 16 and blocks.shape[0] == scales.shape[0],
-           "cuda_unpack_mxfp4: blocks must be [count, 16] and scales [count]")
-    result = np.full((blocks.shape[0], 32), 0xFFFF, np.uint16)
-    cdef uint16_t[:, ::1] to = result
-    _cuda(library).unpack_mxfp4(&blocks[0, 0], &scales[0], <bf16*> &to[0, 0], blocks.shape[0])
-    return result
-
-
-def cuda_route(const float[:, ::1] logits, chosen, *, library=""):
-    """ids int32 and weights float32, each [rows, chosen]."""
-    ids = np.full((logits.shape[0], chosen), -1, np.int32)
-    weights = _poisoned((logits.shape[0], chosen))
-    cdef int32_t[:, ::1] i = ids
-    cdef float[:, ::1] w = weights
-    _cuda(library).route(&logits[0, 0], &i[0, 0], &w[0, 0], logits.shape[0], logits.shape[1],
-                         chosen)
-    return ids, weights
+    arrays: (C-contiguous NumPy array or None, "in" | "out" | "inout") each; "out" is filled with
+    NaN before. library: path of libgptoss_cuda.so for a GPU, "" for the emulation on the CPU, which
+    takes itself for a GPU of this compute capability (major), multiprocessors and shared memory.
+    repeat: runs; returns the seconds of those after the first, caches cold.
+    """
+    _check(repeat >= 1, "repeat: at least one run")
+    cdef bytes name = kernel.encode(), path = library.encode()
+    cdef vector[HostArray] host
+    cdef vector[int64_t] size
+    cdef vector[double] number
+    cdef HostArray one
+    cdef const uint8_t[::1] readable
+    cdef uint8_t[::1] writable
+    for array, use in arrays:
+        one.data = NULL
+        one.bytes = 0
+        one.use = {"in": array_in, "out": array_out, "inout": array_in_out}[use]
+        if array is not None and array.size > 0:
+            _check(array.flags.c_contiguous, f"{kernel}: expected C-contiguous arrays")
+            flat = array.reshape(-1).view(np.uint8)
+            if use == "in":
+                readable = flat
+                one.data = <void*> &readable[0]
+            else:
+                writable = flat
+                one.data = &writable[0]
+            one.bytes = array.nbytes
+        host.push_back(one)
+    for value in sizes:
+        size.push_back(value)
+    for value in numbers:
+        number.push_back(value)
+    seconds = np.zeros(repeat - 1)
+    cdef double[::1] seconds_view = seconds
+    cdef HostCall call
+    call.kernel = name
+    call.arrays = host.data()
+    call.array_count = host.size()
+    call.sizes = size.data()
+    call.size_count = size.size()
+    call.numbers = number.data()
+    call.number_count = number.size()
+    call.repeat = repeat
+    call.seconds = &seconds_view[0] if repeat > 1 else NULL
+    call.major = major
+    call.multiprocessors = multiprocessors
+    call.shared_bytes = shared_bytes
+    load_host_kernels(path).call(call)
+    return seconds

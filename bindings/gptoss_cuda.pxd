@@ -1,18 +1,35 @@
 # The CUDA kernels as tests call them; mirrors cuda/testing.h.
-from libc.stdint cimport int32_t, int64_t, uint8_t
-from libcpp cimport bool
+from libc.stdint cimport int64_t
 from libcpp.string cimport string
 
-from gptoss cimport bf16, translate_exception
+from gptoss cimport translate_exception
 
 
 cdef extern from "testing.h" namespace "gptoss::cuda" nogil:
+    cdef enum HostArrayUse "gptoss::cuda::HostArrayUse":
+        array_in "gptoss::cuda::array_in"
+        array_out "gptoss::cuda::array_out"
+        array_in_out "gptoss::cuda::array_in_out"
+
+    cdef struct HostArray:
+        void* data
+        size_t bytes
+        HostArrayUse use
+
+    cdef struct HostCall:
+        const char* kernel
+        const HostArray* arrays
+        int array_count
+        const int64_t* sizes
+        int size_count
+        const double* numbers
+        int number_count
+        int repeat
+        double* seconds
+        int major
+        int multiprocessors
+        int shared_bytes
+
     cdef struct HostKernels:
-        void (*gemm_bf16)(const bf16*, const bf16*, const bf16*, float*, int, int, int, bool,
-                          bool) except +translate_exception
-        void (*rms_norm)(const float*, const bf16*, bf16*, int, int,
-                         float) except +translate_exception
-        void (*unpack_mxfp4)(const uint8_t*, const uint8_t*, bf16*,
-                             int64_t) except +translate_exception
-        void (*route)(const float*, int32_t*, float*, int, int, int) except +translate_exception
+        void (*call)(const HostCall&) except +translate_exception
     const HostKernels& load_host_kernels(const string& path) except +translate_exception

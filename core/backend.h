@@ -49,6 +49,8 @@ public:
   virtual int64_t page_bytes() const = 0;
   // Pages that fit into so many bytes; at least 0.
   int64_t plan_kv(int64_t bytes) const { return bytes > 0 ? bytes / page_bytes() : 0; }
+  // Memory of the device that the pool could take; -1 where it is the machine's own.
+  virtual int64_t free_bytes() const { return -1; }
   // Allocates the pool; called once, before the first step.
   virtual void alloc_kv(int64_t pages) = 0;
 
@@ -77,7 +79,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
 // backend_abi of the headers it was built with; a mismatch is refused.
-constexpr int32_t backend_abi = 2;
+constexpr int32_t backend_abi = 3;
 struct BackendPlugin {
   int32_t abi;
   // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.

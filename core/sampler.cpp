@@ -85,8 +85,8 @@ void apply_bias_and_penalties(float* logits, const Sampling& s, int row) {
   }
 }
 
-// Keeps the candidates that top-k, top-p and min-p leave, most likely first where any of them is
-// on. `probability` receives their unnormalised weights.
+// Keeps the candidates that top-k, top-p and min-p leave. `probability` receives their unnormalised
+// weights.
 void keep_candidates(const float* logits, int32_t vocab_size, const SamplingRow& p,
                      SamplerScratch& scratch) {
   std::vector<int32_t>& ids = scratch.ids;
@@ -128,6 +128,8 @@ void keep_candidates(const float* logits, int32_t vocab_size, const SamplingRow&
     const auto unlikely = [&](int32_t id) { return weigh(id) < static_cast<double>(p.min_p); };
     ids.erase(std::remove_if(ids.begin(), ids.end(), unlikely), ids.end());
   }
+  // Drawn in the order of ids on every device, so that a uniform number means the same token.
+  std::sort(ids.begin(), ids.end());
   weight.resize(ids.size());
   std::transform(ids.begin(), ids.end(), weight.begin(), weigh);
 }

@@ -1,6 +1,7 @@
-// embed, rope_and_store, gate, group_by_expert, combine: what moves few bytes.
-#include "batch.h"
+// embed, rope_tables, rope_and_store, combine, add: what moves few bytes.
 #include "kernels.h"
+#include "layout.h"
+#include "ptx.h"
 
 namespace gptoss::cuda {
 
@@ -9,6 +10,8 @@ namespace {
 constexpr int threads = 256;
 
 __global__ void __launch_bounds__(threads) embed_kernel(EmbedArgs a) {
+  wait_for_previous();
+  start_next();
   const int64_t token = blockIdx.x;
   const bf16* from = a.embedding + static_cast<int64_t>(a.ids[token]) * a.n;
   for (int i = static_cast<int>(threadIdx.x); i < a.n; i += threads) {
@@ -16,122 +19,83 @@ __global__ void __launch_bounds__(threads) embed_kernel(EmbedArgs a) {
   }
 }
 
+// In float64: float32 angles of distant positions have no correct digits left. In half turns, which
+// reduce exactly.
+__global__ void __launch_bounds__(threads) tables_kernel(RopeTablesArgs a) {
+  wait_for_previous();
+  start_next();
+  const int i = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
+  if (i < a.tokens * a.half) {
+    constexpr double half_turns = 0.31830988618379067154;  // 1 / π
+    const double angle = a.position[i / a.half] * a.frequencies[i % a.half] * half_turns;
+    a.cos[i] = static_cast<float>(cospi(angle) * a.concentration);
+    a.sin[i] = static_cast<float>(sinpi(angle) * a.concentration);
+  }
+}
+
 __global__ void __launch_bounds__(threads) rope_kernel(RopeStoreArgs a) {
+  wait_for_previous();
+  start_next();
   const int64_t token = blockIdx.x;
   const int half = a.kv.head_dim / 2, dim = a.kv.head_dim;
   const float* cos = a.cos + token * half;
   const float* sin = a.sin + token * half;
-  for (int i = static_cast<int>(threadIdx.x); i < a.heads * half; i += threads) {
-    float* first = a.q + (token * a.heads + i / half) * dim + i % half;
-    const float x1 = first[0], x2 = first[half];
-    first[0] = x1 * cos[i % half] - x2 * sin[i % half];
-    first[half] = x2 * cos[i % half] + x1 * sin[i % half];
-  }
+  const float* qkv = a.qkv + token * (a.heads + 2 * a.kv.kv_heads) * dim;
+  const auto biased = [&](int i) { return qkv[i] + to_float(a.bias[i]); };
   const int slot = a.slots[token];
-  const int64_t page = static_cast<int64_t>(slot / page_size) * a.kv.page_stride;
-  for (int i = static_cast<int>(threadIdx.x); i < a.kv.kv_heads * half; i += threads) {
+  const int first_v = (a.heads + a.kv.kv_heads) * half;
+  for (int i = static_cast<int>(threadIdx.x); i < first_v; i += threads) {
     const int head = i / half, d = i % half;
-    const int64_t from = (token * a.kv.kv_heads + head) * dim + d;
-    const float x1 = a.k[from], x2 = a.k[from + half];
-    bf16* k = a.kv.base + page + (static_cast<int64_t>(head) * page_size + slot % page_size) * dim;
-    bf16* v = k + static_cast<int64_t>(a.kv.kv_heads) * page_size * dim;
-    k[d] = to_bf16(x1 * cos[d] - x2 * sin[d]);
-    k[d + half] = to_bf16(x2 * cos[d] + x1 * sin[d]);
-    v[d] = to_bf16(a.v[from]);
-    v[d + half] = to_bf16(a.v[from + half]);
+    const float x1 = biased(head * dim + d), x2 = biased(head * dim + d + half);
+    bf16* to = head < a.heads
+                   ? a.q + (token * a.heads + head) * dim
+                   : a.kv.base + kv_element(slot / page_size, a.kv.page_stride, a.kv.kv_heads, dim,
+                                            page_size, false, head - a.heads, slot % page_size);
+    to[d] = to_bf16(x1 * cos[d] - x2 * sin[d]);
+    to[d + half] = to_bf16(x2 * cos[d] + x1 * sin[d]);
   }
-}
-
-__global__ void __launch_bounds__(threads) gate_kernel(GateArgs a) {
-  const int64_t row = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  for (int e = static_cast<int>(threadIdx.x) / warp_size; e < a.experts; e += threads / warp_size) {
-    float sum = 0.0f;
-    for (int i = lane; i < a.n; i += warp_size) {
-      sum += a.t[row * a.n + i] * to_float(a.w[static_cast<int64_t>(e) * a.n + i]);
-    }
-    for (int distance = warp_size / 2; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    }
-    if (lane == 0) {
-      a.logits[row * a.experts + e] = sum + to_float(a.bias[e]);
-    }
-  }
-}
-
-// A thread for each expert counts, and later places, its own pairs in their order.
-__global__ void __launch_bounds__(threads) group_kernel(GroupArgs a) {
-  GPTOSS_SHARED(shared);
-  auto* start = reinterpret_cast<int32_t*>(shared);  // (experts + 1)
-  const int expert = static_cast<int>(threadIdx.x);
-  if (expert < a.experts) {
-    int count = 0;
-    for (int pair = 0; pair < a.pairs; ++pair) {
-      count += a.ids[pair] == expert ? 1 : 0;
-    }
-    start[expert + 1] = count;
-  }
-  __syncthreads();
-  if (expert == 0) {
-    start[0] = 0;
-    for (int e = 0; e < a.experts; ++e) {
-      start[e + 1] += start[e];
-    }
-  }
-  __syncthreads();
-  for (int e = expert; e <= a.experts; e += threads) {
-    a.start[e] = start[e];
-  }
-  if (expert < a.experts) {
-    int row = start[expert];
-    for (int pair = 0; pair < a.pairs; ++pair) {
-      if (a.ids[pair] == expert) {
-        a.pair_of_row[row] = pair;
-        a.row_of_pair[pair] = row++;
-      }
-    }
+  for (int i = static_cast<int>(threadIdx.x); i < a.kv.kv_heads * dim; i += threads) {
+    const int head = i / dim, d = i % dim;
+    a.kv.base[kv_element(slot / page_size, a.kv.page_stride, a.kv.kv_heads, dim, page_size, true,
+                         head, slot % page_size) +
+              d] = to_bf16(biased(first_v * 2 + i));
   }
 }
 
 __global__ void __launch_bounds__(threads) combine_kernel(CombineArgs a) {
+  wait_for_previous();
+  start_next();
   const int64_t token = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x); i < a.n; i += threads) {
-    float sum = a.x[token * a.n + i];
+    float sum = 0.0f;
     for (int rank = 0; rank < a.chosen; ++rank) {
       const int64_t pair = token * a.chosen + rank;
-      sum += a.weights[pair] * a.y[static_cast<int64_t>(a.row_of_pair[pair]) * a.n + i];
+      if (a.row_of_pair[pair] >= 0) {
+        sum += a.weights[pair] * a.expert_out[static_cast<int64_t>(a.row_of_pair[pair]) * a.n + i];
+      }
     }
-    a.x[token * a.n + i] = sum;
+    a.y[token * a.n + i] = sum;
   }
 }
 
 }  // namespace
 
-void embed(const EmbedArgs& a, Stream stream) {
-  launch(format("embed {} tokens", a.tokens), embed_kernel, {a.tokens, 1, 1}, threads, 0, stream,
-         a);
+void embed(const EmbedArgs& a, const Stream& stream) {
+  launch({"embed", {a.tokens, a.n}}, embed_kernel, {a.tokens, 1, 1}, threads, 0, stream, a);
 }
 
-void rope_and_store(const RopeStoreArgs& a, Stream stream) {
-  launch(format("rope_and_store {} tokens", a.tokens), rope_kernel, {a.tokens, 1, 1}, threads, 0,
-         stream, a);
+void rope_tables(const RopeTablesArgs& a, const Stream& stream) {
+  launch({"rope_tables", {a.tokens, a.half}}, tables_kernel,
+         {(a.tokens * a.half + threads - 1) / threads, 1, 1}, threads, 0, stream, a);
 }
 
-void gate(const GateArgs& a, Stream stream) {
-  launch(format("gate [{}, {}] x [{}, {}]", a.rows, a.n, a.experts, a.n), gate_kernel,
-         {a.rows, 1, 1}, threads, 0, stream, a);
+void rope_and_store(const RopeStoreArgs& a, const Stream& stream) {
+  launch({"rope_and_store", {a.tokens, a.heads, a.kv.head_dim}}, rope_kernel, {a.tokens, 1, 1},
+         threads, 0, stream, a);
 }
 
-void group_by_expert(const GroupArgs& a, Stream stream) {
-  GPTOSS_CHECK(a.experts <= threads, "group_by_expert: expected at most {} experts, found {}",
-               threads, a.experts);
-  launch(format("group_by_expert {} pairs", a.pairs), group_kernel, {1, 1, 1}, threads,
-         static_cast<size_t>(a.experts + 1) * sizeof(int32_t), stream, a);
-}
-
-void combine(const CombineArgs& a, Stream stream) {
-  launch(format("combine {} tokens", a.tokens), combine_kernel, {a.tokens, 1, 1}, threads, 0,
-         stream, a);
+void combine(const CombineArgs& a, const Stream& stream) {
+  launch({"combine", {a.tokens, a.n}}, combine_kernel, {a.tokens, 1, 1}, threads, 0, stream, a);
 }
 
 }  // namespace gptoss::cuda

@@ -9,6 +9,8 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(T::threads) gemm_kernel(GemmArgs a) {
   GPTOSS_SHARED(shared);
+  wait_for_previous();
+  start_next();
   const int first_m = static_cast<int>(blockIdx.y) * T::block_m;
   const int first_n = static_cast<int>(blockIdx.x) * T::block_n;
   const auto load = [&](auto rows, unsigned char* stage, const bf16* matrix, int stride, int first,
@@ -45,26 +47,28 @@ __global__ void __launch_bounds__(T::threads) gemm_kernel(GemmArgs a) {
 }
 
 template <class T>
-void run(const GemmArgs& a, Stream stream) {
+void run(const GemmArgs& a, const Stream& stream) {
   const Index grid{(a.n + T::block_n - 1) / T::block_n, (a.m + T::block_m - 1) / T::block_m, 1};
-  launch(format("gemm_bf16 [{}, {}] x [{}, {}]", a.m, a.k, a.n, a.k), gemm_kernel<T>, grid,
-         T::threads, T::shared_bytes, stream, a);
+  launch({"gemm_bf16", {a.m, a.n, a.k}}, gemm_kernel<T>, grid, T::threads, T::shared_bytes, stream,
+         a);
 }
 
 }  // namespace
 
-void gemm_bf16(const GemmArgs& a, Stream stream) {
+void gemm_bf16(const GemmArgs& a, const Stream& stream) {
   GPTOSS_CHECK(
       a.m > 0 && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
       "gemm_bf16: expected positive sizes, k and the stride multiples of 8, found [{}, {}] "
       "(stride {}) x [{}, {}]",
       a.m, a.k, a.x_stride, a.n, a.k);
-  if (a.m <= 16) {
-    run<Tile<16, 64, 16, 16>>(a, stream);
+  // Few rows are bound by reading w: narrow tiles for many blocks, many stages for many bytes under
+  // way.
+  if (a.m <= 32) {
+    run<Tile<32, 32, 16, 16, 8>>(a, stream);
   } else if (a.m <= 64) {
-    run<Tile<64, 64, 32, 32>>(a, stream);
+    run<Tile<64, 32, 32, 16, 6>>(a, stream);
   } else {
-    run<Tile<128, 128, 64, 32>>(a, stream);
+    run<Tile<128, 128, 64, 32, 3>>(a, stream);
   }
 }
 

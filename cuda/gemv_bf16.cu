@@ -1,90 +1,144 @@
-// gemv_bf16: a warp for each row of w, which it reads once, 16 bytes a lane; x lies in shared
-// memory.
+// gemv_bf16: up to 16 rows of x. Sixteen rows of w at a time are operand A of mma.m16n8k16 as they
+// lie in memory: of 32 columns a lane reads eight neighbouring ones of rows g and g + 8, and takes
+// the same eight of x, so both operands have their columns in the same (another than the usual)
+// order. A block's warps share the columns of one or of four such tiles.
+#include "choose.h"
 #include "kernels.h"
+#include "ptx.h"
 
 namespace gptoss::cuda {
 
 namespace {
 
-constexpr int warps = 4;
+constexpr int warps = 8;
+constexpr int threads = warps * warp_size;
+constexpr int rows_w = 16;
+constexpr int columns = 32;  // of two mma
+constexpr int ahead = 4;     // pairs of loads under way in a lane
 
-struct Eight {
-  bf16 value[8];
-};
-struct alignas(16) Packed16 {
-  uint32_t words[4];
-};
+// Bytes of a row of x in shared memory: half a line of banks more than whole lines, so that rows g
+// and g + 1 do not meet.
+inline __host__ __device__ int row_bytes(int k) { return (k * 2 + 127) / 128 * 128 + 64; }
 
-__device__ inline Eight load_eight(const bf16* from) {
-  const Packed16 packed = *reinterpret_cast<const Packed16*>(from);
-  Eight result;
-  memcpy(&result, &packed, sizeof result);
-  return result;
-}
-
-template <int rows>
-__global__ void __launch_bounds__(warps* warp_size) gemv_kernel(GemmArgs a) {
+template <int tiles_x, int tiles_w>
+__global__ void __launch_bounds__(threads) gemv_kernel(GemmArgs a) {
   GPTOSS_SHARED(shared);
-  auto* x = reinterpret_cast<bf16*>(shared);  // (rows, k)
-  for (int r = 0; r < rows; ++r) {
-    for (int i = static_cast<int>(threadIdx.x) * 8; i < a.k; i += warps * warp_size * 8) {
-      *reinterpret_cast<Packed16*>(x + r * a.k + i) =
-          *reinterpret_cast<const Packed16*>(a.x + static_cast<int64_t>(r) * a.x_stride + i);
+  constexpr int splits = warps / tiles_w;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int warp = static_cast<int>(threadIdx.x) / warp_size;
+  const int g = lane / 4, t = lane % 4;
+  const int first_n = (static_cast<int>(blockIdx.x) * tiles_w + warp % tiles_w) * rows_w;
+  const int steps = (a.k + columns - 1) / columns;
+  const bf16* w0 = a.w + static_cast<int64_t>(first_n + g) * a.k + t * 8;
+  const bf16* w8 = w0 + static_cast<int64_t>(8) * a.k;
+  const auto load = [&](const bf16* row, int n, int step) {
+    return n < a.n && step * columns + t * 8 < a.k ? load_once(row + step * columns) : Words{};
+  };
+
+  Words next[ahead][2];  // weights do not depend on the kernel before
+  GPTOSS_UNROLL
+  for (int i = 0; i < ahead; ++i) {
+    const int step = warp / tiles_w + i * splits;
+    next[i][0] = load(w0, first_n + g, step);
+    next[i][1] = load(w8, first_n + g + 8, step);
+  }
+  wait_for_previous();
+  start_next();
+  const int stride = row_bytes(a.k);
+  const int pieces = stride / 16;
+  for (int i = static_cast<int>(threadIdx.x); i < a.m * pieces; i += threads) {
+    const int row = i / pieces, k = i % pieces * 8;
+    Words piece{};
+    if (k < a.k) {
+      memcpy(&piece, a.x + static_cast<int64_t>(row) * a.x_stride + k, sizeof piece);
     }
+    memcpy(shared + i * 16, &piece, sizeof piece);
   }
   __syncthreads();
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  const int n = static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / warp_size;
-  if (n >= a.n) {
-    return;
-  }
-  float sum[rows] = {};
-  const bf16* w = a.w + static_cast<int64_t>(n) * a.k;
-  for (int k = lane * 8; k < a.k; k += warp_size * 8) {
-    const Eight weights = load_eight(w + k);
-    for (int r = 0; r < rows; ++r) {
-      const Eight operands = load_eight(x + r * a.k + k);
-      for (int i = 0; i < 8; ++i) {
-        sum[r] += to_float(operands.value[i]) * to_float(weights.value[i]);
+
+  float sum[tiles_x][4] = {};
+  for (int first = warp / tiles_w; first < steps; first += ahead * splits) {
+    Words now[ahead][2];
+    GPTOSS_UNROLL
+    for (int i = 0; i < ahead; ++i) {
+      now[i][0] = next[i][0];
+      now[i][1] = next[i][1];
+      const int step = first + (ahead + i) * splits;
+      next[i][0] = load(w0, first_n + g, step);
+      next[i][1] = load(w8, first_n + g + 8, step);
+    }
+    GPTOSS_UNROLL
+    for (int i = 0; i < ahead; ++i) {
+      const int step = first + i * splits;
+      if (step >= steps) {
+        continue;
+      }
+      const uint32_t low[4] = {now[i][0].word[0], now[i][1].word[0], now[i][0].word[1],
+                               now[i][1].word[1]};
+      const uint32_t high[4] = {now[i][0].word[2], now[i][1].word[2], now[i][0].word[3],
+                                now[i][1].word[3]};
+      GPTOSS_UNROLL
+      for (int j = 0; j < tiles_x; ++j) {
+        const int row = j * 8 + g < a.m ? j * 8 + g : a.m - 1;  // not used beyond
+        Words x;
+        memcpy(&x, shared + row * stride + (step * columns + t * 8) * 2, sizeof x);
+        multiply_add(sum[j], low, x.word);
+        multiply_add(sum[j], high, x.word + 2);
       }
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    for (int distance = warp_size / 2; distance > 0; distance /= 2) {
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], distance);
+
+  __syncthreads();  // x is used up: its place takes the sums, (warps, 16, 8 · tiles_x)
+  auto* sums = reinterpret_cast<float*>(shared);
+  constexpr int width = tiles_x * 8;
+  GPTOSS_UNROLL
+  for (int j = 0; j < tiles_x; ++j) {
+    GPTOSS_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      sums[(warp * rows_w + g + i / 2 * 8) * width + j * 8 + t * 2 + i % 2] = sum[j][i];
     }
-    if (lane == 0) {
-      float* to = a.y + static_cast<int64_t>(r) * a.y_stride + n;
-      const float value = sum[r] + (a.bias != nullptr ? to_float(a.bias[n]) : 0.0f);
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < tiles_w * rows_w * a.m; i += threads) {
+    const int row = i / (tiles_w * rows_w), of_tile = i % (tiles_w * rows_w);
+    const int n = static_cast<int>(blockIdx.x) * tiles_w * rows_w + of_tile;
+    if (n < a.n) {
+      float value = a.bias != nullptr ? to_float(a.bias[n]) : 0.0f;
+      for (int split = 0; split < splits; ++split) {
+        const int of_warp = split * tiles_w + of_tile / rows_w;
+        value += sums[(of_warp * rows_w + of_tile % rows_w) * width + row];
+      }
+      float* to = a.y + static_cast<int64_t>(row) * a.y_stride + n;
       *to = a.add ? *to + value : value;
     }
   }
 }
 
-template <int rows>
-void run(const GemmArgs& a, Stream stream) {
-  launch(format("gemv_bf16 [{}, {}] x [{}, {}]", a.m, a.k, a.n, a.k), gemv_kernel<rows>,
-         {(a.n + warps - 1) / warps, 1, 1}, warps * warp_size,
-         static_cast<size_t>(rows) * static_cast<size_t>(a.k) * sizeof(bf16), stream, a);
+template <int tiles_x, int tiles_w>
+void run(const GemmArgs& a, const Stream& stream) {
+  const int x = a.m * row_bytes(a.k), sums = warps * rows_w * tiles_x * 8 * 4;
+  const int shared = x > sums ? x : sums;
+  GPTOSS_CHECK(shared <= stream.device.shared_bytes,
+               "gemv_bf16: {} rows of {} need {} bytes of shared memory, a block has {}", a.m, a.k,
+               shared, stream.device.shared_bytes);
+  constexpr int block_n = tiles_w * rows_w;
+  launch({"gemv_bf16", {a.m, a.n, a.k}}, gemv_kernel<tiles_x, tiles_w>,
+         {(a.n + block_n - 1) / block_n, 1, 1}, threads, static_cast<size_t>(shared), stream, a);
 }
 
 }  // namespace
 
-void gemv_bf16(const GemmArgs& a, Stream stream) {
+void gemv_bf16(const GemmArgs& a, const Stream& stream) {
   GPTOSS_CHECK(
       a.m > 0 && a.m <= gemv_rows && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
       "gemv_bf16: expected 1 to {} rows, k and the stride multiples of 8, found [{}, {}] "
       "(stride {}) x [{}, {}]",
       gemv_rows, a.m, a.k, a.x_stride, a.n, a.k);
-  switch (a.m) {
-    case 1:
-      return run<1>(a, stream);
-    case 2:
-      return run<2>(a, stream);
-    case 3:
-      return run<3>(a, stream);
-    default:
-      return run<4>(a, stream);
+  const bool many = a.n > 4 * rows_w * 2 * stream.device.multiprocessors;
+  if (a.m <= 8) {
+    many ? run<1, 4>(a, stream) : run<1, 1>(a, stream);
+  } else {
+    many ? run<2, 4>(a, stream) : run<2, 1>(a, stream);
   }
 }
 

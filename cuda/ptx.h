@@ -1,10 +1,52 @@
-// The only inline PTX, and what it does in plain C++ for the emulation. (PTX ISA 9.0: "cp.async",
-// "ldmatrix", "mma.m16n8k16".)
+// Inline PTX for sm_80 and later, and what it does in plain C++ for the emulation; what is
+// Hopper's alone is in hopper.h. (PTX ISA 9.0: "cp.async", "ldmatrix", "mma.m16n8k16",
+// "griddepcontrol", "createpolicy".)
 #pragma once
 
 #include "runtime.h"
 
+// Before a loop whose body is large enough: unrolled, it would only spill registers.
+#ifdef GPTOSS_CUDA_EMULATED
+#define GPTOSS_KEEP_LOOP
+#else
+#define GPTOSS_KEEP_LOOP _Pragma("unroll 1")
+#endif
+
 namespace gptoss::cuda {
+
+// Programmatic dependent launch: every kernel calls this before it touches what another kernel
+// writes or reads; before it, it may read weights.
+__device__ inline void wait_for_previous() {
+#if !defined(GPTOSS_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+
+// The next kernel may start, and wait.
+__device__ inline void start_next() {
+#if !defined(GPTOSS_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
+// 16 bytes of weights, which are read once: they do not push other things out of the caches.
+__device__ inline Words load_once(const void* from) {
+  Words result;
+#ifdef GPTOSS_CUDA_EMULATED
+  std::memcpy(&result, from, sizeof result);
+#else
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+      : "=r"(result.word[0]), "=r"(result.word[1]), "=r"(result.word[2]), "=r"(result.word[3])
+      : "l"(from), "l"(policy));
+#endif
+  return result;
+}
 
 // Starts a copy of 16 bytes to shared memory, of which `bytes` (0 … 16) are read and the rest are
 // zero.
@@ -64,6 +106,48 @@ __device__ inline void load_matrices(uint32_t (&result)[4], const void* row) {
                : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
                : "r"(from)
                : "memory");
+#endif
+}
+
+// The same, each matrix transposed: lane l receives elements (2 · (l % 4), l / 4) and the next
+// row's.
+__device__ inline void load_matrices_transposed(uint32_t (&result)[4], const void* row) {
+#ifdef GPTOSS_CUDA_EMULATED
+  const unsigned char* rows = emulated::warp_exchange(&row, sizeof row);
+  const int lane = threadIdx.x % warp_size;
+  for (int m = 0; m < 4; ++m) {
+    for (int i = 0; i < 2; ++i) {
+      const unsigned char* from;
+      std::memcpy(&from, rows + static_cast<size_t>(m * 8 + lane % 4 * 2 + i) * emulated::warp_slot,
+                  sizeof from);
+      std::memcpy(reinterpret_cast<unsigned char*>(&result[m]) + i * 2, from + lane / 4 * 2, 2);
+    }
+  }
+#else
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
+// Two bf16 in a word, the first in its lower half.
+__device__ inline uint32_t pack_pair(float first, float second) {
+  return static_cast<uint32_t>(to_bf16(first).bits) | static_cast<uint32_t>(to_bf16(second).bits)
+                                                          << 16;
+}
+
+// The products of two pairs of bf16, each rounded to bf16 (subnormals too).
+__device__ inline uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+#ifdef GPTOSS_CUDA_EMULATED
+  const auto low = [](uint32_t pair) { return bits_to_float(pair << 16); };
+  const auto high = [](uint32_t pair) { return bits_to_float(pair & 0xffff0000u); };
+  return pack_pair(low(a) * low(b), high(a) * high(b));
+#else
+  uint32_t result;  // (a · b) + (−0), which leaves a zero its sign
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(0x80008000u));
+  return result;
 #endif
 }
 

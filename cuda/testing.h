@@ -6,21 +6,35 @@
 #include <cstdint>
 #include <string>
 
-#include "dtype.h"
-
 namespace gptoss::cuda {
 
-// Throw Error as the kernels do.
+enum HostArrayUse : int { array_in, array_out, array_in_out };
+
+struct HostArray {
+  void* data;  // null: the kernel gets a null pointer
+  size_t bytes;
+  HostArrayUse use;  // array_out: filled with NaN before
+};
+
+struct HostCall {
+  const char* kernel;
+  const HostArray* arrays;
+  int array_count;
+  const int64_t* sizes;
+  int size_count;
+  const double* numbers;
+  int number_count;
+  int repeat;       // runs, at least 1; more than one to measure
+  double* seconds;  // of each run after the first, (repeat − 1); or null
+  // Only emulated: the GPU to be.
+  int major, multiprocessors, shared_bytes;
+};
+
 struct HostKernels {
   // False without a device; `reason` then says why, otherwise it names the device.
   bool (*available)(char* reason, size_t reason_size);
-  // x (m, k), w (n, k), bias (n) or null, y (m, n). `add`: y is read, too. few_rows: gemv_bf16.
-  void (*gemm_bf16)(const bf16* x, const bf16* w, const bf16* bias, float* y, int m, int n, int k,
-                    bool add, bool few_rows);
-  void (*rms_norm)(const float* x, const bf16* scale, bf16* y, int rows, int n, float eps);
-  void (*unpack_mxfp4)(const uint8_t* blocks, const uint8_t* scales, bf16* to, int64_t count);
-  void (*route)(const float* logits, int32_t* ids, float* weights, int rows, int experts,
-                int chosen);
+  // Throws Error as the kernels do, and when the call's arrays are not what the kernel takes.
+  void (*call)(const HostCall& call);
 };
 
 // The kernels of this very build, emulated.

@@ -1,27 +1,22 @@
 // The tile product that gemm_bf16 and the experts share: mma.sync with operands from shared memory,
 // filled ahead by asynchronous copies (sm_80 and later).
 //
-// A block computes a tile of y, a warp a part of it. Each stage holds 32 columns of x and w; two
-// stages are under way while the third is multiplied. A row of a stage is four pieces of 16 bytes;
-// piece p of row r lies at p ^ (r / 2 % 4), so that the eight rows that ldmatrix reads at once lie
-// in different banks.
+// A block computes a tile of y, a warp a part of it. Each stage holds 32 columns of x and w; all
+// but one stage are under way while that one is multiplied.
 #pragma once
 
+#include "layout.h"
 #include "ptx.h"
 
 namespace gptoss::cuda {
 
-constexpr int stages = 3;
 constexpr int stage_columns = 32;
 constexpr int pieces = stage_columns / 8;
 
-__host__ __device__ inline int piece_offset(int row, int piece) {
-  return (row * pieces + (piece ^ (row / 2 % pieces))) * 16;
-}
-
-template <int m, int n, int of_warp_m, int of_warp_n>
+template <int m, int n, int of_warp_m, int of_warp_n, int of_stages>
 struct Tile {
   static constexpr int block_m = m, block_n = n, warp_m = of_warp_m, warp_n = of_warp_n;
+  static constexpr int stages = of_stages;
   static constexpr int warps_n = block_n / warp_n;
   static constexpr int threads = block_m / warp_m * warps_n * warp_size;
   static constexpr int x_bytes = block_m * stage_columns * 2;
@@ -33,7 +28,7 @@ struct Tile {
 // A piece of bf16 from memory into a stage; zeros where `inside` is false.
 __device__ inline void load_piece(unsigned char* stage, int row, int piece, const bf16* from,
                                   const bf16* valid_address, bool inside) {
-  copy_async(stage + piece_offset(row, piece), inside ? from : valid_address, inside ? 16 : 0);
+  copy_async(stage + swizzled(row, piece, pieces), inside ? from : valid_address, inside ? 16 : 0);
 }
 
 // sum = x · wᵀ for this warp's part. load_x(stage, column) and load_w(stage, column) fill a stage
@@ -48,20 +43,20 @@ __device__ inline void multiply_tile(int columns, unsigned char* shared, const L
   const int steps = (columns + stage_columns - 1) / stage_columns;
   const auto load = [&](int step) {
     if (step < steps) {
-      unsigned char* stage = shared + step % stages * T::stage_bytes;
+      unsigned char* stage = shared + step % T::stages * T::stage_bytes;
       load_x(stage, step * stage_columns);
       load_w(stage + T::x_bytes, step * stage_columns);
     }
     commit_copies();  // also when empty: groups are counted
   };
-  for (int step = 0; step < stages - 1; ++step) {
+  for (int step = 0; step < T::stages - 1; ++step) {
     load(step);
   }
   for (int step = 0; step < steps; ++step) {
-    wait_for_copies<stages - 2>();
+    wait_for_copies<T::stages - 2>();
     __syncthreads();  // this stage is complete, and all have left the one that is filled next
-    load(step + stages - 1);
-    const unsigned char* stage_x = shared + step % stages * T::stage_bytes;
+    load(step + T::stages - 1);
+    const unsigned char* stage_x = shared + step % T::stages * T::stage_bytes;
     const unsigned char* stage_w = stage_x + T::x_bytes;
     GPTOSS_UNROLL
     for (int half = 0; half < stage_columns / 16; ++half) {
@@ -69,13 +64,13 @@ __device__ inline void multiply_tile(int columns, unsigned char* shared, const L
       GPTOSS_UNROLL
       for (int i = 0; i < T::tiles_m; ++i) {
         const int row = warp_row + i * 16 + lane % 16;
-        load_matrices(x[i], stage_x + piece_offset(row, half * 2 + lane / 16));
+        load_matrices(x[i], stage_x + swizzled(row, half * 2 + lane / 16, pieces));
       }
       GPTOSS_UNROLL
       for (int i = 0; i < T::tiles_n; i += 2) {
         const int row = warp_column + i * 8 + lane % 8 + lane / 16 * 8;
         uint32_t four[4];
-        load_matrices(four, stage_w + piece_offset(row, half * 2 + lane / 8 % 2));
+        load_matrices(four, stage_w + swizzled(row, half * 2 + lane / 8 % 2, pieces));
         w[i][0] = four[0];
         w[i][1] = four[1];
         w[i + 1][0] = four[2];

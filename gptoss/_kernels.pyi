@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ PAGE_SIZE: int
 ATTENTION_TOKENS: int
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 U16 = NDArray[np.uint16]
 U8 = NDArray[np.uint8]
 I16 = NDArray[np.int16]
@@ -92,15 +94,15 @@ def peak_seconds(rounds: int, threads: int, *, isa: str) -> tuple[float, float]:
 def linear_seconds(
     matrices: list[Packed], rows: int, threads: int, repeat: int, *, isa: str, bf16: bool = True
 ) -> list[float]: ...
-def cuda_gemm(
-    x: U16,
-    w: U16,
+def cuda(
+    kernel: str,
+    arrays: Sequence[tuple[np.ndarray | None, str]],
+    sizes: Sequence[int],
+    numbers: Sequence[float] = (),
     *,
     library: str = "",
-    bias: U16 | None = None,
-    add_to: F32 | None = None,
-    few_rows: bool = False,
-) -> F32: ...
-def cuda_rms_norm(x: F32, scale: U16, eps: float, *, library: str = "") -> U16: ...
-def cuda_unpack_mxfp4(blocks: U8, scales: U8, *, library: str = "") -> U16: ...
-def cuda_route(logits: F32, chosen: int, *, library: str = "") -> tuple[I32, F32]: ...
+    repeat: int = 1,
+    major: int = 9,
+    multiprocessors: int = 132,
+    shared_bytes: int = 232448,
+) -> F64: ...

@@ -83,12 +83,18 @@ struct Fiber {
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned char> shared;
+  unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
   const std::function<void()>* kernel = nullptr;
   Context scheduler;
   size_t running = 0;
   int arrived = 0, alive = 0;
   uint64_t generation = 0;
+  struct Barrier {
+    int arrived = 0;
+    uint64_t generation = 0;
+  } named[16];
+  std::vector<std::function<void()>> deferred;
 };
 
 thread_local Block* block = nullptr;
@@ -111,6 +117,11 @@ void entry() {
       give_up("a thread ends with copies that it did not wait for");
     }
   }
+  for (const auto& group : fiber.thread.products) {
+    if (!group.empty()) {
+      give_up("a thread ends with products that it did not wait for");
+    }
+  }
   fiber.done = fiber.moved = true;
   --block->alive;
   switch_to(fiber.context, block->scheduler);
@@ -121,11 +132,12 @@ void run_block(Block& b) {
   const int threads = static_cast<int>(b.fibers.size());
   b.alive = threads;
   b.arrived = 0;
-  std::fill(b.shared.begin(), b.shared.end(), static_cast<unsigned char>(0xff));
+  std::fill_n(b.shared, b.shared_bytes, static_cast<unsigned char>(0xff));
   for (Fiber& fiber : b.fibers) {
     fiber.done = false;
     fiber.thread.copies.assign(1, {});
-    fiber.thread.shared = b.shared.data();
+    fiber.thread.products.assign(1, {});
+    fiber.thread.shared = b.shared;
     prepare(fiber.context, fiber.stack, entry);
   }
   while (b.alive > 0) {
@@ -144,6 +156,9 @@ void run_block(Block& b) {
   }
   if (b.arrived != 0) {
     give_up("threads ended while others waited at a barrier");
+  }
+  if (!b.deferred.empty()) {
+    give_up("a block ends with copies that nobody waited for");
   }
   block = nullptr;
 }
@@ -165,6 +180,45 @@ void block_barrier() {
     yield();
   }
   fiber.moved = true;
+}
+
+void named_barrier(int number, int threads) {
+  Fiber& fiber = block->fibers[block->running];
+  fiber.moved = true;
+  Block::Barrier& barrier = block->named[number];
+  const uint64_t generation = barrier.generation;
+  if (++barrier.arrived == threads) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  while (barrier.generation == generation) {
+    yield();
+  }
+  fiber.moved = true;
+}
+
+void wait_until(const std::function<bool()>& done) {
+  Fiber& fiber = block->fibers[block->running];
+  run_deferred();
+  while (!done()) {
+    yield();
+    run_deferred();
+  }
+  fiber.moved = true;
+}
+
+void defer(std::function<void()> work) {
+  block->fibers[block->running].moved = true;
+  block->deferred.push_back(std::move(work));
+}
+
+void run_deferred() {
+  std::vector<std::function<void()>> work;
+  work.swap(block->deferred);
+  for (const auto& each : work) {
+    each();
+  }
 }
 
 const unsigned char* warp_exchange(const void* mine, size_t size) {
@@ -201,7 +255,14 @@ void run_grid(Index grid, int threads, size_t shared_bytes, const std::function<
   Block b;
   b.fibers = std::vector<Fiber>(static_cast<size_t>(threads));
   b.warps = std::vector<Warp>(static_cast<size_t>(threads / warp_size));
-  b.shared.resize(shared_bytes);
+  // As aligned as TMA wants it, and not a byte longer than asked.
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 1024, std::max<size_t>(shared_bytes, 1)) != 0) {
+    throw std::bad_alloc();
+  }
+  const std::unique_ptr<void, decltype(&std::free)> owner(shared, std::free);
+  b.shared = static_cast<unsigned char*>(shared);
+  b.shared_bytes = shared_bytes;
   b.kernel = &kernel;
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = b.fibers[static_cast<size_t>(t)];

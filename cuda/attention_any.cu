@@ -1,8 +1,8 @@
-// attention: a block for each token and KV head, which walks over the pages that the token sees.
-// The group's heads share what is read. Softmax is online (Milakov and Gimelshein 2018); the sink
-// is where it begins.
-#include "batch.h"
+// attention_any: for shapes that the kernels on tensor cores do not have. A block for each token
+// and KV head, which walks over the pages that the token sees. The group's heads share what is
+// read. Softmax is online (Milakov and Gimelshein 2018); the sink is where it begins.
 #include "kernels.h"
+#include "ptx.h"
 
 namespace gptoss::cuda {
 
@@ -25,6 +25,8 @@ struct Layout {
 
 __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
   GPTOSS_SHARED(shared);
+  wait_for_previous();
+  start_next();
   const int token = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int thread = static_cast<int>(threadIdx.x);
   const int group = a.heads / a.kv.kv_heads, dim = a.kv.head_dim;
@@ -32,7 +34,7 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
   auto* memory = reinterpret_cast<float*>(shared);
   const int64_t offset = (static_cast<int64_t>(token) * a.heads + kv_head * group) * dim;
   for (int i = thread; i < group * dim; i += threads) {
-    memory[at.q + i] = a.q[offset + i] * a.scale;
+    memory[at.q + i] = to_float(a.q[offset + i]) * a.scale;
   }
   for (int g = thread; g < group; g += threads) {
     memory[at.max + g] = to_float(a.sinks[kv_head * group + g]);
@@ -104,14 +106,14 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
 
 }  // namespace
 
-void attention(const AttentionArgs& a, Stream stream) {
+void attention_any(const AttentionArgs& a, const Stream& stream) {
   const int group = a.heads / a.kv.kv_heads, dim = a.kv.head_dim;
   GPTOSS_CHECK(
       a.tokens > 0 && group * a.kv.kv_heads == a.heads && group * dim <= threads * most_elements,
-      "attention: expected whole groups of at most {} elements, found {} heads of {} on {} "
+      "attention_any: expected whole groups of at most {} elements, found {} heads of {} on {} "
       "KV heads",
       threads * most_elements, a.heads, dim, a.kv.kv_heads);
-  launch(format("attention of {} tokens, {} heads of {}", a.tokens, a.heads, dim), attention_kernel,
+  launch({"attention_any", {a.tokens, a.heads, dim}}, attention_kernel,
          {a.tokens, a.kv.kv_heads, 1}, threads,
          static_cast<size_t>(Layout(group, dim).end) * sizeof(float), stream, a);
 }

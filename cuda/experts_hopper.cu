@@ -1,0 +1,138 @@
+// experts, many pairs an expert, on Hopper: wgmma with operand A, the weights, unpacked into
+// registers (its spread is mma.m16n8k16's, so the packed layout serves both), and rows of x in
+// shared memory, gathered by cp.async into the swizzle that wgmma reads. While the tensor cores
+// work on a chunk, the next one is unpacked.
+#include "choose.h"
+#include "experts.cuh"
+#include "hopper.h"
+
+namespace gptoss::cuda {
+
+namespace {
+
+constexpr int warps = 8;  // two warpgroups
+constexpr int threads = warps * warp_size;
+constexpr int block_x = 128;  // rows of x
+constexpr int stages = 4;
+constexpr int stage_bytes = block_x * chunk_columns * 2;
+static_assert(chunk_columns == tma_columns);
+
+__global__ void __launch_bounds__(threads, 1) hopper_kernel(ExpertArgs a) {
+#ifdef GPTOSS_HOPPER
+  GPTOSS_SHARED(shared);
+  wait_for_previous();
+  start_next();
+  const ExpertRows rows(a, static_cast<int>(blockIdx.y), block_x);
+  if (rows.none()) {
+    return;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int warp = static_cast<int>(threadIdx.x) / warp_size;
+  const int chunks = chunks_of(a.k);
+  const int tile = static_cast<int>(blockIdx.x) * warps + warp;
+  const bool inside_n = tile < a.n / tile_rows;
+
+  constexpr int pieces = chunk_columns / 8;
+  constexpr int rows_a_thread = block_x * pieces / threads;
+  const bf16* from[rows_a_thread];
+  GPTOSS_UNROLL
+  for (int i = 0; i < rows_a_thread; ++i) {
+    const int row = rows.first + (static_cast<int>(threadIdx.x) + i * threads) / pieces;
+    from[i] = row < rows.end ? a.x + row_of_x(a, row) * a.k : nullptr;
+  }
+  const auto load_x = [&](int chunk) {
+    if (chunk < chunks) {
+      unsigned char* stage = shared + chunk % stages * stage_bytes;
+      GPTOSS_UNROLL
+      for (int i = 0; i < rows_a_thread; ++i) {
+        const int slot = static_cast<int>(threadIdx.x) + i * threads;
+        const int k = chunk * chunk_columns + slot % pieces * 8;
+        const bool inside = from[i] != nullptr && k < a.k;
+        copy_async(stage + swizzled(slot / pieces, slot % pieces, pieces),
+                   inside ? from[i] + k : a.x, inside ? 16 : 0);
+      }
+    }
+    commit_copies();
+  };
+  const auto load_w = [&](int chunk) {
+    return inside_n && chunk < chunks
+               ? load_chunk(a, chunk_index(rows.expert, tile, chunk, a.n, a.k))
+               : Chunk{};
+  };
+
+  Chunk next = load_w(0);
+  for (int chunk = 0; chunk < stages - 1; ++chunk) {
+    load_x(chunk);
+  }
+  float sum[block_x / 2];
+  uint32_t w[2][4][4];  // of this chunk and of the one whose products are under way
+  for (int first = 0; first < chunks; first += 2) {
+    GPTOSS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int chunk = first + half;
+      if (chunk >= chunks) {
+        break;
+      }
+      const Chunk now = next;
+      next = load_w(chunk + 1);
+      GPTOSS_UNROLL
+      for (int step = 0; step < 4; ++step) {
+        unpack_step(now, step, w[half][step]);
+      }
+      wait_for_copies<stages - 2>();
+      wait_for_products<0>();
+      publish_to_products();
+      __syncthreads();  // x has come for all, and nobody needs the stage that is filled next
+      load_x(chunk + stages - 1);
+      const unsigned char* stage = shared + chunk % stages * stage_bytes;
+      begin_products();
+      GPTOSS_UNROLL
+      for (int step = 0; step < 4; ++step) {
+        multiply_tiles(sum, w[half][step], operand(stage, step * 16), chunk > 0 || step > 0);
+      }
+      commit_products();
+    }
+  }
+  wait_for_products<0>();
+  wait_for_copies<0>();
+  GPTOSS_UNROLL
+  for (int i = 0; i < block_x / 2; i += 4) {
+    GPTOSS_UNROLL
+    for (int second = 0; second < 2; ++second) {
+      const int row = rows.first + i / 4 * 8 + lane % 4 * 2 + second;
+      if (row < rows.end && inside_n) {
+        put_sums(a, rows.expert, tile, lane / 4, row, sum[i + second], sum[i + second + 2]);
+      }
+    }
+  }
+#endif
+}
+
+}  // namespace
+
+void experts_hopper(const ExpertArgs& a, const Stream& stream) {
+  GPTOSS_CHECK(stream.device.major == 9,
+               "experts_hopper: expected compute capability 9, found {}.{}", stream.device.major,
+               stream.device.minor);
+  launch({"experts_hopper", {a.pairs, a.experts, a.n, a.k}}, hopper_kernel,
+         {(a.n / tile_rows + warps - 1) / warps, most_expert_tiles(a, block_x), 1}, threads,
+         stages * stage_bytes, stream, a);
+}
+
+void experts(const ExpertArgs& a, const Stream& stream) {
+  GPTOSS_CHECK(a.pairs > 0 && a.experts > 0 && a.n > 0 && a.n % tile_rows == 0 && a.k > 0 &&
+                   a.k % mx_block == 0,
+               "experts: expected positive sizes, n a multiple of {}, k of {}, found {} pairs, {} "
+               "experts of [{}, {}]",
+               tile_rows, mx_block, a.pairs, a.experts, a.n, a.k);
+  switch (expert_product_for(a.pairs, a.experts, a.k, stream.device.major)) {
+    case ExpertProduct::few_rows:
+      return experts_few(a, stream);
+    case ExpertProduct::tiles:
+      return experts_tiles(a, stream);
+    case ExpertProduct::hopper:
+      return experts_hopper(a, stream);
+  }
+}
+
+}  // namespace gptoss::cuda

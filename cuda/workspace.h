@@ -1,0 +1,85 @@
+// Device memory for a step's arrays: one block, which grows and is kept, so that a steady state
+// allocates nothing.
+#pragma once
+
+#include <algorithm>
+
+#include "config.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace gptoss::cuda {
+
+struct Workspace {
+  float *x = nullptr, *qkv = nullptr, *cos = nullptr, *sin = nullptr, *weights = nullptr;
+  float *expert_out = nullptr, *parts = nullptr, *logits = nullptr;
+  bf16 *t = nullptr, *q = nullptr, *attended = nullptr, *h = nullptr;
+  int32_t *experts = nullptr, *start = nullptr, *active = nullptr;
+  int32_t *pair_of_row = nullptr, *row_of_pair = nullptr, *ended = nullptr;
+
+  // Room for so many tokens, rows of logits and splits of decoded tokens' keys, at least.
+  void reserve(const ModelConfig& c, int64_t tokens, int64_t rows, int splits,
+               const Stream& stream) {
+    if (tokens <= tokens_ && rows <= rows_ && splits <= splits_) {
+      return;
+    }
+    const auto grown = [](int64_t wanted, int64_t now) {
+      return wanted <= now ? now : std::max(wanted, now * 3 / 2);
+    };
+    tokens_ = grown(tokens, tokens_);
+    rows_ = std::min<int64_t>(std::max(grown(rows, rows_), rows), tokens_);
+    splits_ = std::max(splits, splits_);
+    synchronize(stream);
+    memory_ = DeviceMemory();  // the old one first: both may not fit
+    const size_t bytes = lay_out(c);
+    memory_ = DeviceMemory(bytes);
+    lay_out(c);
+    zero_async(ended, static_cast<size_t>(tokens_ * c.num_key_value_heads) * sizeof(int32_t),
+               stream);
+    ++generation_;
+  }
+
+  // Changes whenever the arrays move.
+  int64_t generation() const { return generation_; }
+
+private:
+  size_t lay_out(const ModelConfig& c) {
+    size_t end = 0;
+    const auto array = [&](auto*& pointer, int64_t count) {
+      using T = std::remove_reference_t<decltype(*pointer)>;
+      constexpr size_t alignment = 256;
+      pointer = memory_.as<unsigned char>() == nullptr
+                    ? nullptr
+                    : reinterpret_cast<T*>(memory_.as<unsigned char>() + end);
+      end += (static_cast<size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+    };
+    const int64_t pairs = tokens_ * c.experts_per_token, hidden = c.hidden_size;
+    array(x, tokens_ * hidden);
+    array(t, tokens_ * hidden);
+    array(qkv, tokens_ * (c.query_size() + 2 * c.kv_size()));
+    array(cos, tokens_ * c.head_dim / 2);
+    array(sin, tokens_ * c.head_dim / 2);
+    array(q, tokens_ * c.query_size());
+    array(attended, tokens_ * c.query_size());
+    // Prompts are not split, and with so many tokens nothing is.
+    array(parts, decode_part_floats(static_cast<int>(std::min<int64_t>(tokens_, 512)),
+                                    c.num_attention_heads, c.head_dim, splits_));
+    array(ended, tokens_ * c.num_key_value_heads);
+    array(experts, pairs);
+    array(weights, pairs);
+    array(start, c.num_experts + 1);
+    array(active, c.num_experts + 1);
+    array(pair_of_row, pairs);
+    array(row_of_pair, pairs);
+    array(h, pairs * c.intermediate_size);
+    array(expert_out, pairs * hidden);
+    array(logits, rows_ * c.vocab_size);
+    return end;
+  }
+
+  DeviceMemory memory_;
+  int64_t tokens_ = 0, rows_ = 0, generation_ = 0;
+  int splits_ = 0;
+};
+
+}  // namespace gptoss::cuda
