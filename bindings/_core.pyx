@@ -39,7 +39,11 @@ if SAMPLING_DTYPE.itemsize != sizeof(SamplingRow):
 PAGE_SIZE = page_size
 
 _EMPTY = np.zeros(0, np.int32)
-_PLUGIN_DIRECTORY = os.path.dirname(os.path.abspath(__file__)).encode()
+
+
+def _plugin_directory():
+    """Where backends in shared libraries are looked for: beside this module, or GPTOSS_PLUGINS."""
+    return os.environ.get("GPTOSS_PLUGINS") or os.path.dirname(os.path.abspath(__file__))
 
 
 cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
@@ -206,7 +210,8 @@ cdef class Backend:
         fill_config(&self.config, config)
         self.num_pages = 0
         self.source = _Source(source)
-        self.backend = move(make_backend(str(device).encode(), _PLUGIN_DIRECTORY, options))
+        self.backend = move(make_backend(str(device).encode(), os.fsencode(_plugin_directory()),
+                                         options))
         packed = getattr(source, "packed", None)
         cdef CallbackSource* callbacks = new CallbackSource(
             <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4",
@@ -234,6 +239,12 @@ cdef class Backend:
     def page_bytes(self):
         """Bytes of a KV page: K and V of page_size tokens for one group of layers."""
         return self.get().page_bytes()
+
+    @property
+    def free_bytes(self):
+        """Memory of the device that the pool could take, or None where it is the machine's own."""
+        free = self.get().free_bytes()
+        return None if free < 0 else free
 
     def plan_kv(self, bytes):
         """How many pages fit into so many bytes."""
@@ -352,7 +363,7 @@ def backends():
     """Every backend this build knows: dicts of name, available, reason."""
     return [{"name": status.name.decode(), "available": status.available,
              "reason": status.reason.decode(errors="replace")}
-            for status in list_backends(_PLUGIN_DIRECTORY)]
+            for status in list_backends(os.fsencode(_plugin_directory()))]
 
 
 def cpu_features():

@@ -114,6 +114,7 @@ cdef extern from "backend.h" namespace "gptoss" nogil:
         void load(const ModelConfig&, WeightSource&) except +translate_exception
         int64_t page_bytes() except +translate_exception
         int64_t plan_kv(int64_t) except +translate_exception
+        int64_t free_bytes() except +translate_exception
         void alloc_kv(int64_t) except +translate_exception
         void step(const Batch&, const Output&) except +translate_exception
         vector[pair[string, string]] info() except +translate_exception

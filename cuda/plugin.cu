@@ -4,9 +4,16 @@
 #include "cuda_backend.h"
 #include "runtime.h"
 
-#ifndef GPTOSS_CUDA_EMULATED
-
 namespace gptoss::cuda {
+
+#ifdef GPTOSS_CUDA_EMULATED
+
+bool device_available(char* reason, size_t size) {
+  std::snprintf(reason, size, "emulated on the CPU, for tests");
+  return true;
+}
+
+#else
 
 bool device_available(char* reason, size_t size) {
   int count = 0;
@@ -21,10 +28,13 @@ bool device_available(char* reason, size_t size) {
     return false;
   }
   const bool enough = device.major >= 8;
-  std::snprintf(reason, size, "%s, compute capability %d.%d%s", device.name, device.major,
-                device.minor, enough ? "" : ": expected 8.0 or later");
+  std::snprintf(reason, size, "%s, compute capability %d.%d, %zu MB%s", device.name, device.major,
+                device.minor, device.totalGlobalMem >> 20,
+                enough ? "" : ": expected compute capability 8.0 or later");
   return enough;
 }
+
+#endif
 
 namespace {
 
@@ -37,5 +47,3 @@ Backend* create(const Options& options) { return make_backend(options).release()
 extern "C" __attribute__((visibility("default")))
 const gptoss::BackendPlugin gptoss_backend_plugin = {
     gptoss::backend_abi, gptoss::cuda::device_available, gptoss::cuda::create};
-
-#endif

@@ -374,16 +374,7 @@ void call(const HostCall& host) {
   arguments.give_back();
 }
 
-bool available(char* reason, size_t size) {
-#ifdef GPTOSS_CUDA_EMULATED
-  std::snprintf(reason, size, "emulated on the CPU");
-  return true;
-#else
-  return device_available(reason, size);
-#endif
-}
-
-constexpr HostKernels kernels = {available, call};
+constexpr HostKernels kernels = {device_available, call};
 
 }  // namespace
 

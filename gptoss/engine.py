@@ -19,7 +19,7 @@ from gptoss.completion import Completion, Delta, join
 from gptoss.errors import Error
 from gptoss.jobs import Generation, Outbox, Scoring
 from gptoss.kv_cache import peak_pages
-from gptoss.memory import available_memory, default_kv_bytes
+from gptoss.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.sampling import SEED_LIMIT, SamplingParams, derive_seed
 from gptoss.scheduler import Scheduler
 from gptoss.stream import Stream, Submitted
@@ -111,8 +111,12 @@ class Engine:
                 return peak_pages(length, step_tokens, config.sliding_window, backend.page_size)
 
             if kv_bytes is None:
-                kv_bytes = default_kv_bytes(
-                    pages_for, backend.page_bytes, config.context_length, available_memory()
+                on_device = backend.free_bytes is not None
+                kv_bytes = (device_kv_bytes if on_device else default_kv_bytes)(
+                    pages_for,
+                    backend.page_bytes,
+                    config.context_length,
+                    backend.free_bytes if on_device else available_memory(),
                 )
             pages = backend.plan_kv(kv_bytes)
             if pages < pages_for(1):

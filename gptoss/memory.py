@@ -10,6 +10,11 @@ SEQUENCES_WANTED = 4  # of full context: more is of use only to those who then a
 SHARE_OF_AVAILABLE = 4  # take at most one part in this many
 TOKENS_NEEDED = 4096  # never less than one sequence of this length
 
+# A GPU is there for the engine: the pool takes most of what the weights leave, the rest is for the
+# arrays of a step.
+SEQUENCES_ON_DEVICE = 64
+SHARE_OF_DEVICE = 0.85
+
 
 def default_kv_bytes(
     pages_for: Callable[[int], int], page_bytes: int, context_length: int, available: int
@@ -21,6 +26,14 @@ def default_kv_bytes(
     wanted = SEQUENCES_WANTED * pages_for(context_length) * page_bytes
     needed = pages_for(min(context_length, TOKENS_NEEDED)) * page_bytes
     return max(needed, min(wanted, available // SHARE_OF_AVAILABLE))
+
+
+def device_kv_bytes(
+    pages_for: Callable[[int], int], page_bytes: int, context_length: int, free: int
+) -> int:
+    """Bytes on a device of its own that has so many free: 85%, or 64 sequences of full context."""
+    wanted = SEQUENCES_ON_DEVICE * pages_for(context_length) * page_bytes
+    return min(wanted, int(free * SHARE_OF_DEVICE))
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -1,13 +1,19 @@
 // Where tests get kernels from: this build's emulation, or the library for the device.
 #include <dlfcn.h>
 
+#include "backend.h"
 #include "check.h"
 #include "testing.h"
+
+// Keeps the emulated backend in what is linked with this: a file by the name of the real library
+// may be a link to that (tests/cuda/test_backend.py).
+extern "C" const gptoss::BackendPlugin gptoss_backend_plugin;
 
 namespace gptoss::cuda {
 
 const HostKernels& load_host_kernels(const std::string& path) {
   if (path.empty()) {
+    GPTOSS_CHECK(gptoss_backend_plugin.abi == backend_abi, "built for another interface");
     return emulated_kernels();
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from cuda_calls import attention, bf16, f64, floats, halves
+
 from gptoss import Error
 from gptoss.dtypes import bf16_to_f32
 

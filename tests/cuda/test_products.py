@@ -4,8 +4,8 @@ about n · 2^-24 of the sum of their magnitudes (Higham 2002, section 4.2), a re
 
 import numpy as np
 import pytest
-
 from cuda_calls import bf16, experts, f64, gemm, group, halves, pack
+
 from gptoss import Error, mxfp4
 from gptoss.dtypes import bf16_to_f32, f32_to_bf16
 

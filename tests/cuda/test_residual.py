@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from cuda_calls import bf16, f64, floats, rms_norm, route
+
 from gptoss import Error, reference
 from gptoss.dtypes import bf16_to_f32
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from cuda_calls import floats, ints
 
 ROW = np.dtype(

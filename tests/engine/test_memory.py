@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptoss.memory import available_memory, default_kv_bytes
+from gptoss.memory import available_memory, default_kv_bytes, device_kv_bytes
 
 GIB = 1 << 30
 
@@ -23,6 +23,12 @@ def pages_for(tokens):
 )
 def test_default(context, available, tokens):
     assert default_kv_bytes(pages_for, 100, context, available) == pages_for(tokens) * 100
+
+
+def test_default_on_a_device():
+    assert device_kv_bytes(pages_for, 100, 1024, 1 << 50) == 64 * pages_for(1024) * 100
+    assert device_kv_bytes(pages_for, 100, 131072, 1_000_000) == 850_000
+    assert device_kv_bytes(pages_for, 100, 131072, 0) == 0
 
 
 def write(root, name, text):
