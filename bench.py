@@ -374,6 +374,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--activation", default="bf16", choices=("bf16", "f32"))
     parser.add_argument("--weights", default="published", choices=("published", "q8"))
     parser.add_argument("--kv", default="bf16", choices=("bf16", "int8"))
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs")
     parser.add_argument("--prefill", type=integers, default=[512], help="prompt lengths: 512,2048")
     parser.add_argument("--decode", type=positive, default=64, help="single-token steps")
     parser.add_argument("--batch", type=integers, default=[1], help="sequences per step: 1,4")
@@ -425,6 +426,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         threads=threads,
         weights=source.packed or arguments.weights,
         kv=arguments.kv,
+        tensor_parallel=arguments.tensor_parallel,
     )
     load_s = perf_counter() - start
     info = backend.info()

@@ -186,7 +186,8 @@ cdef class Backend:
 
     config: gptoss.config.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
     alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
-    "f32" (nothing is rounded). threads: 0 = as many as the process may use.
+    "f32" (nothing is rounded). threads: 0 = as many as the process may use. tensor_parallel: GPUs
+    that hold a part of the model each (on the CPU: groups of threads).
     Raises gptoss.Error when the device is not available or a tensor is wrong.
     """
     cdef unique_ptr[CppBackend] backend
@@ -195,7 +196,7 @@ cdef class Backend:
     cdef int64_t num_pages
 
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
-                 weights="published", kv="bf16"):
+                 weights="published", kv="bf16", tensor_parallel=1):
         if activation not in ("bf16", "f32"):
             raise Error(f"activation: expected bf16 or f32, found {activation!r}")
         cdef Options options
@@ -207,6 +208,7 @@ cdef class Backend:
         if kv not in ("bf16", "int8"):
             raise Error(f"kv: expected bf16 or int8, found {kv!r}")
         options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
+        options.ranks = tensor_parallel
         fill_config(&self.config, config)
         self.num_pages = 0
         self.source = _Source(source)

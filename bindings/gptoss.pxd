@@ -110,6 +110,7 @@ cdef extern from "backend.h" namespace "gptoss" nogil:
         int threads
         DenseWeights weights
         KvFormat kv
+        int ranks
     cdef cppclass CppBackend "gptoss::Backend":
         void load(const ModelConfig&, WeightSource&) except +translate_exception
         int64_t page_bytes() except +translate_exception

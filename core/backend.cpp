@@ -1,11 +1,13 @@
 #include "backend.h"
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 
 #include "check.h"
 #include "cpu/backend.h"
 #include "cpu/isa.h"
+#include "parallel.h"
 
 #if __has_include(<dlfcn.h>)
 #include <dlfcn.h>
@@ -72,18 +74,36 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
                                       const std::string& plugin_directory, const Options& options) {
   GPTOSS_CHECK(options.threads >= 0 && options.threads <= 4096,
                "threads must lie in 0..4096, found {}", options.threads);
+  constexpr int most_ranks = 8;
+  GPTOSS_CHECK(options.ranks >= 1 && options.ranks <= most_ranks,
+               "tensor parallel: expected 1 to {} ranks, found {}", most_ranks, options.ranks);
   for (const char* name : plugin_names) {
     if (device != name && device != "auto") {
       continue;
     }
     const PluginResult found = find_plugin(name, plugin_directory);
     if (found.plugin != nullptr) {
-      return std::unique_ptr<Backend>(found.plugin->create(options));
+      const auto create = [plugin = found.plugin](const Options& of_rank) {
+        return std::unique_ptr<Backend>(plugin->create(of_rank));
+      };
+      if (options.ranks == 1) {
+        return create(options);
+      }
+      std::vector<std::unique_ptr<Communicator>> communicators;
+      found.plugin->communicators(options.ranks, communicators);
+      return make_parallel_backend(options, std::move(communicators), create);
     }
     GPTOSS_CHECK(device == "auto", "device {} is not available: {}", device, found.reason);
   }
   GPTOSS_CHECK(device == "cpu" || device == "auto", "device: expected auto, cpu or cuda, found {}",
                device);
+  if (options.ranks > 1) {
+    Options of_ranks = options;
+    if (options.threads == 0) {
+      of_ranks.threads = std::max(1, cpu::usable_threads() / options.ranks);
+    }
+    return make_parallel_backend(of_ranks, thread_communicators(options.ranks), cpu::make_backend);
+  }
   return cpu::make_backend(options);
 }
 

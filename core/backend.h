@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "batch.h"
+#include "comm.h"
 #include "config.h"
+#include "shard.h"
 #include "weights.h"
 
 namespace gptoss {
@@ -36,6 +38,10 @@ struct Options {
   int threads = 0;  // 0: as many as the process may use
   DenseWeights weights = DenseWeights::published;
   KvFormat kv = KvFormat::bf16;
+  int ranks = 1;  // of a tensor-parallel group
+  // For a backend that is one rank of a group; its configuration is shard_config's.
+  Shard shard;
+  Communicator* communicator = nullptr;
 };
 
 class Backend {
@@ -84,7 +90,10 @@ struct BackendPlugin {
   int32_t abi;
   // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.
   bool (*available)(char* reason, size_t reason_size);
+  // A backend for the device number options.shard.rank.
   Backend* (*create)(const Options& options);
+  // Fills `to` with one communicator for each of so many devices.
+  void (*communicators)(int ranks, std::vector<std::unique_ptr<Communicator>>& to);
 };
 
 }  // namespace gptoss

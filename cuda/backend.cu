@@ -28,7 +28,8 @@ constexpr int graph_tokens = 256;    // steps of decoding up to this size are ca
 
 class CudaBackend final : public Backend {
 public:
-  explicit CudaBackend(const Options& options) {
+  explicit CudaBackend(const Options& options)
+      : stream_(options.shard.rank), shard_(options.shard), communicator_(options.communicator) {
     GPTOSS_CHECK(options.activation == Activation::bf16,
                  "device cuda: expected activation bf16, found f32");
     GPTOSS_CHECK(options.weights == DenseWeights::published,
@@ -46,7 +47,7 @@ public:
         "{} and {}",
         c.hidden_size, c.head_dim);
     config_ = c;
-    model_ = load_model(c, source, stream_);
+    model_ = load_model(c, shard_.experts(c), source, stream_);
     const std::vector<double> frequencies = yarn_inverse_frequencies(c);
     frequencies_ = DeviceMemory(frequencies.size() * sizeof(double));
     frequencies_.copy_from_host(frequencies.data(), frequencies_.bytes());
@@ -79,16 +80,21 @@ public:
         batch, index, any_shape ? 0 : prefill_tokens_a_tile(config_.group_size()), stream_.get());
     workspace_.reserve(config_, shape.tokens, std::min(batch.num_rows, rows_at_a_time),
                        splits(shape), stream_.get());
-    const bool decoding = shape.prefill_tiles == 0 && batch.num_rows == shape.tokens &&
-                          shape.tokens <= graph_tokens && output.hidden == nullptr;
+    // Ranks other than the first want no logits.
+    const bool decoding = shape.prefill_tiles == 0 && shape.tokens <= graph_tokens &&
+                          (batch.num_rows == shape.tokens || batch.num_rows == 0) &&
+                          output.hidden == nullptr;
     if (decoding) {
-      const GraphKey key{shape.tokens, shape.max_blocks, splits(shape), inputs_.generation(),
-                         workspace_.generation()};
+      const GraphKey key{shape.tokens,  batch.num_rows,       shape.max_blocks,
+                         splits(shape), inputs_.generation(), workspace_.generation()};
       graphs_.run(key, stream_.get(), [&] {
         layers(shape, Output{});
-        logits(0, batch.num_rows);
+        if (batch.num_rows > 0) {
+          logits(0, batch.num_rows);
+        }
       });
       give(batch, output, 0, batch.num_rows);
+      synchronize(stream_);
       return;
     }
     layers(shape, output);
@@ -108,7 +114,8 @@ public:
             {"activation", "bf16"},
             {"dense_weights", "bf16, as published"},
             {"expert_weights", "mxfp4"},
-            {"kv_cache", "bf16"}};
+            {"kv_cache", "bf16"},
+            {"packed_bytes", std::to_string(model_bytes(config_, shard_.experts(config_)))}};
   }
 
 private:
@@ -155,15 +162,23 @@ private:
                       c.num_attention_heads},
                      stream_);
       attention(i, shape, kv, w);
-      linear(w.out, s.attended, s.x, tokens, w.out.bias.as<bf16>(), true);
+      Residual after_attention = residual(false, false);
+      if (communicator_ == nullptr) {
+        linear(w.out, s.attended, s.x, tokens, w.out.bias.as<bf16>(), true);
+      } else {
+        linear(w.out, s.attended, s.partial, tokens, w.out.bias.as<bf16>(), false);
+        sum_over_ranks(tokens);
+        after_attention.partial = s.partial;
+        after_attention.store = true;
+      }
 
-      route({residual(false, false), w.mlp_norm.as<bf16>(), s.t, w.gate.weight.as<bf16>(),
+      route({after_attention, w.mlp_norm.as<bf16>(), s.t, w.gate.weight.as<bf16>(),
              w.gate.bias.as<bf16>(), s.experts, s.weights, tokens, hidden, c.num_experts,
              c.experts_per_token, c.rms_norm_eps},
             stream_);
-      group_by_expert(
-          {s.experts, s.start, s.active, s.pair_of_row, s.row_of_pair, pairs, c.num_experts, 0},
-          stream_);
+      group_by_expert({s.experts, s.start, s.active, s.pair_of_row, s.row_of_pair, pairs,
+                       shard_.experts(c), shard_.first_expert(c)},
+                      stream_);
       ExpertArgs of_layer = expert_args(w.gate_up, pairs);
       of_layer.x = s.t;
       of_layer.pair_of_row = s.pair_of_row;
@@ -173,6 +188,12 @@ private:
       of_layer.x = s.h;
       of_layer.y = s.expert_out;
       experts(of_layer, stream_);
+      if (communicator_ != nullptr) {
+        combine({s.expert_out, s.row_of_pair, s.weights, s.partial, tokens, hidden,
+                 c.experts_per_token},
+                stream_);
+        sum_over_ranks(tokens);
+      }
     }
     if (output.hidden != nullptr) {
       rms_norm({residual(true, true), nullptr, nullptr, tokens, hidden, c.rms_norm_eps, nullptr},
@@ -187,7 +208,10 @@ private:
     const Workspace& s = workspace_;
     Residual r;
     r.x = s.x;
-    if (experts_too) {
+    if (experts_too && communicator_ != nullptr) {
+      r.partial = s.partial;
+      r.store = store;
+    } else if (experts_too) {
       r.expert_out = s.expert_out;
       r.row_of_pair = s.row_of_pair;
       r.weights = s.weights;
@@ -195,6 +219,12 @@ private:
       r.store = store;
     }
     return r;
+  }
+
+  // What all ranks of a group have computed together.
+  void sum_over_ranks(int tokens) const {
+    communicator_->all_reduce(workspace_.partial, int64_t{tokens} * config_.hidden_size,
+                              stream_.get().handle);
   }
 
   void copy_hidden(const Output& output, int layer, int tokens) const {
@@ -215,7 +245,7 @@ private:
     a.scales = w.scales.as<uint8_t>();
     a.bias = w.bias.as<bf16>();
     a.pairs = pairs;
-    a.experts = config_.num_experts;
+    a.experts = shard_.experts(config_);
     a.n = w.rows;
     a.k = w.columns;
     a.limit = config_.swiglu_limit;
@@ -303,6 +333,8 @@ private:
   }
 
   StreamOwner stream_;  // first: it outlives what runs on it
+  Shard shard_;
+  Communicator* communicator_;
   ModelConfig config_;
   Model model_;
   DeviceMemory frequencies_, kv_;

@@ -11,9 +11,9 @@ namespace gptoss::cuda {
 
 // Everything that a captured step's launches depend on, apart from what lies in its inputs.
 struct GraphKey {
-  int tokens, max_blocks, splits;
+  int tokens, rows, max_blocks, splits;
   int64_t inputs, workspace;  // generations of the buffers
-  auto values() const { return std::tie(tokens, max_blocks, splits, inputs, workspace); }
+  auto values() const { return std::tie(tokens, rows, max_blocks, splits, inputs, workspace); }
   bool operator==(const GraphKey& other) const { return values() == other.values(); }
 };
 

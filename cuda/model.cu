@@ -53,8 +53,8 @@ private:
 
 class Loader {
 public:
-  Loader(const ModelConfig& config, WeightSource& source, const Stream& stream)
-      : config_(config), source_(source), stream_(stream), uploader_(stream) {}
+  Loader(int experts, WeightSource& source, const Stream& stream)
+      : experts_(experts), source_(source), stream_(stream), uploader_(stream) {}
 
   DeviceMemory vector(const std::string& name, const std::vector<int64_t>& shape) {
     DeviceMemory memory(bytes_of(shape));
@@ -81,7 +81,7 @@ public:
   }
 
   Experts experts(const std::string& name, int rows, int columns, bool paired) {
-    const int count = config_.num_experts;
+    const int count = experts_;
     const int64_t blocks = columns / mx_block;
     Experts e;
     e.codes = DeviceMemory(static_cast<size_t>(packed_bytes(count, rows, columns)));
@@ -121,15 +121,15 @@ private:
     return memory.as<uint8_t>();
   }
 
-  const ModelConfig& config_;
+  int experts_;
   WeightSource& source_;
   const Stream& stream_;
   Uploader uploader_;
   DeviceMemory codes_, scales_;  // as published, before they are packed
 };
 
-Model read(const ModelConfig& c, WeightSource& source, const Stream& stream) {
-  Loader loader(c, source, stream);
+Model read(const ModelConfig& c, int experts, WeightSource& source, const Stream& stream) {
+  Loader loader(experts, source, stream);
   const int hidden = c.hidden_size;
   Model m;
   m.embedding = loader.vector("embedding.weight", {c.vocab_size, hidden});
@@ -158,27 +158,28 @@ Model read(const ModelConfig& c, WeightSource& source, const Stream& stream) {
 
 }  // namespace
 
-int64_t model_bytes(const ModelConfig& c) {
+int64_t model_bytes(const ModelConfig& c, int experts) {
   const int64_t hidden = c.hidden_size, q = c.query_size(), kv = c.kv_size();
   const int inner = c.intermediate_size;
   const int64_t attention = (q + 2 * kv + 2) * hidden + (q + 1) * hidden;
-  const int64_t rest = c.num_experts * (hidden + 1 + 2 * inner + hidden);
-  const int64_t experts = packed_bytes(c.num_experts, 2 * inner, c.hidden_size) +
-                          packed_scale_bytes(c.num_experts, 2 * inner, c.hidden_size) +
-                          packed_bytes(c.num_experts, c.hidden_size, inner) +
-                          packed_scale_bytes(c.num_experts, c.hidden_size, inner);
+  const int64_t rest = c.num_experts * (hidden + 1) + experts * (2 * int64_t{inner} + hidden);
+  const int64_t packed = packed_bytes(experts, 2 * inner, c.hidden_size) +
+                         packed_scale_bytes(experts, 2 * inner, c.hidden_size) +
+                         packed_bytes(experts, c.hidden_size, inner) +
+                         packed_scale_bytes(experts, c.hidden_size, inner);
   return (2 * int64_t{c.vocab_size} + 1) * hidden * 2 +
-         c.num_hidden_layers * ((attention + rest) * 2 + experts);
+         c.num_hidden_layers * ((attention + rest) * 2 + packed);
 }
 
-Model load_model(const ModelConfig& config, WeightSource& source, const Stream& stream) {
+Model load_model(const ModelConfig& config, int experts, WeightSource& source,
+                 const Stream& stream) {
   const int64_t free = free_device_bytes();
   try {
-    return read(config, source, stream);
+    return read(config, experts, source, stream);
   } catch (const OutOfMemory& error) {
     ModelConfig none = config;
     none.num_hidden_layers = 0;
-    const int64_t all = model_bytes(config), rest = model_bytes(none);
+    const int64_t all = model_bytes(config, experts), rest = model_bytes(none, experts);
     const int64_t layers = (free - rest) * config.num_hidden_layers / (all - rest);
     throw Error(
         format("{}. The model's weights need {} bytes, {} were free: {} of its {} layers "

@@ -34,9 +34,11 @@ struct Model {
 // Reads, uploads and packs tensor by tensor: while the device copies and packs one part, the next
 // is read. Throws Error when a tensor is wrong or memory runs out; the message then says how much
 // the model needs in all and how much there was.
-Model load_model(const ModelConfig& config, WeightSource& source, const Stream& stream);
+// experts: how many this rank has.
+Model load_model(const ModelConfig& config, int experts, WeightSource& source,
+                 const Stream& stream);
 
 // What a model takes on the device, in bytes.
-int64_t model_bytes(const ModelConfig& config);
+int64_t model_bytes(const ModelConfig& config, int experts);
 
 }  // namespace gptoss::cuda

@@ -46,4 +46,5 @@ Backend* create(const Options& options) { return make_backend(options).release()
 
 extern "C" __attribute__((visibility("default")))
 const gptoss::BackendPlugin gptoss_backend_plugin = {
-    gptoss::backend_abi, gptoss::cuda::device_available, gptoss::cuda::create};
+    gptoss::backend_abi, gptoss::cuda::device_available, gptoss::cuda::create,
+    gptoss::cuda::make_communicators};

@@ -188,15 +188,15 @@ private:
   size_t bytes_ = 0;
 };
 
-// A stream of its own, with the properties of the current device.
+// A stream of its own on a device, which becomes this thread's, with the device's properties.
 class StreamOwner {
 public:
-  StreamOwner() {
+  explicit StreamOwner(int device = 0) {
 #ifdef GPTOSS_CUDA_EMULATED
+    (void)device;
     stream_.device = emulated_device();
 #else
-    int device = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaSetDevice(device), format("cudaSetDevice({})", device));
     const auto ask = [&](cudaDeviceAttr attribute) {
       int value = 0;
       check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");

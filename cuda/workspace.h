@@ -12,7 +12,7 @@ namespace gptoss::cuda {
 
 struct Workspace {
   float *x = nullptr, *qkv = nullptr, *cos = nullptr, *sin = nullptr, *weights = nullptr;
-  float *expert_out = nullptr, *parts = nullptr, *logits = nullptr;
+  float *expert_out = nullptr, *partial = nullptr, *parts = nullptr, *logits = nullptr;
   bf16 *t = nullptr, *q = nullptr, *attended = nullptr, *h = nullptr;
   int32_t *experts = nullptr, *start = nullptr, *active = nullptr;
   int32_t *pair_of_row = nullptr, *row_of_pair = nullptr, *ended = nullptr;
@@ -55,6 +55,7 @@ private:
     };
     const int64_t pairs = tokens_ * c.experts_per_token, hidden = c.hidden_size;
     array(x, tokens_ * hidden);
+    array(partial, tokens_ * hidden);
     array(t, tokens_ * hidden);
     array(qkv, tokens_ * (c.query_size() + 2 * c.kv_size()));
     array(cos, tokens_ * c.head_dim / 2);

@@ -45,6 +45,7 @@ class Backend:
         threads: int = 0,
         weights: str = "published",
         kv: str = "bf16",
+        tensor_parallel: int = 1,
     ) -> None: ...
     @property
     def page_size(self) -> int: ...

@@ -45,11 +45,14 @@ class Engine:
         device: "cpu", "cuda", or "auto" (the fastest that is available).
         activation: "bf16", or "f32" for exact comparison: operands of products stay float32.
         kv_bytes: memory for the key/value cache; None: enough for four sequences of full context,
-            but no more than a quarter of the free memory.
+            but no more than a quarter of the free memory; on a GPU for 64, but no more than 85%.
         threads: threads of the CPU backend; None: one per core.
         weights: "published" (bf16, exact), or "q8" (int8 in groups of 32) for attention and the
             unembedding; None: as a packed model has them, otherwise "published".
         kv: keys and values as "bf16", or "int8" with a scale per token and head.
+        tensor_parallel: GPUs of this machine that hold a part of the model each: 1 to 8, a divisor
+            of its KV heads and experts. (On the CPU: groups of threads, which is of no use but to
+            try it.)
         max_batch: most sequences in one step.
         step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
         progress: called with (bytes read, bytes in all) while the weights are loaded.
@@ -74,12 +77,14 @@ class Engine:
         step_tokens: int = 512,
         weights: str | None = None,
         kv: str = "bf16",
+        tensor_parallel: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_integer("kv_bytes", kv_bytes, 1)
         _check_integer("threads", threads, 1)
         _check_integer("max_batch", max_batch, 1)
         _check_integer("step_tokens", step_tokens, 1)
+        _check_integer("tensor_parallel", tensor_parallel, 1)
         if activation not in ("bf16", "f32"):
             raise Error(f"activation: expected 'bf16' or 'f32', found {activation!r}")
         if weights not in (None, "published", "q8"):
@@ -105,19 +110,19 @@ class Engine:
                 threads=threads or 0,
                 weights=weights or self._source.packed or "published",
                 kv=kv,
+                tensor_parallel=tensor_parallel,
             )
 
             def pages_for(length: int) -> int:
                 return peak_pages(length, step_tokens, config.sliding_window, backend.page_size)
 
             if kv_bytes is None:
-                on_device = backend.free_bytes is not None
-                kv_bytes = (device_kv_bytes if on_device else default_kv_bytes)(
-                    pages_for,
-                    backend.page_bytes,
-                    config.context_length,
-                    backend.free_bytes if on_device else available_memory(),
-                )
+                sizes = pages_for, backend.page_bytes, config.context_length
+                free = backend.free_bytes
+                if free is None:
+                    kv_bytes = default_kv_bytes(*sizes, available_memory())
+                else:
+                    kv_bytes = device_kv_bytes(*sizes, free)
             pages = backend.plan_kv(kv_bytes)
             if pages < pages_for(1):
                 raise Error(

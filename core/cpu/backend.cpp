@@ -26,7 +26,8 @@ public:
   void load(const ModelConfig& config, WeightSource& source) override {
     check_config(config);
     config_ = config;
-    model_ = load_panels(config, source, options_.weights, compute_.threads);
+    model_ = load_panels(config, options_.shard.experts(config), source, options_.weights,
+                         compute_.threads);
     experts_ = source.experts_are_mxfp4() ? "mxfp4" : "bf16";
     inverse_frequencies_ = yarn_inverse_frequencies(config);
     kv_ = std::make_unique<KvPool>(config, options_.kv == KvFormat::int8 ? KvStorage::int8
@@ -66,10 +67,17 @@ public:
                 attention_state_);
       const Operand heads = operand(attended, tokens, q_size, w.out);
       linear(compute_, heads, {{&w.out, t, hidden}});
-      add(t, x, tokens);
+      add(sum_over_ranks(t, tokens), x, tokens);
 
       norm(x, w.mlp_norm, t, tokens);
-      moe(compute_, config_, w, t, x, tokens, moe_scratch_);
+      if (options_.communicator == nullptr) {
+        moe(compute_, config_, options_.shard, w, t, x, tokens, moe_scratch_);
+      } else {
+        float* part = part_.reserve(tokens * hidden);
+        std::fill_n(part, tokens * hidden, 0.0f);
+        moe(compute_, config_, options_.shard, w, t, part, tokens, moe_scratch_);
+        add(sum_over_ranks(part, tokens), x, tokens);
+      }
       if (output.hidden != nullptr) {
         std::memcpy(output.hidden + layer * tokens * hidden, x,
                     static_cast<size_t>(tokens * hidden) * sizeof(float));
@@ -120,6 +128,14 @@ private:
     });
   }
 
+  // What all ranks of a group have computed together.
+  float* sum_over_ranks(float* part, int64_t rows) {
+    if (options_.communicator != nullptr) {
+      options_.communicator->all_reduce(part, rows * config_.hidden_size, nullptr);
+    }
+    return part;
+  }
+
   // x += t
   void add(const float* t, float* x, int64_t rows) {
     const int64_t n = config_.hidden_size;
@@ -155,7 +171,7 @@ private:
   std::string experts_;
   std::vector<double> inverse_frequencies_;
   std::unique_ptr<KvPool> kv_;
-  Buffer<float> x_, t_, q_, k_, v_, attended_, attention_state_, logits_;
+  Buffer<float> x_, t_, part_, q_, k_, v_, attended_, attention_state_, logits_;
   OperandStorage operand_;
   MoeScratch moe_scratch_;
   SamplerScratch sampler_scratch_;

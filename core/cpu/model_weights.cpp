@@ -157,7 +157,7 @@ uint8_t* PanelMemory::allocate(int64_t bytes) {
   return pieces_.back().get();
 }
 
-ModelPanels load_panels(const ModelConfig& c, WeightSource& source, DenseWeights dense,
+ModelPanels load_panels(const ModelConfig& c, int experts, WeightSource& source, DenseWeights dense,
                         int threads) {
   ModelPanels model;
   Loader loader(source, model.memory, dense, threads);
@@ -177,8 +177,8 @@ ModelPanels load_panels(const ModelConfig& c, WeightSource& source, DenseWeights
     w.out = loader.linear(attn + "out", loader.dense(), hidden, c.query_size());
     w.mlp_norm = loader.vector(mlp + "norm.scale", {hidden});
     w.gate = loader.linear(mlp + "gate", WeightFormat::bf16, c.num_experts, hidden);
-    w.mlp1 = loader.experts(mlp + "mlp1", c.num_experts, 2 * c.intermediate_size, hidden);
-    w.mlp2 = loader.experts(mlp + "mlp2", c.num_experts, hidden, c.intermediate_size);
+    w.mlp1 = loader.experts(mlp + "mlp1", experts, 2 * c.intermediate_size, hidden);
+    w.mlp2 = loader.experts(mlp + "mlp2", experts, hidden, c.intermediate_size);
     model.layers.push_back(w);
   }
   return model;

@@ -62,7 +62,8 @@ struct ModelPanels {
 // Reads and checks every tensor. Published ones are packed layer by layer with `threads` threads,
 // and each layer's are released before the next is read; packed ones are used where they lie.
 // Throws Error naming the tensor, what was expected and what was found.
-ModelPanels load_panels(const ModelConfig& config, WeightSource& source, DenseWeights dense,
-                        int threads);
+// experts: how many this rank has.
+ModelPanels load_panels(const ModelConfig& config, int experts, WeightSource& source,
+                        DenseWeights dense, int threads);
 
 }  // namespace gptoss::cpu

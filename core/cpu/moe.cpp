@@ -33,11 +33,14 @@ struct Routing {
 
 Routing group_by_expert(const Compute& compute, WeightFormat format,
                         const std::vector<int32_t>& chosen, const std::vector<float>& weights,
-                        int64_t per_token, int64_t num_experts) {
+                        int64_t per_token, int64_t first_expert, int64_t num_experts) {
   Routing routing;
   std::vector<int32_t> start(static_cast<size_t>(num_experts) + 1, 0);
+  const auto mine = [&](int32_t e) { return e >= first_expert && e < first_expert + num_experts; };
   for (const int32_t e : chosen) {
-    ++start[static_cast<size_t>(e) + 1];
+    if (mine(e)) {
+      ++start[static_cast<size_t>(e - first_expert) + 1];
+    }
   }
   std::partial_sum(start.begin(), start.end(), start.begin());
   for (int64_t e = 0; e < num_experts; ++e) {
@@ -56,10 +59,14 @@ Routing group_by_expert(const Compute& compute, WeightFormat format,
       routing.rows_in_tiles += (rows + tile_rows - 1) / tile_rows * tile_rows;
     }
   }
-  routing.token.resize(chosen.size());
-  routing.weight.resize(chosen.size());
+  const auto pairs = static_cast<size_t>(start.back());
+  routing.token.resize(pairs);
+  routing.weight.resize(pairs);
   for (size_t i = 0; i < chosen.size(); ++i) {
-    const auto at = static_cast<size_t>(start[static_cast<size_t>(chosen[i])]++);
+    if (!mine(chosen[i])) {
+      continue;
+    }
+    const auto at = static_cast<size_t>(start[static_cast<size_t>(chosen[i] - first_expert)]++);
     routing.token[at] = static_cast<int32_t>(static_cast<int64_t>(i) / per_token);
     routing.weight[at] = weights[i];
   }
@@ -68,8 +75,9 @@ Routing group_by_expert(const Compute& compute, WeightFormat format,
 
 // Router logits in float32 from operands that are not rounded, in either mode: the gate is small,
 // and which experts it picks is discontinuous.
-Routing choose_experts(Compute& compute, const ModelConfig& config, const LayerPanels& layer,
-                       const float* t, int64_t tokens, MoeScratch& scratch) {
+Routing choose_experts(Compute& compute, const ModelConfig& config, const Shard& shard,
+                       const LayerPanels& layer, const float* t, int64_t tokens,
+                       MoeScratch& scratch) {
   const int64_t num_experts = config.num_experts;
   const int64_t per_token = config.experts_per_token;
   float* logits = scratch.logits.reserve(tokens * num_experts);
@@ -94,7 +102,8 @@ Routing choose_experts(Compute& compute, const ModelConfig& config, const LayerP
             weights.data() + i * per_token);
     }
   });
-  return group_by_expert(compute, layer.mlp1.format, chosen, weights, per_token, num_experts);
+  return group_by_expert(compute, layer.mlp1.format, chosen, weights, per_token,
+                         shard.first_expert(config), shard.experts(config));
 }
 
 bf16* tile_row(bf16* tiles, int64_t row, int64_t cols) {
@@ -291,9 +300,9 @@ void route(const float* logits, int64_t n, int64_t count, int32_t* experts, floa
   }
 }
 
-void moe(Compute& compute, const ModelConfig& config, const LayerPanels& layer, const float* t,
-         float* x, int64_t tokens, MoeScratch& scratch) {
-  const Routing routing = choose_experts(compute, config, layer, t, tokens, scratch);
+void moe(Compute& compute, const ModelConfig& config, const Shard& shard, const LayerPanels& layer,
+         const float* t, float* x, int64_t tokens, MoeScratch& scratch) {
+  const Routing routing = choose_experts(compute, config, shard, layer, t, tokens, scratch);
   const Operand input = gather(compute, routing, t, tokens, config.hidden_size, scratch);
   const Operand hidden =
       first_product(compute, routing, input, layer.mlp1, config.swiglu_limit, scratch);

@@ -26,9 +26,9 @@ struct MoeScratch {
   OperandStorage input, hidden;
 };
 
-// x += Σ over the chosen experts of weight · expert(t). t, x: (T, hidden).
-void moe(Compute& compute, const ModelConfig& config, const LayerPanels& layer, const float* t,
-         float* x, int64_t tokens, MoeScratch& scratch);
+// x += Σ over the chosen experts that this rank has of weight · expert(t). t, x: (T, hidden).
+void moe(Compute& compute, const ModelConfig& config, const Shard& shard, const LayerPanels& layer,
+         const float* t, float* x, int64_t tokens, MoeScratch& scratch);
 
 // The `count` largest of logits (n), ties to the lowest index, most likely first, with their
 // softmax over those alone (SPEC "Forward" 4).

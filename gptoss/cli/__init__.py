@@ -190,6 +190,7 @@ def _open_engine(arguments: argparse.Namespace) -> Engine:
             activation=arguments.activation,
             weights=arguments.weights,
             kv=arguments.kv,
+            tensor_parallel=arguments.tensor_parallel,
             kv_bytes=arguments.kv_bytes,
             threads=arguments.threads,
             progress=progress,

@@ -126,6 +126,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--kv", default="bf16", choices=["bf16", "int8"], help="keys and values (default: bf16)")
     add("--kv-bytes", type=_size, metavar="SIZE", help="memory for keys and values, such as 2GiB")
     add("--threads", type=_whole, metavar="N", help="default: one per core")
+    add(
+        "--tensor-parallel",
+        type=_whole,
+        default=1,
+        metavar="N",
+        help="GPUs that hold a part of the model each (default: 1)",
+    )
 
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument

@@ -22,7 +22,12 @@ bool available(char* reason, size_t size) {
 
 gptoss::Backend* create(const gptoss::Options&) { return new PaperBackend; }
 
+void communicators(int ranks, std::vector<std::unique_ptr<gptoss::Communicator>>& to) {
+  to = gptoss::thread_communicators(ranks);
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default")))
-const gptoss::BackendPlugin gptoss_backend_plugin = {GPTOSS_TEST_ABI, available, create};
+const gptoss::BackendPlugin gptoss_backend_plugin = {GPTOSS_TEST_ABI, available, create,
+                                                     communicators};

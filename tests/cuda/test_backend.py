@@ -88,6 +88,17 @@ def test_sampling_is_that_of_the_cpu(plugin):
             assert np.allclose(on_cpu, on_cuda, atol=0.05)
 
 
+def test_tensor_parallel(plugin, tiny_a):
+    if plugin:
+        pytest.skip("takes two GPUs")
+    golden = np.load(tiny_a / "golden.npz")
+    wanted = golden["logits_f32_48"]
+    with Engine(tiny_a, device="cuda", tensor_parallel=2) as engine:
+        assert engine.info()["tensor_parallel"] == "2"
+        found = engine.logits(golden["tokens_48"])
+    assert distance(found, wanted) <= distance(golden["logits_bf16_48"], wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -40,6 +40,28 @@ def log_softmax(logits):
     return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
 
 
+def test_two_ranks_are_one_model(tiny_a, golden):
+    """Sharded is unsharded, but for the order of sums; weights and cache are held once."""
+    with small_engine(tiny_a) as engine:
+        alone = engine.info()
+    with small_engine(tiny_a, tensor_parallel=2) as engine:
+        together = engine.info()
+        logits = engine.logits(golden["tokens_160"])
+    wanted = golden["logits_f32_160"].astype(np.float64)
+    assert np.linalg.norm(logits - wanted) < 2e-5 * np.linalg.norm(wanted)
+    assert together["tensor_parallel"] == "2"
+    assert together["kv_pages"] == alone["kv_pages"]
+    shared = 2 * 512 * 128 * 2 + 2**16  # the unembedding, gates and norms are every rank's
+    assert int(together["weight_bytes"]) - int(alone["weight_bytes"]) < shared
+
+
+def test_ranks_that_do_not_divide_are_refused(tiny_a):
+    with pytest.raises(Error, match="2 KV heads and 8 experts, found 3"):
+        small_engine(tiny_a, tensor_parallel=3)
+    with pytest.raises(Error, match="tensor_parallel: expected an integer"):
+        small_engine(tiny_a, tensor_parallel=0)
+
+
 @pytest.mark.parametrize("length", [1, 5, 48, 160])
 @pytest.mark.parametrize("step_tokens", [7, 512])
 def test_logits_are_those_of_the_published_code(tiny_a, golden, length, step_tokens):

@@ -1,0 +1,19 @@
+// A model on several devices of this machine: one backend a rank, each on a thread of its own.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "backend.h"
+#include "comm.h"
+
+namespace gptoss {
+
+// create: a rank's backend; called on that rank's thread with the shard and the communicator
+// filled in. communicators: one a rank.
+std::unique_ptr<Backend> make_parallel_backend(
+    const Options& options, std::vector<std::unique_ptr<Communicator>> communicators,
+    const std::function<std::unique_ptr<Backend>(const Options&)>& create);
+
+}  // namespace gptoss
