@@ -36,7 +36,7 @@ from gptoss.config import ModelConfig
 from gptoss.errors import Error
 from gptoss.kv_cache import PagePool, SequencePages, peak_pages
 
-STEP_TOKENS = 512  # most prompt tokens in one step, as in the engine
+STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # most prompt tokens in one step, as in the engine
 BF16 = 2  # bytes
 MXFP4 = 17 / 32  # bytes: 16 bytes of values and 1 of scale for 32 weights
 Q8 = 34 / 32  # bytes: 32 of values and 2 of scale for 32 weights
@@ -84,6 +84,49 @@ def multiply_peak(threads: int, repeat: int, isa: str) -> Spread:
         rounds *= 2
     found = [_kernels.peak_seconds(rounds, threads, isa=isa) for _ in range(repeat)]
     return Spread.of([operations / seconds for seconds, operations in found])
+
+
+def cuda_copy(library: str, repeat: int, count: int) -> Spread:
+    """Bytes per second that the GPU's memory reads and writes, copying so many float32."""
+    arrays = [(np.ones(count, np.float32), "in"), (np.empty(count, np.float32), "out")]
+    seconds = _kernels.cuda("copy", arrays, [count], library=library, repeat=repeat + 1)
+    return Spread.of([8.0 * count / s for s in seconds])
+
+
+def cuda_product(library: str, repeat: int, n: int) -> Spread:
+    """Operations per second of our own bf16 product of n x n matrices, on random numbers."""
+    bits = np.random.default_rng(0).integers(0, 1 << 16, (2, n, n), np.uint16)
+    x, w = bits & 0x80FF | 0x3F00  # 0.5 to 2, either sign
+    arrays = [(x, "in"), (w, "in"), (None, "in"), (np.empty((n, n), np.float32), "out")]
+    for kernel in ("gemm_hopper", "gemm_bf16"):
+        try:
+            seconds = _kernels.cuda(
+                kernel, arrays, [n, n, n, 0], library=library, repeat=repeat + 1
+            )
+        except Error:
+            continue  # this is no Hopper
+        return Spread.of([2.0 * n**3 / s for s in seconds])
+    raise Error("no bf16 product runs on this GPU")
+
+
+def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread, Spread]:
+    """Bytes and operations per second of what the model runs on."""
+    print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
+    if device == "cpu":
+        isa = _core.cpu_features()["isa"].split()[0]
+        bandwidth, peak = read_bandwidth(threads, repeat), multiply_peak(threads, repeat, isa)
+        print(f"          reads memory at {bandwidth.show(1e9)} GB/s")
+        print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s")
+        return bandwidth, peak
+    reason = {status["name"]: status["reason"] for status in _core.backends()}[device]
+    library = str(Path(_core.plugin_directory()) / "libgptoss_cuda.so")
+    emulated = reason.startswith("emulated")  # for tests
+    bandwidth = cuda_copy(library, repeat, 1 << (10 if emulated else 28))
+    peak = cuda_product(library, repeat, 64 if emulated else 8192)
+    print(f"          {reason}")
+    print(f"          copies memory at {bandwidth.show(1e9, 0)} GB/s, read and written")
+    print(f"          our bf16 product of 8192 x 8192 x 8192: {peak.show(1e12, 0)} TFLOP/s")
+    return bandwidth, peak
 
 
 # The model: what a token costs. Norms, biases and activations are left out (under 0.1%).
@@ -145,11 +188,12 @@ class Runner:
     """Steps a backend by hand, with page tables as the scheduler makes them."""
 
     def __init__(
-        self, backend: _core.Backend, config: ModelConfig, batch: int, length: int
+        self, backend: _core.Backend, config: ModelConfig, batch: int, length: int, step_tokens: int
     ) -> None:
         self.backend = backend
         self.config = config
-        pages = batch * peak_pages(length, STEP_TOKENS, config.sliding_window, backend.page_size)
+        self.step_tokens = step_tokens
+        pages = batch * peak_pages(length, step_tokens, config.sliding_window, backend.page_size)
         backend.alloc_kv(pages)
         self.pages = pages
         self.reset()
@@ -185,8 +229,8 @@ class Runner:
 
     def prefill(self, tokens: np.ndarray, pages: SequencePages) -> None:
         """One prompt, in chunks; ends with its first new token drawn."""
-        for start in range(0, len(tokens), STEP_TOKENS):
-            self.step(tokens[None, start : start + STEP_TOKENS], [pages], start)
+        for start in range(0, len(tokens), self.step_tokens):
+            self.step(tokens[None, start : start + self.step_tokens], [pages], start)
 
 
 def random_tokens(random: np.random.Generator, config: ModelConfig, count: int) -> np.ndarray:
@@ -381,6 +425,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--depth", type=depths, default=[0], help="tokens in the cache before decoding: 0,4096"
     )
+    parser.add_argument(
+        "--step-tokens", type=positive, help="most tokens in a step (default: the engine's)"
+    )
     parser.add_argument("--threads", type=positive, default=None, help="default: one per core")
     parser.add_argument("--repeat", type=positive, default=3, help="repetitions (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
@@ -400,12 +447,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     threads = arguments.threads or _core.cpu_features()["threads"]
-    isa = _core.cpu_features()["isa"].split()[0]
-    bandwidth = read_bandwidth(threads, max(5, arguments.repeat))
-    peak = multiply_peak(threads, max(5, arguments.repeat), isa)
-    print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
-    print(f"          reads memory at {bandwidth.show(1e9)} GB/s")
-    print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s")
+    known = {status["name"]: status["available"] for status in _core.backends()}
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if known.get("cuda") else "cpu"
+    if not known.get(device):
+        raise Error(f"--device: expected auto or one of {sorted(known)}, found {device}: not here")
+    bandwidth, peak = measure_machine(device, threads, max(5, arguments.repeat))
 
     forget_peak_memory()
     start = perf_counter()
@@ -421,7 +469,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     backend = _core.Backend(
         config,
         source,
-        device=arguments.device,
+        device=device,
         activation=arguments.activation,
         threads=threads,
         weights=source.packed or arguments.weights,
@@ -440,7 +488,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         MXFP4 if source.expert_dtype == "mxfp4" else BF16,
         KV_ELEMENT[info["kv_cache"]],
     )
-    runner = Runner(backend, config, max(arguments.batch), longest)
+    step_tokens = arguments.step_tokens or STEP_TOKENS[device]
+    runner = Runner(backend, config, max(arguments.batch), longest, step_tokens)
     with open_peer(arguments, threads, longest + 64) as peer:
         prefill = [
             measure_prefill(arguments, runner, length, peak, peer) for length in arguments.prefill

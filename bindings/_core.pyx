@@ -41,7 +41,7 @@ PAGE_SIZE = page_size
 _EMPTY = np.zeros(0, np.int32)
 
 
-def _plugin_directory():
+def plugin_directory():
     """Where backends in shared libraries are looked for: beside this module, or GPTOSS_PLUGINS."""
     return os.environ.get("GPTOSS_PLUGINS") or os.path.dirname(os.path.abspath(__file__))
 
@@ -212,7 +212,7 @@ cdef class Backend:
         fill_config(&self.config, config)
         self.num_pages = 0
         self.source = _Source(source)
-        self.backend = move(make_backend(str(device).encode(), os.fsencode(_plugin_directory()),
+        self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
         packed = getattr(source, "packed", None)
         cdef CallbackSource* callbacks = new CallbackSource(
@@ -365,7 +365,7 @@ def backends():
     """Every backend this build knows: dicts of name, available, reason."""
     return [{"name": status.name.decode(), "available": status.available,
              "reason": status.reason.decode(errors="replace")}
-            for status in list_backends(os.fsencode(_plugin_directory()))]
+            for status in list_backends(os.fsencode(plugin_directory()))]
 
 
 def cpu_features():

@@ -29,24 +29,28 @@ struct Shape {
 struct Merged {
   float out = 0.0f, max = -INFINITY, sum = 0.0f;
 };
+template <bool from_other_blocks>
 __device__ inline Merged merge(const float* parts, int count, int64_t stride, int dim,
                                int element) {
+  const auto load = [&](int i, int at) {
+    const float* from = parts + i * stride + at;
+    return from_other_blocks ? load_from_other_blocks(from) : *from;
+  };
   Merged m;
   for (int i = 0; i < count; ++i) {
-    m.max = fmaxf(m.max, parts[i * stride + dim]);
+    m.max = fmaxf(m.max, load(i, dim));
   }
   const float base = m.max == -INFINITY ? 0.0f : m.max;
   for (int i = 0; i < count; ++i) {
-    const float* part = parts + i * stride;
-    const float weight = exp2f(part[dim] - base);
-    m.out += part[element] * weight;
-    m.sum += part[dim + 1] * weight;
+    const float weight = exp2f(load(i, dim) - base);
+    m.out += load(i, element) * weight;
+    m.sum += load(i, dim + 1) * weight;
   }
   return m;
 }
 
 template <int dim>
-__global__ void __launch_bounds__(threads) decode_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(threads, 2) decode_kernel(AttentionArgs a) {
   using S = Shape<dim>;
   GPTOSS_SHARED(shared);
   wait_for_previous();
@@ -121,8 +125,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(AttentionArgs a) {
     }
   }
   __syncthreads();
-  const auto finish = [&](const float* from, int of, int64_t stride, int row, int d) {
-    const Merged m = merge(from, of, stride, dim, d);
+  const auto finish = [&](const Merged& m, int row, int d) {
     const float sink = to_float(a.sinks[kv_head * group + row]);
     a.out[element + row * dim + d] = to_bf16(m.out * weight_with_sink(m.max, m.sum, sink));
   };
@@ -132,16 +135,16 @@ __global__ void __launch_bounds__(threads) decode_kernel(AttentionArgs a) {
   float* of_splits = a.parts + task * splits * between_splits;
   for (int i = static_cast<int>(threadIdx.x); i < group * dim; i += threads) {
     const int row = i / dim, d = i % dim;
+    const Merged m = merge<false>(parts + row * S::part, warps, between_warps, dim, d);
     if (splits == 1) {
-      finish(parts + row * S::part, warps, between_warps, row, d);
-    } else {
-      const Merged m = merge(parts + row * S::part, warps, between_warps, dim, d);
-      float* part = of_splits + split * between_splits + row * S::part;
-      part[d] = m.out;
-      if (d == 0) {
-        part[dim] = m.max;
-        part[dim + 1] = m.sum;
-      }
+      finish(m, row, d);
+      continue;
+    }
+    float* part = of_splits + split * between_splits + row * S::part;
+    part[d] = m.out;
+    if (d == 0) {
+      part[dim] = m.max;
+      part[dim + 1] = m.sum;
     }
   }
   if (splits == 1) {
@@ -161,7 +164,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(AttentionArgs a) {
   }
   __threadfence();
   for (int i = static_cast<int>(threadIdx.x); i < group * dim; i += threads) {
-    finish(of_splits + i / dim * S::part, splits, between_splits, i / dim, i % dim);
+    const float* row = of_splits + i / dim * S::part;
+    finish(merge<true>(row, splits, between_splits, dim, i % dim), i / dim, i % dim);
   }
   if (threadIdx.x == 0) {
     a.ended[task] = 0;  // for the next launch

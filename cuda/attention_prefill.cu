@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(threads, 1) prefill_kernel(AttentionArgs a) {
       for (int n = 0; n < dim / 8; ++n) {
         const uint32_t pair =
             pack_pair(rows.out[n][half * 2] * weight, rows.out[n][half * 2 + 1] * weight);
-        memcpy(a.out + element[half] + n * 8 + lane % 4 * 2, &pair, 4);
+        store_aligned(a.out + element[half] + n * 8 + lane % 4 * 2, &pair);
       }
     }
   }

@@ -31,7 +31,7 @@ struct QueryRows {
         const bf16* row = rows[j % 2];
         q[step][j] = 0;
         if (row != nullptr) {
-          memcpy(&q[step][j], row + step * 16 + j / 2 * 8 + t * 2, 4);
+          load_aligned(&q[step][j], row + step * 16 + j / 2 * 8 + t * 2);
         }
       }
     }

@@ -98,6 +98,9 @@ public:
       return;
     }
     layers(shape, output);
+    if (batch.num_rows == 0 && output.hidden == nullptr) {
+      return;  // nothing comes back: the next step is planned while this one runs
+    }
     for (int first = 0; first < batch.num_rows; first += rows_at_a_time) {
       const int rows = std::min(rows_at_a_time, batch.num_rows - first);
       logits(first, rows);
@@ -142,6 +145,9 @@ private:
     const StepInputs& in = inputs_.on_device();
     const int tokens = shape.tokens, hidden = c.hidden_size;
     const int pairs = tokens * c.experts_per_token;
+    const bool few = tokens <= 64;
+    const GroupArgs grouping{s.experts,     s.start, s.active,          s.pair_of_row,
+                             s.row_of_pair, pairs,   shard_.experts(c), shard_.first_expert(c)};
     embed({model_.embedding.as<bf16>(), in.token_ids, s.x, tokens, hidden}, stream_);
     rope_tables({in.position, frequencies_.as<double>(), yarn_concentration(c), s.cos, s.sin,
                  tokens, c.head_dim / 2},
@@ -174,11 +180,11 @@ private:
 
       route({after_attention, w.mlp_norm.as<bf16>(), s.t, w.gate.weight.as<bf16>(),
              w.gate.bias.as<bf16>(), s.experts, s.weights, tokens, hidden, c.num_experts,
-             c.experts_per_token, c.rms_norm_eps},
+             c.experts_per_token, c.rms_norm_eps, few ? s.ended : nullptr, grouping},
             stream_);
-      group_by_expert({s.experts, s.start, s.active, s.pair_of_row, s.row_of_pair, pairs,
-                       shard_.experts(c), shard_.first_expert(c)},
-                      stream_);
+      if (!few) {
+        group_by_expert(grouping, stream_);
+      }
       ExpertArgs of_layer = expert_args(w.gate_up, pairs);
       of_layer.x = s.t;
       of_layer.pair_of_row = s.pair_of_row;

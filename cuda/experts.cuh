@@ -29,7 +29,7 @@ __device__ inline Chunk load_chunk(const ExpertArgs& a, int64_t index) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   Chunk chunk;
   chunk.codes = load_once(a.codes + index * chunk_bytes + lane * 16);
-  memcpy(&chunk.scales, a.scales + index * chunk_scales + lane / 4 * 4, 4);
+  load_aligned(&chunk.scales, a.scales + index * chunk_scales + lane / 4 * 4);
   return chunk;
 }
 

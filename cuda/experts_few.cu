@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(threads) few_kernel(ExpertArgs a) {
       const int row = i / pieces, k = i % pieces * 8;
       Words piece{};
       if (k < a.k) {
-        memcpy(&piece, a.x + row_of_x(a, first_row + row) * a.k + k, sizeof piece);
+        load_aligned(&piece, a.x + row_of_x(a, first_row + row) * a.k + k);
       }
-      memcpy(shared + i * 16, &piece, sizeof piece);
+      store_aligned(shared + i * 16, &piece);
     }
     __syncthreads();
     float sum[tiles_x][4] = {};

@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(threads) gemv_kernel(GemmArgs a) {
     const int row = i / pieces, k = i % pieces * 8;
     Words piece{};
     if (k < a.k) {
-      memcpy(&piece, a.x + static_cast<int64_t>(row) * a.x_stride + k, sizeof piece);
+      load_aligned(&piece, a.x + static_cast<int64_t>(row) * a.x_stride + k);
     }
-    memcpy(shared + i * 16, &piece, sizeof piece);
+    store_aligned(shared + i * 16, &piece);
   }
   __syncthreads();
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(threads) gemv_kernel(GemmArgs a) {
       for (int j = 0; j < tiles_x; ++j) {
         const int row = j * 8 + g < a.m ? j * 8 + g : a.m - 1;  // not used beyond
         Words x;
-        memcpy(&x, shared + row * stride + (step * columns + t * 8) * 2, sizeof x);
+        load_aligned(&x, shared + row * stride + (step * columns + t * 8) * 2);
         multiply_add(sum[j], low, x.word);
         multiply_add(sum[j], high, x.word + 2);
       }

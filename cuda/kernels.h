@@ -132,6 +132,9 @@ struct RouteArgs {
   float* weights;                // (rows, chosen)
   int rows, n, experts, chosen;  // experts ≤ 256, chosen ≤ 8
   float eps;
+  // Unless null, group_by_expert follows in the same launch; zero before it and after.
+  int32_t* ended;
+  GroupArgs group;
 };
 void route(const RouteArgs& args, const Stream& stream);
 

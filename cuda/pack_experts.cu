@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(threads) pack_kernel(PackArgs a) {
     }
     words.word[step] = pack_codes(codes);
   }
-  memcpy(a.codes + index * chunk_bytes + lane * 16, &words, sizeof words);
+  store_aligned(a.codes + index * chunk_bytes + lane * 16, &words);
   const int row = lane / 2, half = lane % 2, block = chunk * 2 + half;
   constexpr uint8_t one = 127;
   a.packed_scales[index * chunk_scales + scale_place(row, half)] =
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(threads) unpack_kernel(UnpackArgs a) {
     return;
   }
   uint32_t codes;
-  memcpy(&codes, a.blocks + i * 4, sizeof codes);
+  load_aligned(&codes, a.blocks + i * 4);
   const float scale = e8m0_to_float(a.scales[i / words_a_block]);
   bf16* to = a.to + i * 8;
   for (int k = 0; k < 8; ++k) {

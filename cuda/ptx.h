@@ -29,9 +29,30 @@ __device__ inline void start_next() {
 #endif
 }
 
+// Moves a T between a value and memory that is aligned for it, with one instruction (a plain memcpy
+// from bytes would be taken apart).
+template <class T>
+__device__ inline void load_aligned(T* to, const void* from) {
+  memcpy(to, __builtin_assume_aligned(from, sizeof(T)), sizeof(T));
+}
+template <class T>
+__device__ inline void store_aligned(void* to, const T* from) {
+  memcpy(__builtin_assume_aligned(to, sizeof(T)), from, sizeof(T));
+}
+
 struct alignas(16) Words {
   uint32_t word[4];
 };
+
+// What other blocks of the same kernel have written: from the L2 cache, the L1 may be behind.
+template <class T>
+__device__ inline T load_from_other_blocks(const T* from) {
+#ifdef GPTOSS_CUDA_EMULATED
+  return *from;
+#else
+  return __ldcg(from);
+#endif
+}
 
 // 16 bytes of weights, which are read once: they do not push other things out of the caches.
 __device__ inline Words load_once(const void* from) {

@@ -1,6 +1,7 @@
 // route: norm, gate, the largest `chosen` and their softmax, for one or for four tokens a block:
 // four read the gate's weights once. A warp takes every eighth expert; then a warp for each token
-// finds the largest by comparisons over its lanes. group_by_expert: one block for all pairs.
+// finds the largest by comparisons over its lanes. group_by_expert: one block for all pairs; for
+// few tokens it is the last block of route that does it, which saves a launch.
 #include "residual.cuh"
 
 namespace gptoss::cuda {
@@ -23,7 +24,7 @@ __device__ inline float dot(const float* t, const bf16* w, int n) {
   float sum = 0.0f;
   for (int i = lane * 8; i < n; i += warp_size * 8) {
     Words packed;
-    memcpy(&packed, w + i, sizeof packed);
+    load_aligned(&packed, w + i);
     GPTOSS_UNROLL
     for (int j = 0; j < 4; ++j) {
       sum += t[i + j * 2] * bits_to_float(packed.word[j] << 16);
@@ -95,8 +96,64 @@ __device__ inline void choose(const float* logits, int experts, int chosen, int3
   }
 }
 
+// Groups all pairs by expert, in one block: a warp for each expert, in rounds, counts its pairs, 32
+// at a time, and later places them. start: (experts + 1) in shared memory.
+template <int block_threads>
+__device__ inline void group_pairs(const GroupArgs& a, int32_t* start) {
+  constexpr int block_warps = block_threads / warp_size;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int warp = static_cast<int>(threadIdx.x) / warp_size;
+  const auto chose = [&](int pair, int expert) {
+    return pair < a.pairs && load_from_other_blocks(a.ids + pair) - a.first_expert == expert;
+  };
+  for (int expert = warp; expert < a.experts; expert += block_warps) {
+    int count = 0;
+    for (int pair = 0; pair < a.pairs; pair += warp_size) {
+      count += __popc(__ballot_sync(0xffffffffu, chose(pair + lane, expert)));
+    }
+    if (lane == 0) {
+      start[expert + 1] = count;
+    }
+  }
+  for (int pair = static_cast<int>(threadIdx.x); pair < a.pairs; pair += block_threads) {
+    const int expert = load_from_other_blocks(a.ids + pair) - a.first_expert;
+    if (expert < 0 || expert >= a.experts) {
+      a.row_of_pair[pair] = -1;  // somebody else's
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int active = 0;
+    start[0] = 0;
+    for (int e = 0; e < a.experts; ++e) {
+      if (start[e + 1] > 0) {
+        a.active[1 + active++] = e;
+      }
+      start[e + 1] += start[e];
+    }
+    a.active[0] = active;
+  }
+  __syncthreads();
+  for (int e = static_cast<int>(threadIdx.x); e <= a.experts; e += block_threads) {
+    a.start[e] = start[e];
+  }
+  for (int expert = warp; expert < a.experts; expert += block_warps) {
+    int row = start[expert];
+    for (int pair = 0; pair < a.pairs && row < start[expert + 1]; pair += warp_size) {
+      const bool mine = chose(pair + lane, expert);
+      const unsigned all = __ballot_sync(0xffffffffu, mine);
+      if (mine) {
+        const int place = row + __popc(all & ((1u << lane) - 1u));
+        a.pair_of_row[place] = pair + lane;
+        a.row_of_pair[pair + lane] = place;
+      }
+      row += __popc(all);
+    }
+  }
+}
+
 template <int tokens>
-__global__ void __launch_bounds__(threads) route_kernel(RouteArgs a) {
+__global__ void __launch_bounds__(threads, 2) route_kernel(RouteArgs a) {
   GPTOSS_SHARED(shared);
   wait_for_previous();
   start_next();
@@ -128,11 +185,33 @@ __global__ void __launch_bounds__(threads) route_kernel(RouteArgs a) {
     const int64_t to = static_cast<int64_t>(first + warp) * a.chosen;
     choose(logits + warp * a.experts, a.experts, a.chosen, a.ids + to, a.weights + to);
   }
+  if (a.ended == nullptr) {
+    return;
+  }
+  // The block that ends last groups everybody's pairs ("Memory Fence Functions" in the CUDA C++
+  // Programming Guide).
+  __threadfence();
+  __syncthreads();
+  auto* ended = reinterpret_cast<int*>(logits);
+  if (threadIdx.x == 0) {
+    *ended = atomicAdd(a.ended, 1);
+  }
+  __syncthreads();
+  if (*ended != static_cast<int>(gridDim.x) - 1) {
+    return;
+  }
+  __threadfence();
+  __syncthreads();  // all have read `ended`, whose place start[] takes
+  group_pairs<threads>(a.group, reinterpret_cast<int32_t*>(logits));
+  if (threadIdx.x == 0) {
+    *a.ended = 0;  // for the next launch
+  }
 }
 
 template <int tokens>
 int shared_bytes(const RouteArgs& a) {
-  return (tokens * (a.n + a.experts) + warps) * 4;
+  const int logits = tokens * a.experts, start = a.experts + 1;
+  return (tokens * a.n + warps + (logits > start ? logits : start)) * 4;
 }
 
 template <int tokens>
@@ -144,64 +223,13 @@ void run(const RouteArgs& a, const Stream& stream) {
          static_cast<size_t>(shared_bytes<tokens>(a)), stream, a);
 }
 
-// A warp for each expert, in rounds: counts its pairs, 32 at a time, and later places them.
 constexpr int group_threads = 1024;
-constexpr int group_warps = group_threads / warp_size;
 
 __global__ void __launch_bounds__(group_threads) group_kernel(GroupArgs a) {
   GPTOSS_SHARED(shared);
   wait_for_previous();
   start_next();
-  auto* start = reinterpret_cast<int32_t*>(shared);  // (experts + 1)
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  const int warp = static_cast<int>(threadIdx.x) / warp_size;
-  const auto chose = [&](int pair, int expert) {
-    return pair < a.pairs && a.ids[pair] - a.first_expert == expert;
-  };
-  for (int expert = warp; expert < a.experts; expert += group_warps) {
-    int count = 0;
-    for (int pair = 0; pair < a.pairs; pair += warp_size) {
-      count += __popc(__ballot_sync(0xffffffffu, chose(pair + lane, expert)));
-    }
-    if (lane == 0) {
-      start[expert + 1] = count;
-    }
-  }
-  for (int pair = static_cast<int>(threadIdx.x); pair < a.pairs; pair += group_threads) {
-    const int expert = a.ids[pair] - a.first_expert;
-    if (expert < 0 || expert >= a.experts) {
-      a.row_of_pair[pair] = -1;  // somebody else's
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int active = 0;
-    start[0] = 0;
-    for (int e = 0; e < a.experts; ++e) {
-      if (start[e + 1] > 0) {
-        a.active[1 + active++] = e;
-      }
-      start[e + 1] += start[e];
-    }
-    a.active[0] = active;
-  }
-  __syncthreads();
-  for (int e = static_cast<int>(threadIdx.x); e <= a.experts; e += group_threads) {
-    a.start[e] = start[e];
-  }
-  for (int expert = warp; expert < a.experts; expert += group_warps) {
-    int row = start[expert];
-    for (int pair = 0; pair < a.pairs && row < start[expert + 1]; pair += warp_size) {
-      const bool mine = chose(pair + lane, expert);
-      const unsigned all = __ballot_sync(0xffffffffu, mine);
-      if (mine) {
-        const int place = row + __popc(all & ((1u << lane) - 1u));
-        a.pair_of_row[place] = pair + lane;
-        a.row_of_pair[pair + lane] = place;
-      }
-      row += __popc(all);
-    }
-  }
+  group_pairs<group_threads>(a, reinterpret_cast<int32_t*>(shared));
 }
 
 }  // namespace

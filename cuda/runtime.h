@@ -16,7 +16,7 @@
 #include "emulated/emulated.h"
 #else
 #include <cuda_runtime.h>
-#define GPTOSS_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define GPTOSS_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
 namespace gptoss::cuda {

@@ -37,6 +37,11 @@ LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
 Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
 
 
+# What a step holds at most, by default: enough to keep the device's arithmetic busy.
+STEP_TOKENS = {"cpu": 512, "cuda": 4096}
+MAX_BATCH = {"cpu": 64, "cuda": 256}
+
+
 class Engine:
     """A gpt-oss model that generates text.
 
@@ -53,8 +58,9 @@ class Engine:
         tensor_parallel: GPUs of this machine that hold a part of the model each: 1 to 8, a divisor
             of its KV heads and experts. (On the CPU: groups of threads, which is of no use but to
             try it.)
-        max_batch: most sequences in one step.
+        max_batch: most sequences in one step; None: 64 on a CPU, 256 on a GPU.
         step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
+            None: 512 on a CPU, 4096 on a GPU.
         progress: called with (bytes read, bytes in all) while the weights are loaded.
 
     All calls may be made from any thread, and any number of streams may be open at once; they
@@ -73,8 +79,8 @@ class Engine:
         kv_bytes: int | None = None,
         threads: int | None = None,
         *,
-        max_batch: int = 64,
-        step_tokens: int = 512,
+        max_batch: int | None = None,
+        step_tokens: int | None = None,
         weights: str | None = None,
         kv: str = "bf16",
         tensor_parallel: int = 1,
@@ -95,6 +101,10 @@ class Engine:
         from gptoss.checkpoint import open_checkpoint
 
         device = _choose_device(device, _core.backends())
+        if step_tokens is None:
+            step_tokens = STEP_TOKENS[device]
+        if max_batch is None:
+            max_batch = min(MAX_BATCH[device], step_tokens)
         self._source: TensorSource = open_checkpoint(BUNDLED_MODEL if model is None else model)
         self._tokenizer: Tokenizer | None = None
         self._no_tokenizer: Error | None = None  # why there is none

@@ -312,7 +312,8 @@ def _print_machine(found: dict[str, Any]) -> None:
         ("cpu features", features),
     ]
     for backend in found["backends"]:
-        state = "available" if backend["available"] else f"not available: {backend['reason']}"
+        state = "available" if backend["available"] else "not available"
+        state += f": {backend['reason']}" if backend["reason"] else ""
         rows.append((f"backend {backend['name']}", state))
     for name, loss in found["format_loss"].items():
         text = f"KL {loss['kl']:.1e} nats, top-1 {loss['top1']:.1%}"

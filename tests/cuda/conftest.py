@@ -28,7 +28,7 @@ class Kernels:
 
 
 @pytest.fixture(
-    params=["", LIBRARY] if LIBRARY else [""], ids=lambda path: "gpu" if path else "cpu"
+    params=["", LIBRARY] if LIBRARY else [""], ids=lambda path: "real" if path else "emulated"
 )
 def cuda(request):
     return Kernels(request.param)

@@ -82,13 +82,18 @@ def rms_norm(cuda, x, scale, eps, row_ids=None, *, partial=None, expert_out=None
     return y
 
 
-def route(cuda, x, scale, w, bias, chosen, eps, **device):
+def route(cuda, x, scale, w, bias, chosen, eps, *, grouped=False, **device):
+    """t, ids, weights; grouped: and what group() gives, from the same launch."""
     (rows, n), experts = x.shape, len(w)
     t, ids, weights = halves(rows, n), ints(rows, chosen), floats(rows, chosen)
     arrays, sizes = residual(x, None, None, None, None, False)
     arrays += [(scale, "in"), (w, "in"), (bias, "in"), (t, "out"), (ids, "out"), (weights, "out")]
+    groups = [ints(experts + 1), ints(experts + 1), ints(rows * chosen), ints(rows * chosen)]
+    ended = np.zeros(1, np.int32) if grouped else None
+    arrays += [(ended, "inout"), *((a if grouped else None, "out") for a in groups)]
     cuda("route", arrays, [rows, n, experts, chosen, *sizes], [eps], **device)
-    return t, ids, weights
+    assert ended is None or ended[0] == 0
+    return (t, ids, weights, groups) if grouped else (t, ids, weights)
 
 
 def attention(cuda, kernel, q, kv, sinks, pages, sequence, position, tiles, *, window, scale,

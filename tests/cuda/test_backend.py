@@ -16,7 +16,7 @@ LENGTHS = [1, 5, 48, 160]
 
 
 @pytest.fixture(
-    params=["", LIBRARY] if LIBRARY else [""], ids=lambda path: "gpu" if path else "cpu"
+    params=["", LIBRARY] if LIBRARY else [""], ids=lambda path: "real" if path else "emulated"
 )
 def plugin(request, tmp_path, monkeypatch):
     (tmp_path / "libgptoss_cuda.so").symlink_to(request.param or _kernels.__file__)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cuda_calls import bf16, f64, floats, rms_norm, route
+from cuda_calls import bf16, f64, floats, group, rms_norm, route
 
 from gptoss import Error, reference
 from gptoss.dtypes import bf16_to_f32
@@ -88,6 +88,19 @@ def test_routing(cuda, random, rows, n, experts, chosen):
     assert clear.mean() > 0.9
     assert np.array_equal(ids[clear], wanted[clear])
     assert np.all(np.abs(weights - shares)[clear] <= 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "experts", "chosen"), [(1, 32, 4), (9, 8, 4), (70, 5, 1)])
+def test_grouping_in_the_same_launch(cuda, random, rows, experts, chosen):
+    x = random.normal(size=(rows, 32)).astype(np.float32)
+    w, bias = bf16(random.normal(size=(experts, 32))), bf16(random.normal(size=experts))
+    options = (bf16(np.ones(32)), w, bias, chosen, EPS)
+    _, ids, _, groups = route(cuda, x, *options, grouped=True)
+    start, active, pair_of_row, row_of_pair = group(cuda, ids.reshape(-1), experts)
+    assert np.array_equal(groups[0], start)
+    assert np.array_equal(groups[1][: 1 + active[0]], active[: 1 + active[0]])
+    assert np.array_equal(groups[2], pair_of_row)
+    assert np.array_equal(groups[3], row_of_pair)
 
 
 def test_equal_logits_go_to_the_lowest_expert(cuda):
