@@ -125,7 +125,8 @@ void run(const ExpertArgs& a, const Stream& stream) {
 void experts_few(const ExpertArgs& a, const Stream& stream) {
   // Wide matrices have blocks enough with four tiles each, which read x less often.
   const bool wide = a.n >= 4096;
-  if (a.pairs <= 8) {
+  // And with few rows each, more blocks fit on a multiprocessor.
+  if (a.pairs <= 4 * a.experts) {
     wide ? run<1, 4>(a, stream) : run<1, 2>(a, stream);
   } else {
     wide ? run<2, 4>(a, stream) : run<2, 2>(a, stream);

@@ -1,7 +1,7 @@
 // experts, many pairs an expert, on Hopper: wgmma with operand A, the weights, unpacked into
 // registers (its spread is mma.m16n8k16's, so the packed layout serves both), and rows of x in
-// shared memory, gathered by cp.async into the swizzle that wgmma reads. While the tensor cores
-// work on a chunk, the next one is unpacked.
+// shared memory, gathered by cp.async into the swizzle that wgmma reads. Two blocks share a
+// multiprocessor: while the tensor cores work for one, the other unpacks.
 #include "choose.h"
 #include "experts.cuh"
 #include "hopper.h"
@@ -17,7 +17,7 @@ constexpr int stages = 4;
 constexpr int stage_bytes = block_x * chunk_columns * 2;
 static_assert(chunk_columns == tma_columns);
 
-__global__ void __launch_bounds__(threads, 1) hopper_kernel(ExpertArgs a) {
+__global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
 #ifdef GPTOSS_HOPPER
   GPTOSS_SHARED(shared);
   wait_for_previous();
@@ -65,33 +65,27 @@ __global__ void __launch_bounds__(threads, 1) hopper_kernel(ExpertArgs a) {
     load_x(chunk);
   }
   float sum[block_x / 2];
-  uint32_t w[2][4][4];  // of this chunk and of the one whose products are under way
-  for (int first = 0; first < chunks; first += 2) {
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const Chunk now = next;
+    next = load_w(chunk + 1);
+    wait_for_copies<stages - 2>();
+    wait_for_products<0>();
+    // Not while products run: the compiler would make all of them wait for each other.
+    uint32_t w[4][4];
     GPTOSS_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int chunk = first + half;
-      if (chunk >= chunks) {
-        break;
-      }
-      const Chunk now = next;
-      next = load_w(chunk + 1);
-      GPTOSS_UNROLL
-      for (int step = 0; step < 4; ++step) {
-        unpack_step(now, step, w[half][step]);
-      }
-      wait_for_copies<stages - 2>();
-      wait_for_products<0>();
-      publish_to_products();
-      __syncthreads();  // x has come for all, and nobody needs the stage that is filled next
-      load_x(chunk + stages - 1);
-      const unsigned char* stage = shared + chunk % stages * stage_bytes;
-      begin_products();
-      GPTOSS_UNROLL
-      for (int step = 0; step < 4; ++step) {
-        multiply_tiles(sum, w[half][step], operand(stage, step * 16), chunk > 0 || step > 0);
-      }
-      commit_products();
+    for (int step = 0; step < 4; ++step) {
+      unpack_step(now, step, w[step]);
     }
+    publish_to_products();
+    __syncthreads();  // x has come for all, and nobody needs the stage that is filled next
+    load_x(chunk + stages - 1);
+    const unsigned char* stage = shared + chunk % stages * stage_bytes;
+    begin_products();
+    GPTOSS_UNROLL
+    for (int step = 0; step < 4; ++step) {
+      multiply_tiles(sum, w[step], operand(stage, step * 16), chunk > 0 || step > 0);
+    }
+    commit_products();
   }
   wait_for_products<0>();
   wait_for_copies<0>();

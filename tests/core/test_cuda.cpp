@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "cuda_backend.h"
+#include "model.h"
 #include "random_model.h"
 #include "run_model.h"
 #include "runtime.h"
@@ -83,6 +84,28 @@ TEST(several_sequences_in_a_step) {
   step(*model.backend, {&a, &c, &b}, {20, 20, 7}, {&found, &others, &others});
   step(*model.backend, {&a}, {20}, {&found});
   CHECK(distance(found, alone) < 0.02);
+}
+
+// The published models on one GPU: attention, embedding and unembedding in bf16, experts at 17
+// bytes for 32 weights, and biases.
+TEST(published_models_fit_where_they_should) {
+  ModelConfig c;
+  c.num_hidden_layers = 24;
+  c.num_experts = 32;
+  c.vocab_size = 201088;
+  c.hidden_size = c.intermediate_size = 2880;
+  c.head_dim = 64;
+  c.num_attention_heads = 64;
+  c.num_key_value_heads = 8;
+  const auto gigabytes = [](const ModelConfig& config, int experts) {
+    return static_cast<double>(cuda::model_bytes(config, experts)) * 1e-9;
+  };
+  CHECK(std::abs(gigabytes(c, 32) - 13.76) < 0.01);
+  c.num_hidden_layers = 36;
+  c.num_experts = 128;
+  CHECK(std::abs(gigabytes(c, 128) - 65.25) < 0.01);  // one GPU of 80 GB
+  const double half = gigabytes(shard_config(c, {0, 2}), 64);
+  CHECK(half > 33.0 && half < 35.0);
 }
 
 TEST(what_it_cannot_do_is_named) {
