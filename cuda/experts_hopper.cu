@@ -65,13 +65,13 @@ __global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
     load_x(chunk);
   }
   float sum[block_x / 2];
+  uint32_t w[4][4];  // outlives the products that read it
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const Chunk now = next;
     next = load_w(chunk + 1);
     wait_for_copies<stages - 2>();
     wait_for_products<0>();
     // Not while products run: the compiler would make all of them wait for each other.
-    uint32_t w[4][4];
     GPTOSS_UNROLL
     for (int step = 0; step < 4; ++step) {
       unpack_step(now, step, w[step]);
