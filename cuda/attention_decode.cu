@@ -191,20 +191,10 @@ int64_t decode_part_floats(int tokens, int heads, int head_dim, int splits) {
 
 void attention_decode(const AttentionArgs& a, const Stream& stream) {
   GPTOSS_CHECK(
-      a.tokens > 0 && a.splits > 0 && has_attention(a.heads / a.kv.kv_heads, a.kv.head_dim),
-      "attention_decode: expected groups of at most {} heads of 16, 32, 64 or 128, found "
-      "{} heads of {} on {} KV heads",
-      most_rows, a.heads, a.kv.head_dim, a.kv.kv_heads);
-  switch (a.kv.head_dim) {
-    case 16:
-      return run<16>(a, stream);
-    case 32:
-      return run<32>(a, stream);
-    case 64:
-      return run<64>(a, stream);
-    default:
-      return run<128>(a, stream);
-  }
+      a.tokens > 0 && a.splits > 0 && a.heads / a.kv.kv_heads <= most_rows,
+      "attention_decode: expected groups of at most {} heads, found {} heads on {} KV heads",
+      most_rows, a.heads, a.kv.kv_heads);
+  with_head_dim("attention_decode", a.kv.head_dim, [&](auto dim) { run<dim()>(a, stream); });
 }
 
 }  // namespace gptoss::cuda

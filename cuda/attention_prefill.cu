@@ -102,19 +102,7 @@ void attention_prefill(const AttentionArgs& a, const Stream& stream) {
                "attention_prefill: expected groups of at most {} heads, found {} heads on {} KV "
                "heads",
                warps * 16, a.heads, a.kv.kv_heads);
-  switch (a.kv.head_dim) {
-    case 16:
-      return run<16>(a, stream);
-    case 32:
-      return run<32>(a, stream);
-    case 64:
-      return run<64>(a, stream);
-    case 128:
-      return run<128>(a, stream);
-    default:
-      throw Error(format("attention_prefill: expected heads of 16, 32, 64 or 128, found {}",
-                         a.kv.head_dim));
-  }
+  with_head_dim("attention_prefill", a.kv.head_dim, [&](auto dim) { run<dim()>(a, stream); });
 }
 
 }  // namespace gptoss::cuda

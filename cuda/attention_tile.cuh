@@ -3,6 +3,8 @@
 // units of log 2.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "layout.h"
 #include "ptx.h"
@@ -128,6 +130,23 @@ __device__ inline float weight_with_sink(float max, float sum, float sink) {
   const float largest = fmaxf(max, sink);
   const float shrink = exp2f(max - largest);
   return shrink / (sum * shrink + exp2f(sink - largest));
+}
+
+// Calls run with the head size as a constant. Throws Error for sizes that the tiles do not have.
+template <class Run>
+void with_head_dim(const char* kernel, int head_dim, const Run& run) {
+  switch (head_dim) {
+    case 16:
+      return run(std::integral_constant<int, 16>());
+    case 32:
+      return run(std::integral_constant<int, 32>());
+    case 64:
+      return run(std::integral_constant<int, 64>());
+    case 128:
+      return run(std::integral_constant<int, 128>());
+    default:
+      throw Error(format("{}: expected heads of 16, 32, 64 or 128, found {}", kernel, head_dim));
+  }
 }
 
 // Starts copying 16 bytes of the key or value at `position` (row and piece of a tile), zeros where

@@ -66,6 +66,49 @@ inline int most_expert_tiles(const ExpertArgs& a, int block) {
   return a.pairs / block + (a.pairs < a.experts ? a.pairs : a.experts);
 }
 
+// Copies chunks of a block's rows of x to shared memory, a ring of stages (block_x, 64) in the
+// 128-byte swizzle. Each thread always copies the same rows.
+template <int block_x, int threads, int of_stages>
+class RowStages {
+public:
+  static constexpr int stages = of_stages;
+  static constexpr int pieces = chunk_columns / 8;
+  static constexpr int bytes = block_x * chunk_columns * 2;  // of a stage
+
+  __device__ RowStages(const ExpertArgs& a, const ExpertRows& rows, unsigned char* shared)
+      : a_(a), shared_(shared) {
+    GPTOSS_UNROLL
+    for (int i = 0; i < each; ++i) {
+      const int row = rows.first + slot(i) / pieces;
+      from_[i] = row < rows.end ? a.x + row_of_x(a, row) * a.k : nullptr;
+    }
+  }
+
+  // Starts copying, and ends a group of copies in any case.
+  __device__ void load(int chunk) const {
+    if (chunk < chunks_of(a_.k)) {
+      GPTOSS_UNROLL
+      for (int i = 0; i < each; ++i) {
+        const int k = chunk * chunk_columns + slot(i) % pieces * 8;
+        const bool inside = from_[i] != nullptr && k < a_.k;
+        copy_async(stage(chunk) + swizzled(slot(i) / pieces, slot(i) % pieces, pieces),
+                   inside ? from_[i] + k : a_.x, inside ? 16 : 0);
+      }
+    }
+    commit_copies();
+  }
+
+  __device__ unsigned char* stage(int chunk) const { return shared_ + chunk % stages * bytes; }
+
+private:
+  static constexpr int each = block_x * pieces / threads;
+  __device__ static int slot(int i) { return static_cast<int>(threadIdx.x) + i * threads; }
+
+  const ExpertArgs& a_;
+  unsigned char* shared_;
+  const bf16* from_[each];
+};
+
 __device__ inline float swiglu(float glu, float linear, float limit) {
   // Comparisons written so that a NaN passes through and is seen.
   glu = glu > limit ? limit : glu;

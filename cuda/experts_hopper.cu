@@ -13,8 +13,7 @@ namespace {
 constexpr int warps = 8;  // two warpgroups
 constexpr int threads = warps * warp_size;
 constexpr int block_x = 128;  // rows of x
-constexpr int stages = 4;
-constexpr int stage_bytes = block_x * chunk_columns * 2;
+using Rows = RowStages<block_x, threads, 4>;
 static_assert(chunk_columns == tma_columns);
 
 __global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
@@ -32,28 +31,7 @@ __global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
   const int tile = static_cast<int>(blockIdx.x) * warps + warp;
   const bool inside_n = tile < a.n / tile_rows;
 
-  constexpr int pieces = chunk_columns / 8;
-  constexpr int rows_a_thread = block_x * pieces / threads;
-  const bf16* from[rows_a_thread];
-  GPTOSS_UNROLL
-  for (int i = 0; i < rows_a_thread; ++i) {
-    const int row = rows.first + (static_cast<int>(threadIdx.x) + i * threads) / pieces;
-    from[i] = row < rows.end ? a.x + row_of_x(a, row) * a.k : nullptr;
-  }
-  const auto load_x = [&](int chunk) {
-    if (chunk < chunks) {
-      unsigned char* stage = shared + chunk % stages * stage_bytes;
-      GPTOSS_UNROLL
-      for (int i = 0; i < rows_a_thread; ++i) {
-        const int slot = static_cast<int>(threadIdx.x) + i * threads;
-        const int k = chunk * chunk_columns + slot % pieces * 8;
-        const bool inside = from[i] != nullptr && k < a.k;
-        copy_async(stage + swizzled(slot / pieces, slot % pieces, pieces),
-                   inside ? from[i] + k : a.x, inside ? 16 : 0);
-      }
-    }
-    commit_copies();
-  };
+  const Rows x(a, rows, shared);
   const auto load_w = [&](int chunk) {
     return inside_n && chunk < chunks
                ? load_chunk(a, chunk_index(rows.expert, tile, chunk, a.n, a.k))
@@ -61,15 +39,15 @@ __global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
   };
 
   Chunk next = load_w(0);
-  for (int chunk = 0; chunk < stages - 1; ++chunk) {
-    load_x(chunk);
+  for (int chunk = 0; chunk < Rows::stages - 1; ++chunk) {
+    x.load(chunk);
   }
   float sum[block_x / 2];
   uint32_t w[4][4];  // outlives the products that read it
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const Chunk now = next;
     next = load_w(chunk + 1);
-    wait_for_copies<stages - 2>();
+    wait_for_copies<Rows::stages - 2>();
     wait_for_products<0>();
     // Not while products run: the compiler would make all of them wait for each other.
     GPTOSS_UNROLL
@@ -78,8 +56,8 @@ __global__ void __launch_bounds__(threads, 2) hopper_kernel(ExpertArgs a) {
     }
     publish_to_products();
     __syncthreads();  // x has come for all, and nobody needs the stage that is filled next
-    load_x(chunk + stages - 1);
-    const unsigned char* stage = shared + chunk % stages * stage_bytes;
+    x.load(chunk + Rows::stages - 1);
+    const unsigned char* stage = x.stage(chunk);
     begin_products();
     GPTOSS_UNROLL
     for (int step = 0; step < 4; ++step) {
@@ -110,7 +88,7 @@ void experts_hopper(const ExpertArgs& a, const Stream& stream) {
                stream.device.minor);
   launch({"experts_hopper", {a.pairs, a.experts, a.n, a.k}}, hopper_kernel,
          {(a.n / tile_rows + warps - 1) / warps, most_expert_tiles(a, block_x), 1}, threads,
-         stages * stage_bytes, stream, a);
+         Rows::stages * Rows::bytes, stream, a);
 }
 
 void experts(const ExpertArgs& a, const Stream& stream) {

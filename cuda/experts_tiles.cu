@@ -12,9 +12,7 @@ constexpr int tiles_w = 2;  // of a warp, 16 rows each
 constexpr int block_w = warps * tiles_w;
 constexpr int block_x = 64;  // rows of x
 constexpr int tiles_x = block_x / 8;
-constexpr int stages = 4;
-constexpr int pieces = chunk_columns / 8;
-constexpr int stage_bytes = block_x * chunk_columns * 2;
+using Rows = RowStages<block_x, threads, 4>;
 
 __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
   GPTOSS_SHARED(shared);
@@ -29,28 +27,7 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
   const int tiles = a.n / tile_rows, chunks = chunks_of(a.k);
   const int first_tile = static_cast<int>(blockIdx.x) * block_w + warp * tiles_w;
 
-  // Each thread always copies the same rows of x.
-  constexpr int rows_a_thread = block_x * pieces / threads;
-  const bf16* from[rows_a_thread];
-  GPTOSS_UNROLL
-  for (int i = 0; i < rows_a_thread; ++i) {
-    const int row = rows.first + (static_cast<int>(threadIdx.x) + i * threads) / pieces;
-    from[i] = row < rows.end ? a.x + row_of_x(a, row) * a.k : nullptr;
-  }
-  const auto load_x = [&](int chunk) {
-    if (chunk < chunks) {
-      unsigned char* stage = shared + chunk % stages * stage_bytes;
-      GPTOSS_UNROLL
-      for (int i = 0; i < rows_a_thread; ++i) {
-        const int slot = static_cast<int>(threadIdx.x) + i * threads;
-        const int k = chunk * chunk_columns + slot % pieces * 8;
-        const bool inside = from[i] != nullptr && k < a.k;
-        copy_async(stage + swizzled(slot / pieces, slot % pieces, pieces),
-                   inside ? from[i] + k : a.x, inside ? 16 : 0);
-      }
-    }
-    commit_copies();
-  };
+  const Rows x(a, rows, shared);
   const auto load_w = [&](int tile, int chunk) {
     return first_tile + tile < tiles && chunk < chunks
                ? load_chunk(a, chunk_index(rows.expert, first_tile + tile, chunk, a.n, a.k))
@@ -62,8 +39,8 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
   for (int i = 0; i < tiles_w; ++i) {
     next[i] = load_w(i, 0);
   }
-  for (int chunk = 0; chunk < stages - 1; ++chunk) {
-    load_x(chunk);
+  for (int chunk = 0; chunk < Rows::stages - 1; ++chunk) {
+    x.load(chunk);
   }
   float sum[tiles_w][tiles_x][4] = {};
   for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -73,10 +50,10 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
       now[i] = next[i];
       next[i] = load_w(i, chunk + 1);
     }
-    wait_for_copies<stages - 2>();
+    wait_for_copies<Rows::stages - 2>();
     __syncthreads();
-    load_x(chunk + stages - 1);
-    const unsigned char* stage = shared + chunk % stages * stage_bytes;
+    x.load(chunk + Rows::stages - 1);
+    const unsigned char* stage = x.stage(chunk);
     GPTOSS_UNROLL
     for (int step = 0; step < 4; ++step) {
       uint32_t w[tiles_w][4];
@@ -86,13 +63,13 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
       }
       GPTOSS_UNROLL
       for (int j = 0; j < tiles_x; j += 2) {
-        uint32_t x[4];
-        load_matrices(
-            x, stage + swizzled(j * 8 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2, pieces));
+        uint32_t b[4];
+        load_matrices(b, stage + swizzled(j * 8 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2,
+                                          Rows::pieces));
         GPTOSS_UNROLL
         for (int i = 0; i < tiles_w; ++i) {
-          multiply_add(sum[i][j], w[i], x);
-          multiply_add(sum[i][j + 1], w[i], x + 2);
+          multiply_add(sum[i][j], w[i], b);
+          multiply_add(sum[i][j + 1], w[i], b + 2);
         }
       }
     }
@@ -119,7 +96,7 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
 void experts_tiles(const ExpertArgs& a, const Stream& stream) {
   launch({"experts_tiles", {a.pairs, a.experts, a.n, a.k}}, tiles_kernel,
          {(a.n / tile_rows + block_w - 1) / block_w, most_expert_tiles(a, block_x), 1}, threads,
-         stages * stage_bytes, stream, a);
+         Rows::stages * Rows::bytes, stream, a);
 }
 
 }  // namespace gptoss::cuda

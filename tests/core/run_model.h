@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <numeric>
 #include <vector>
@@ -77,6 +78,16 @@ inline std::vector<float> run(Backend& backend, const std::vector<int32_t>& toke
     step(backend, {&sequence}, {std::min(chunk, length - sequence.done)}, {&logits});
   }
   return logits;
+}
+
+// Relative norm of the difference; infinite where the lengths differ.
+inline double distance(const std::vector<float>& found, const std::vector<float>& wanted) {
+  double difference = 0.0, size = 0.0;
+  for (size_t i = 0; i < wanted.size() && found.size() == wanted.size(); ++i) {
+    difference += std::pow(static_cast<double>(found[i]) - wanted[i], 2);
+    size += std::pow(static_cast<double>(wanted[i]), 2);
+  }
+  return found.size() == wanted.size() ? std::sqrt(difference / size) : INFINITY;
 }
 
 }  // namespace gptoss::test

@@ -11,7 +11,8 @@
 #include "test.h"
 
 using namespace gptoss;
-using test::pages, test::run, test::Sequence, test::small_config, test::step, test::text;
+using test::distance, test::pages, test::run, test::Sequence, test::small_config, test::step,
+    test::text;
 
 namespace {
 
@@ -35,15 +36,6 @@ Model on_cpu(Activation activation, const ModelConfig& config = small_config()) 
 
 Model on_cuda(const ModelConfig& config = small_config()) {
   return {cuda::make_backend(Options{}), config};
-}
-
-double distance(const std::vector<float>& found, const std::vector<float>& wanted) {
-  double difference = 0.0, size = 0.0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    difference += std::pow(static_cast<double>(found[i]) - wanted[i], 2);
-    size += std::pow(static_cast<double>(wanted[i]), 2);
-  }
-  return found.size() == wanted.size() ? std::sqrt(difference / size) : INFINITY;
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include "test.h"
 
 using namespace gptoss;
-using test::pages, test::run, test::Sequence, test::step, test::text;
+using test::distance, test::pages, test::run, test::Sequence, test::step, test::text;
 
 namespace {
 
@@ -44,15 +44,6 @@ std::vector<float> logits(const std::string& device, int ranks, int chunk, Activ
   backend->load(config, source);
   backend->alloc_kv(pages);
   return run(*backend, text(40, 1), chunk);
-}
-
-double distance(const std::vector<float>& found, const std::vector<float>& wanted) {
-  double difference = 0.0, size = 0.0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    difference += std::pow(static_cast<double>(found[i]) - wanted[i], 2);
-    size += std::pow(static_cast<double>(wanted[i]), 2);
-  }
-  return found.size() == wanted.size() ? std::sqrt(difference / size) : INFINITY;
 }
 
 std::string message(const std::function<void()>& action) {

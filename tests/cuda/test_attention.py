@@ -128,10 +128,12 @@ def test_heads_that_attention_on_any_shape_takes(cuda, random):
 
 
 def test_shapes_that_no_kernel_takes_are_named(cuda, random):
-    case = Case(random, [3], [1], heads=20, kv_heads=1, dim=24, window=ALL)
-    with pytest.raises(Error, match="heads of 16, 32, 64 or 128, found 24"):
-        case.check(cuda, "attention_prefill")
-    with pytest.raises(Error, match="at most 16 heads of 16, 32, 64 or 128, found 20 heads of 24"):
+    case = Case(random, [3], [1], heads=10, kv_heads=1, dim=24, window=ALL)
+    for kernel in ("attention_prefill", "attention_decode"):
+        with pytest.raises(Error, match=f"{kernel}: expected heads of 16, 32, 64 or 128, found 24"):
+            case.check(cuda, kernel)
+    case = Case(random, [3], [1], heads=20, kv_heads=1, dim=16, window=ALL)
+    with pytest.raises(Error, match="at most 16 heads, found 20 heads on 1 KV heads"):
         case.check(cuda, "attention_decode")
 
 
