@@ -125,6 +125,7 @@ public:
     std::memcpy(data_, from, bytes);
 #else
     check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy to the device");
+    finish();  // it may return when the host's side is done, and our streams do not wait for it
 #endif
   }
   void copy_to_host(void* to, size_t bytes) const {
@@ -139,10 +140,16 @@ public:
     std::memset(data_, byte, bytes_);
 #else
     check(cudaMemset(data_, byte, bytes_), "cudaMemset");
+    finish();
 #endif
   }
 
 private:
+#ifndef GPTOSS_CUDA_EMULATED
+  static void finish() {
+    check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
+  }
+#endif
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
