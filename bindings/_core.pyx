@@ -2,6 +2,7 @@
 # distutils: language = c++
 """The compiled core: a backend that runs whole steps. Policy lives above, in gptoss/."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -44,6 +45,19 @@ _EMPTY = np.zeros(0, np.int32)
 def plugin_directory():
     """Where backends in shared libraries are looked for: beside this module, or GPTOSS_PLUGINS."""
     return os.environ.get("GPTOSS_PLUGINS") or os.path.dirname(os.path.abspath(__file__))
+
+
+def find_nccl():
+    """libnccl.so.2 of the package nvidia-nccl-cu12 or -cu13, or None."""
+    try:
+        spec = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        return None
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        path = os.path.join(folder, "lib", "libnccl.so.2")
+        if os.path.isfile(path):
+            return path
+    return None
 
 
 cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
@@ -209,6 +223,9 @@ cdef class Backend:
             raise Error(f"kv: expected bf16 or int8, found {kv!r}")
         options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
         options.ranks = tensor_parallel
+        nccl = find_nccl() if tensor_parallel > 1 else None
+        if nccl is not None:
+            os.environ.setdefault("GPTOSS_NCCL", nccl)
         fill_config(&self.config, config)
         self.num_pages = 0
         self.source = _Source(source)

@@ -43,8 +43,8 @@ struct Nccl {
       }
     }
     GPTOSS_CHECK(library != nullptr,
-                 "tensor parallel: libnccl.so.2 was not found. It comes with the package "
-                 "nvidia-nccl-cu12 or nvidia-nccl-cu13; GPTOSS_NCCL may name the file ({})",
+                 "tensor parallel: libnccl.so.2 was not found. It comes with gptoss[cuda12] or "
+                 "gptoss[cuda13]; GPTOSS_NCCL may name the file ({})",
                  dlerror());
     const auto find = [&](auto& function, const char* name) {
       function =

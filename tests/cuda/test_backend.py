@@ -5,6 +5,7 @@ emulated backend too.
 """
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_tensor_parallel(plugin, tiny_a):
         assert engine.info()["tensor_parallel"] == "2"
         found = engine.logits(golden["tokens_48"])
     assert distance(found, wanted) <= distance(golden["logits_bf16_48"], wanted)
+
+
+def test_nccl_is_found_where_its_package_puts_it(tmp_path, monkeypatch):
+    folder = tmp_path / "nvidia" / "nccl" / "lib"
+    folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert _core.find_nccl() is None
+    (folder / "libnccl.so.2").touch()
+    assert _core.find_nccl() == str(folder / "libnccl.so.2")
 
 
 @pytest.mark.parametrize(
