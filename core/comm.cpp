@@ -91,6 +91,7 @@ private:
 std::vector<std::unique_ptr<Communicator>> thread_communicators(int ranks) {
   const auto group = std::make_shared<Group>(ranks);
   std::vector<std::unique_ptr<Communicator>> result;
+  result.reserve(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
     result.push_back(std::make_unique<ThreadCommunicator>(group, rank));
   }

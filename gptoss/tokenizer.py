@@ -118,6 +118,14 @@ class Tokenizer:
         """The bytes of one token; b"" for an id that maps to nothing. Error for negative ids."""
         return _bytes_of(self._table, token)
 
+    def rank_file(self) -> bytes:
+        """The tokens that are not special as a rank file, the form of o200k_base.tiktoken."""
+        special = {*self.special_tokens.values(), *self._plain.values()}
+        ranks = {
+            token: rank for rank, token in enumerate(self._table) if token and rank not in special
+        }
+        return vocabulary.dump_ranks(ranks)
+
     def stream(self) -> StreamDecoder:
         """A decoder for one text that arrives token by token."""
         return StreamDecoder(self._table)

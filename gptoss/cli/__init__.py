@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from gptoss.cli import data, export, finetune, train, viz
+from gptoss.cli import chat, data, export, finetune, train, viz
 from gptoss.cli.arguments import build_parser
+from gptoss.cli.opening import open_engine
 from gptoss.errors import Error
 from gptoss.progress import Progress, human_bytes
 from gptoss.sampling import SamplingParams
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     parser = build_parser(
         {"generate": generate, "info": info, "convert": convert, "synth": synth},
-        [data, train, export, finetune, viz],
+        [chat, data, train, export, finetune, viz],
     )
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
@@ -90,7 +91,7 @@ def generate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.error(f"generate: {error}")
     prompt = _read_prompt(arguments, parser)
     start = perf_counter()
-    engine = _open_engine(arguments)
+    engine = open_engine(arguments)
     load_seconds = perf_counter() - start
     if arguments.json or params.n > 1:
         _print_completions(arguments, prompt, engine.generate(prompt, params), load_seconds)
@@ -178,23 +179,6 @@ def synth(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 
 
 # Generation.
-
-
-def _open_engine(arguments: argparse.Namespace) -> Engine:
-    from gptoss.engine import Engine
-
-    with Progress("loading") as progress:
-        return Engine(
-            arguments.model,
-            device=arguments.device,
-            activation=arguments.activation,
-            weights=arguments.weights,
-            kv=arguments.kv,
-            tensor_parallel=arguments.tensor_parallel,
-            kv_bytes=arguments.kv_bytes,
-            threads=arguments.threads,
-            progress=progress,
-        )
 
 
 def _read_prompt(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

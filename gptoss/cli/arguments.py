@@ -111,12 +111,8 @@ def build_parser(
     return parser
 
 
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    default = SamplingParams()
-    add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help="the text; without it, standard input is read")
-    add("--file", metavar="F", help="read the prompt from a file")
-
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it runs: what `open_engine` takes."""
     model = parser.add_argument_group("model")
     add = model.add_argument
     add("-m", "--model", help=f"{_MODEL}; without it, the bundled model")
@@ -133,6 +129,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs that hold a part of the model each (default: 1)",
     )
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    default = SamplingParams()
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="the text; without it, standard input is read")
+    add("--file", metavar="F", help="read the prompt from a file")
+
+    add_model(parser)
 
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument

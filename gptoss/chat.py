@@ -1,0 +1,397 @@
+"""Conversations as prompts: harmony for the published models, plain paragraphs for others.
+
+Harmony prompts are rendered by OpenAI's own library (openai-harmony); what the model answers is
+taken apart by `gptoss.harmony`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import Error, shown
+from gptoss.harmony import HarmonyParser
+from gptoss.tokenizer import Tokenizer
+from gptoss.vocabulary import HARMONY_SIZE, O200K_FILE
+
+EFFORTS = ("low", "medium", "high")
+BUILT_IN_TOOLS = ("browser", "python")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_THINKING = ("reasoning", "reasoning_content", "thinking")
+# A schema is read by a recursive function that is not ours.
+_SCHEMA_DEPTH, _SCHEMA_NODES = 32, 4096
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a function that an assistant message made."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A checked message. `thinking`: an assistant's, before its content or its calls."""
+
+    role: str
+    content: str = ""
+    thinking: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None  # of the call that a tool answers
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. parameters: its JSON schema, or None."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """effort: "low", "medium" or "high". built_in: "browser", "python", declared if asked for.
+
+    today: the date that the model is told; None: none.
+    """
+
+    effort: str = "medium"
+    tools: Sequence[Tool] = ()
+    built_in: Sequence[str] = ()
+    today: date | None = None
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise Error(
+                f"reasoning effort: expected one of {', '.join(EFFORTS)}, found "
+                f"{shown(self.effort)}"
+            )
+        for name in self.built_in:
+            if name not in BUILT_IN_TOOLS:
+                raise Error(
+                    f"built-in tool: expected one of {', '.join(BUILT_IN_TOOLS)}, found "
+                    f"{shown(name)}"
+                )
+
+
+def parse_messages(raw: object) -> list[ChatMessage]:
+    """Messages as the OpenAI API has them, checked.
+
+    Content is a string or a list of parts of type "text"; images and sounds are refused. An
+    assistant's thinking may stand in "reasoning", "reasoning_content" or "thinking". Raises Error
+    that names the message, what was expected and what was found.
+    """
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
+        raise Error(f"messages: expected a list of at least one message, found {shown(raw)}")
+    messages = [_parse_message(item, f"messages[{i}]") for i, item in enumerate(raw)]
+    known = {call.id: call.name for message in messages for call in message.calls}
+    for i, message in enumerate(messages):
+        if message.role == "tool" and message.name is None and message.call_id not in known:
+            raise Error(
+                f"messages[{i}].tool_call_id: expected the id of an earlier call, found "
+                f"{shown(message.call_id)}"
+            )
+    return messages
+
+
+def _parse_message(item: object, where: str) -> ChatMessage:
+    if not isinstance(item, Mapping):
+        raise Error(f"{where}: expected an object, found {shown(item)}")
+    role = item.get("role")
+    if role not in _ROLES:
+        raise Error(f"{where}.role: expected one of {', '.join(_ROLES)}, found {shown(role)}")
+    thinking = next((item[key] for key in _THINKING if item.get(key)), "")
+    if not isinstance(thinking, str):
+        raise Error(f"{where}: reasoning: expected a string, found {shown(thinking)}")
+    calls = _parse_calls(item.get("tool_calls"), f"{where}.tool_calls")
+    if role != "assistant" and (thinking or calls):
+        raise Error(f"{where}: reasoning and tool_calls: expected in assistant messages only")
+    content = item.get("content")
+    if content is None and not calls and not thinking:
+        raise Error(f"{where}.content: expected a string, found none")
+    name = item.get("name")
+    if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
+        raise Error(f"{where}.name: expected letters, digits, _ and -, found {shown(name)}")
+    return ChatMessage(
+        role=role,
+        content=_text_of(content, f"{where}.content"),
+        thinking=thinking,
+        calls=calls,
+        call_id=item.get("tool_call_id"),
+        name=name,
+    )
+
+
+def _text_of(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise Error(f"{where}: expected a string or a list of parts, found {shown(content)}")
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise Error(
+                f"{where}[{i}]: expected a part of type text (these models read text alone), "
+                f"found {shown(kind if kind is not None else part)}"
+            )
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if not isinstance(text, str):
+            raise Error(f"{where}[{i}].text: expected a string, found {shown(text)}")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _parse_calls(raw: object, where: str) -> tuple[ToolCall, ...]:
+    if raw is None:
+        return ()
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+        raise Error(f"{where}: expected a list, found {shown(raw)}")
+    calls = []
+    for i, item in enumerate(raw):
+        function = item.get("function") if isinstance(item, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise Error(f"{where}[{i}].function: expected an object, found {shown(function)}")
+        name, arguments = function.get("name"), function.get("arguments", "{}")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise Error(
+                f"{where}[{i}].function.name: expected letters, digits, _ and -, found "
+                f"{shown(name)}"
+            )
+        if not isinstance(arguments, str):
+            raise Error(
+                f"{where}[{i}].function.arguments: expected a string of JSON, found "
+                f"{shown(arguments)}"
+            )
+        calls.append(ToolCall(str(item.get("id")), name, arguments))
+    return tuple(calls)
+
+
+def parse_tools(raw: object) -> list[Tool]:
+    """Tools as the OpenAI API has them: {"type": "function", "function": {…}}. Raises Error."""
+    if raw is None:
+        return []
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+        raise Error(f"tools: expected a list, found {shown(raw)}")
+    tools: list[Tool] = []
+    for i, item in enumerate(raw):
+        where = f"tools[{i}]"
+        if not isinstance(item, Mapping) or item.get("type") != "function":
+            kind = item.get("type") if isinstance(item, Mapping) else item
+            raise Error(f"{where}.type: expected function, found {shown(kind)}")
+        function = item.get("function", item)  # the responses API has no inner object
+        if not isinstance(function, Mapping):
+            raise Error(f"{where}.function: expected an object, found {shown(function)}")
+        name, description = function.get("name"), function.get("description") or ""
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise Error(
+                f"{where}.function.name: expected 1 to 64 letters, digits, _ and -, found "
+                f"{shown(name)}"
+            )
+        if any(tool.name == name for tool in tools):
+            raise Error(f"{where}.function.name: {shown(name)} is there twice")
+        if not isinstance(description, str):
+            raise Error(f"{where}.function.description: expected a string")
+        parameters = function.get("parameters")
+        if parameters is not None:
+            if not isinstance(parameters, Mapping):
+                raise Error(
+                    f"{where}.function.parameters: expected a JSON schema, found "
+                    f"{shown(parameters)}"
+                )
+            _check_schema(parameters, f"{where}.function.parameters")
+        tools.append(Tool(name, description, parameters))
+    return tools
+
+
+def _check_schema(schema: object, where: str) -> None:
+    nodes, level, depth = 0, [schema], 0
+    while level:
+        nodes += len(level)
+        depth += 1
+        if depth > _SCHEMA_DEPTH or nodes > _SCHEMA_NODES:
+            raise Error(
+                f"{where}: expected a schema of at most {_SCHEMA_DEPTH} levels and "
+                f"{_SCHEMA_NODES} values"
+            )
+        below: list[object] = []
+        for node in level:
+            if isinstance(node, Mapping):
+                below += node.values()
+            elif isinstance(node, (list, tuple)):
+                below += node
+        level = below
+
+
+class PlainChat:
+    """For models that were not taught conversations: texts as paragraphs, the model goes on.
+
+    stop_ids: what ends an answer.
+    """
+
+    name = "plain"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.stop_ids = tokenizer.eos_ids
+
+    def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
+        """Raises Error for tools, which such a model knows nothing of."""
+        if options.tools or options.built_in:
+            raise Error("tools: this model was not taught conversations and cannot call tools")
+        texts = [message.content for message in messages if message.content]
+        return self._tokenizer.encode("\n\n".join(texts))
+
+
+class HarmonyChat:
+    """The published models' format.
+
+    stop_ids: ``<|return|>`` and ``<|call|>``; never ``<|end|>``, behind which a message follows.
+    """
+
+    name = "harmony"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises Error where openai-harmony or its vocabulary is not at hand."""
+        self._encoding = _load_encoding(tokenizer)
+        special = tokenizer.special_tokens
+        self.stop_ids = frozenset((special["<|return|>"], special["<|call|>"]))
+        self._tokenizer = tokenizer
+
+    def parser(self) -> HarmonyParser:
+        return HarmonyParser(self._tokenizer)
+
+    def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
+        """The tokens up to and including ``<|start|>assistant``.
+
+        System messages and developer messages become the developer's instructions: the system
+        message of harmony holds what the program says (effort, date, channels). Thinking before an
+        answer is left out, thinking before a call whose answer is still to come is kept. Names of
+        special tokens in texts stay text.
+        """
+        import openai_harmony as oh
+
+        conversation = [oh.Message.from_role_and_content(oh.Role.SYSTEM, _system(options))]
+        instructions = [m.content for m in messages if m.role in ("system", "developer")]
+        if instructions or options.tools:
+            developer = oh.DeveloperContent.new()
+            if instructions:
+                developer = developer.with_instructions("\n\n".join(instructions))
+            if options.tools:
+                developer = developer.with_function_tools(
+                    [
+                        oh.ToolDescription.new(
+                            tool.name,
+                            tool.description,
+                            parameters=dict(tool.parameters) if tool.parameters else None,
+                        )
+                        for tool in options.tools
+                    ]
+                )
+            conversation.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer))
+        names = {call.id: call.name for message in messages for call in message.calls}
+        for message in _without_old_thinking(messages):
+            conversation += _harmony_messages(message, names)
+        return list(
+            self._encoding.render_conversation_for_completion(
+                oh.Conversation.from_messages(conversation), oh.Role.ASSISTANT
+            )
+        )
+
+
+def _without_old_thinking(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Up to the last answer nobody's thinking is shown any more."""
+    answers = [
+        i for i, m in enumerate(messages) if m.role == "assistant" and m.content and not m.calls
+    ]
+    last = answers[-1] if answers else -1
+    return [replace(m, thinking="") if i <= last else m for i, m in enumerate(messages)]
+
+
+def _system(options: ChatOptions) -> Any:
+    import openai_harmony as oh
+
+    content = oh.SystemContent.new().with_reasoning_effort(
+        oh.ReasoningEffort(options.effort.capitalize())
+    )
+    if options.today is not None:
+        content = content.with_conversation_start_date(options.today.isoformat())
+    if "browser" in options.built_in:
+        content = content.with_browser_tool()
+    if "python" in options.built_in:
+        content = content.with_python_tool()
+    return content
+
+
+def _harmony_messages(message: ChatMessage, names: Mapping[str, str]) -> list[Any]:
+    import openai_harmony as oh
+
+    def of(role: Any, text: str) -> Any:
+        return oh.Message.from_role_and_content(role, text)
+
+    if message.role == "user":
+        return [of(oh.Role.USER, message.content)]
+    if message.role == "tool":
+        name = message.name or names[str(message.call_id)]
+        author = oh.Author.new(oh.Role.TOOL, f"functions.{name}")
+        answer = oh.Message.from_author_and_content(author, message.content)
+        return [answer.with_channel("commentary").with_recipient("assistant")]
+    if message.role != "assistant":
+        return []  # in the developer's message
+    found = []
+    if message.thinking:
+        found.append(of(oh.Role.ASSISTANT, message.thinking).with_channel("analysis"))
+    if message.content:
+        # Before calls it is a preamble, which users see, and not the answer.
+        channel = "commentary" if message.calls else "final"
+        found.append(of(oh.Role.ASSISTANT, message.content).with_channel(channel))
+    for call in message.calls:
+        found.append(
+            of(oh.Role.ASSISTANT, call.arguments)
+            .with_channel("commentary")
+            .with_recipient(f"functions.{call.name}")
+            .with_content_type("<|constrain|>json")
+        )
+    return found
+
+
+def load_chat(tokenizer: Tokenizer) -> HarmonyChat | PlainChat:
+    """The format of a model's conversations: harmony with the published vocabulary, else plain."""
+    return HarmonyChat(tokenizer) if tokenizer.vocab_size == HARMONY_SIZE else PlainChat(tokenizer)
+
+
+def _load_encoding(tokenizer: Tokenizer) -> Any:
+    try:
+        import openai_harmony as oh
+    except ImportError:
+        raise Error(
+            "chat: the package openai-harmony is missing: pip install openai-harmony"
+        ) from None
+    data = tokenizer.rank_file()
+    # The library reads a file of this name from a folder named by the environment, or downloads it.
+    before = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, O200K_FILE).write_bytes(data)
+        os.environ["TIKTOKEN_ENCODINGS_BASE"] = folder
+        try:
+            return oh.load_harmony_encoding(oh.HarmonyEncodingName.HARMONY_GPT_OSS)
+        except Exception as error:  # the library's own types are not Errors of ours
+            raise Error(f"chat: openai-harmony cannot load its vocabulary: {error}") from None
+        finally:
+            if before is None:
+                del os.environ["TIKTOKEN_ENCODINGS_BASE"]
+            else:
+                os.environ["TIKTOKEN_ENCODINGS_BASE"] = before

@@ -1,0 +1,29 @@
+"""An engine as the command line asks for it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from gptoss.progress import Progress
+
+if TYPE_CHECKING:
+    from gptoss import Engine
+
+
+def open_engine(arguments: argparse.Namespace) -> Engine:
+    """The model that `arguments.add_model` named, with a bar while it loads."""
+    from gptoss.engine import Engine
+
+    with Progress("loading") as progress:
+        return Engine(
+            arguments.model,
+            device=arguments.device,
+            activation=arguments.activation,
+            weights=arguments.weights,
+            kv=arguments.kv,
+            tensor_parallel=arguments.tensor_parallel,
+            kv_bytes=arguments.kv_bytes,
+            threads=arguments.threads,
+            progress=progress,
+        )
