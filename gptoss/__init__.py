@@ -14,6 +14,7 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptoss.async_engine import AsyncEngine, AsyncStream
     from gptoss.completion import Completion, Delta, Timing, TokenLogprob
     from gptoss.config import ModelConfig
     from gptoss.engine import Engine, Stream
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "Completion",
     "Delta",
     "Engine",
@@ -41,6 +44,8 @@ __path__ = extend_path(__path__, __name__)
 # Imported when first used (PEP 562): `import gptoss` stays quick, and the modules that read
 # checkpoints work without the compiled core.
 _HOME = {
+    "AsyncEngine": "gptoss.async_engine",
+    "AsyncStream": "gptoss.async_engine",
     "Completion": "gptoss.completion",
     "Delta": "gptoss.completion",
     "Engine": "gptoss.engine",

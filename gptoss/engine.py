@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss.completion import Completion, Delta, join
 from gptoss.errors import Error
-from gptoss.jobs import Generation, Outbox, Scoring
+from gptoss.jobs import Generation, Outbox, Outlet, Scoring
 from gptoss.kv_cache import peak_pages
 from gptoss.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.sampling import SEED_LIMIT, SamplingParams, derive_seed
@@ -327,7 +327,7 @@ class Engine:
     # From what the caller wrote to jobs.
 
     def _generations(
-        self, prompt: Prompt, params: SamplingParams, outbox: Outbox, prompt_index: int = 0
+        self, prompt: Prompt, params: SamplingParams, outbox: Outlet, prompt_index: int = 0
     ) -> list[Generation]:
         if not isinstance(params, SamplingParams):
             raise Error(f"params: expected SamplingParams, found {type(params).__name__}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from queue import SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gptoss.batch import SamplerState
 from gptoss.completion import Delta, FinishReason, Timing, TokenLogprob
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from gptoss._core import StepOutput
 
 # (key of the job, what it produced in order; an exception is the last thing it produces)
-Outbox = SimpleQueue[tuple[Any, list[Any]]]
+Entry = tuple[Any, list[Any]]
+Outbox = SimpleQueue[Entry]
+
+
+class Outlet(Protocol):
+    """Where a job puts its entries, on the worker's thread: an Outbox, or an event loop's."""
+
+    def put(self, item: Entry, /) -> None: ...
 
 
 class Job(Sequence):
@@ -56,7 +63,7 @@ class Job(Sequence):
         self,
         tokens: SequenceOf[int],
         limit: int,
-        outbox: Outbox,
+        outbox: Outlet,
         key: Any = None,
         chunk: int | None = None,
     ) -> None:
@@ -97,7 +104,7 @@ class Scoring(Job):
     __slots__ = ("_delivered",)
     wants_logits = True
 
-    def __init__(self, tokens: SequenceOf[int], outbox: Outbox, chunk: int) -> None:
+    def __init__(self, tokens: SequenceOf[int], outbox: Outlet, chunk: int) -> None:
         super().__init__(tokens, len(tokens), outbox, chunk=chunk)
         self.demand = len(self.tokens)
         self._delivered = 0  # after a preemption, rows before this one are there already
@@ -137,7 +144,7 @@ class Generation(Job):
         stop_ids: frozenset[int],
         text: TextStream | None,
         token_bytes: Callable[[int], bytes],
-        outbox: Outbox,
+        outbox: Outlet,
         key: Any = None,
         index: int = 0,
     ) -> None:

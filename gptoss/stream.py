@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from gptoss.completion import Delta, Timing
-from gptoss.jobs import Generation, Job
+from gptoss.jobs import Generation, Job, Outbox
 from gptoss.worker import Worker
 
 
@@ -23,7 +23,7 @@ class Stream(Iterator[Delta]):
     def __init__(self, owner: object, worker: Worker, jobs: SequenceOf[Generation]) -> None:
         self._owner = owner  # an engine that is collected closes the worker
         self._worker = worker
-        self._outbox = jobs[0].outbox
+        self._outbox = cast(Outbox, jobs[0].outbox)
         self._running: dict[Any, Job] = {}
         self._ready: deque[tuple[Any, Any]] = deque()
         self.timing: Timing | None = None

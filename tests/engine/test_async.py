@@ -1,0 +1,168 @@
+"""The engine in an event loop: many requests at a time, cancelled and failing ones among them."""
+
+import asyncio
+import gc
+
+import pytest
+from fake_engine import settle
+
+from gptoss import AsyncEngine, Engine, Error, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_a_words):
+    with Engine(tiny_a_words, activation="f32", kv_bytes=64 << 20, threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(engine):
+    yield
+    gc.collect()
+    settle(engine)
+
+
+async def text_of(stream):
+    return "".join([delta.text async for delta in stream])
+
+
+def test_a_stream_is_what_a_thread_gets(engine):
+    async def run():
+        async with AsyncEngine(engine).stream("abc", GREEDY) as stream:
+            text = await text_of(stream)
+        assert stream.timing is not None and stream.timing.completion_tokens == 20
+        return text
+
+    assert asyncio.run(run()) == engine.generate("abc", GREEDY)[0].text
+
+
+def test_many_at_a_time(engine):
+    prompts = [f"prompt {i}" for i in range(12)]
+
+    async def run():
+        return await asyncio.gather(*(AsyncEngine(engine).generate(p, GREEDY) for p in prompts))
+
+    before = engine._worker.steps
+    found = [completion.text for (completion,) in asyncio.run(run())]
+    assert found == [completion.text for completion in engine.generate(prompts, GREEDY)]
+    assert engine._worker.steps - before < 2 * 12 * 20  # they shared steps
+
+
+def test_choices(engine):
+    params = SamplingParams(n=3, seed=5, max_tokens=8, ignore_eos=True)
+
+    async def run():
+        return await AsyncEngine(engine).generate("abc", params)
+
+    found = asyncio.run(run())
+    assert [c.text for c in found] == [c.text for c in engine.generate("abc", params)]
+    assert [c.index for c in found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["aclose", "block", "task", "dropped"])
+def test_leaving_cancels(engine, way):
+    """Pages become free (checked behind every test), and others are not disturbed."""
+    endless = SamplingParams(temperature=0, max_tokens=3000, ignore_eos=True)
+
+    async def leave():
+        asynchronous = AsyncEngine(engine)
+        if way == "task":
+            task = asyncio.create_task(asynchronous.generate("abc", endless))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return
+        stream = asynchronous.stream("abc", endless)
+        await anext(stream)
+        if way == "aclose":
+            await stream.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        elif way == "block":
+            async with stream:
+                await anext(stream)
+        else:
+            del stream
+
+    async def run():
+        other = asyncio.create_task(AsyncEngine(engine).generate("other", GREEDY))
+        await leave()
+        return (await other)[0].text
+
+    assert asyncio.run(run()) == engine.generate("other", GREEDY)[0].text
+
+
+def test_a_slow_reader_holds_up_nobody_and_loses_nothing(engine):
+    async def run():
+        asynchronous = AsyncEngine(engine)
+        slow = asynchronous.stream("slow", GREEDY)
+        (quick,) = await asynchronous.generate("quick", GREEDY)
+        await asyncio.sleep(0.2)
+        return await text_of(slow), quick.text
+
+    wanted = [c.text for c in engine.generate(["slow", "quick"], GREEDY)]
+    assert list(asyncio.run(run())) == wanted
+
+
+def test_errors_are_the_request_s_own(engine):
+    async def run():
+        asynchronous = AsyncEngine(engine)
+        with pytest.raises(Error, match="token ids"):
+            asynchronous.stream([10**9], GREEDY)
+        with pytest.raises(Error, match="params"):
+            asynchronous.stream("abc", {"temperature": 0})
+        return await text_of(asynchronous.stream("abc", GREEDY))
+
+    assert asyncio.run(run()) == engine.generate("abc", GREEDY)[0].text
+
+
+def test_a_step_that_fails_ends_its_own_request_alone(engine, monkeypatch):
+    worker, compute = engine._worker, engine._worker._compute
+
+    def fails_for_long_prompts(chunks):
+        if any(len(chunk.sequence.tokens) > 60 for chunk in chunks):
+            raise Error("no luck")
+        return compute(chunks)
+
+    monkeypatch.setattr(worker, "_compute", fails_for_long_prompts)
+
+    async def run():
+        asynchronous = AsyncEngine(engine)
+        good = asynchronous.stream("abc", GREEDY)
+        with pytest.raises(Error, match="no luck"):
+            await asynchronous.generate("x " * 80, GREEDY)
+        return await text_of(good)
+
+    text = asyncio.run(run())
+    monkeypatch.undo()
+    assert text == engine.generate("abc", GREEDY)[0].text
+
+
+def test_a_loop_that_ends_leaves_the_engine_alone(engine):
+    endless = SamplingParams(temperature=0, max_tokens=3000, ignore_eos=True)
+
+    async def run():
+        return AsyncEngine(engine).stream("abc", endless)
+
+    stream = asyncio.run(run())
+    text = engine.generate("abc", GREEDY)[0].text
+    assert text
+    del stream
+
+
+def test_a_closed_engine_says_so(tiny_a_words):
+    engine = Engine(tiny_a_words, kv_bytes=8 << 20, threads=1)
+
+    async def run():
+        stream = AsyncEngine(engine).stream("abc", SamplingParams(max_tokens=3000, ignore_eos=True))
+        await anext(stream)
+        engine.close()
+        with pytest.raises(Error, match="closed"):
+            await text_of(stream)
+        with pytest.raises(Error, match="closed"):
+            AsyncEngine(engine).stream("abc")
+
+    asyncio.run(run())
