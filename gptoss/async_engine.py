@@ -61,6 +61,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
     Attributes:
         timing: of the choice that finished last; None before.
+        choices: how many texts there will be. prompt_tokens: length of the prompt.
     """
 
     def __init__(self, engine: Engine, jobs: list[Generation], outbox: _Outbox) -> None:
@@ -68,6 +69,8 @@ class AsyncStream(AsyncIterator[Delta]):
         self._outbox = outbox
         self._running: dict[Any, Generation] = {}
         self.timing: Timing | None = None
+        self.choices = len(jobs)
+        self.prompt_tokens = len(jobs[0].tokens)
         for job in jobs:
             job.demand = job.limit + 1  # more than it can produce: it waits for no reader
             self._running[job.key] = job
@@ -75,7 +78,7 @@ class AsyncStream(AsyncIterator[Delta]):
             for job in jobs:
                 engine._worker.submit(job)
         except BaseException:
-            self._cancel()
+            self.cancel()
             raise
 
     async def __anext__(self) -> Delta:
@@ -83,12 +86,12 @@ class AsyncStream(AsyncIterator[Delta]):
             try:
                 key, item = await self._outbox.take()
             except BaseException:
-                self._cancel()
+                self.cancel()
                 raise
             if key not in self._running:
                 continue  # of a choice that was cancelled meanwhile
             if isinstance(item, BaseException):
-                self._cancel()
+                self.cancel()
                 raise item
             assert isinstance(item, Delta)
             if item.finish_reason is not None:
@@ -98,8 +101,8 @@ class AsyncStream(AsyncIterator[Delta]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancel what is not finished; further reading ends at once."""
-        self._cancel()
+        """The same, as asynchronous iterators have it."""
+        self.cancel()
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -110,13 +113,14 @@ class AsyncStream(AsyncIterator[Delta]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._cancel()
+        self.cancel()
 
     def __del__(self) -> None:
         if getattr(self, "_running", None):
-            self._cancel()
+            self.cancel()
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Cancel what is not finished; further reading ends at once."""
         while self._running:
             _, job = self._running.popitem()
             self._engine._worker.cancel(job)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from gptoss.cli import chat, data, export, finetune, train, viz
+from gptoss.cli import chat, data, export, finetune, serve, train, viz
 from gptoss.cli.arguments import build_parser
 from gptoss.cli.opening import open_engine
 from gptoss.errors import Error
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     parser = build_parser(
         {"generate": generate, "info": info, "convert": convert, "synth": synth},
-        [chat, data, train, export, finetune, viz],
+        [chat, serve, data, train, export, finetune, viz],
     )
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning

@@ -1,0 +1,1 @@
+"""An HTTP server with the surface of OpenAI's API (the extra `serve`)."""

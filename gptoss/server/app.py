@@ -1,0 +1,308 @@
+"""The routes: who may ask, how much at once, and how an answer travels."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gptoss.async_engine import AsyncEngine
+from gptoss.chat import HarmonyChat, PlainChat, load_chat
+from gptoss.engine import Engine
+from gptoss.errors import Error, shown
+from gptoss.server.chat_completions import ChatRequest
+from gptoss.server.completions import CompletionRequest
+from gptoss.server.errors import ApiError
+from gptoss.server.requests import parse_body
+
+log = logging.getLogger("gptoss.server")
+_MISTAKE = ApiError("the server made a mistake; its log says more", 500)
+_CLIENT_LEFT = 499  # nginx's; nobody reads it
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """model_name: what clients call the model; any other name is refused. api_keys: one of them
+    must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
+    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all.
+    """
+
+    model_name: str
+    api_keys: tuple[str, ...] = ()
+    max_requests: int = 256
+    max_body: int = 16 << 20
+    origins: tuple[str, ...] = ()
+
+
+class _Answer(Protocol):
+    object: str
+    chunk_object: str
+    prefix: str
+    streams: bool
+    usage_wanted: bool
+    usage: dict[str, Any]
+
+    def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
+    def join(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+    def cancel(self) -> None: ...
+
+
+def create_app(engine: Engine, options: ServerOptions) -> Starlette:
+    """An ASGI application. It does not close the engine."""
+    return _Server(engine, options).app
+
+
+class _Server:
+    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+        self._engine = engine
+        self._async = AsyncEngine(engine)
+        self._options = options
+        self._chat: HarmonyChat | PlainChat | Error
+        try:
+            self._chat = load_chat(engine.tokenizer)
+        except Error as error:  # texts and tokens can be completed all the same
+            self._chat = error
+        self._created = int(time.time())
+        self._running = 0
+        post, get = ["POST"], ["GET"]
+        middleware = []
+        if options.origins:
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(options.origins),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["Authorization", "Content-Type"],
+                )
+            )
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._guarded(self._chat_completions), methods=post),
+                Route("/v1/completions", self._guarded(self._completions), methods=post),
+                Route("/v1/models", self._guarded(self._models), methods=get),
+                Route("/v1/models/{name:path}", self._guarded(self._model), methods=get),
+                Route("/tokenize", self._guarded(self._tokenize), methods=post),
+                Route("/detokenize", self._guarded(self._detokenize), methods=post),
+                Route("/health", self._health, methods=get),
+            ],
+            middleware=middleware,
+            exception_handlers={HTTPException: _no_route, Exception: _failed},
+        )
+
+    def _guarded(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint for those who may ask; errors of ours as OpenAI's API says them."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                self._check_key(request)
+                return await endpoint(request)
+            except ApiError as error:
+                return JSONResponse(error.body(), error.status, headers=error.headers)
+            except Error as error:
+                return JSONResponse(ApiError(str(error)).body(), 400)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_LEFT)
+
+        return guarded
+
+    def _check_key(self, request: Request) -> None:
+        if not self._options.api_keys:
+            return
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        # All are compared, each in constant time: how long it takes tells nothing.
+        good = [hmac.compare_digest(given.encode(), key.encode()) for key in self._options.api_keys]
+        if kind.lower() != "bearer" or not any(good):
+            raise ApiError(
+                "Authorization: expected a bearer token that this server knows",
+                401,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > self._options.max_body:
+                raise ApiError(f"body: expected at most {self._options.max_body} bytes", 413)
+        return parse_body(bytes(data))
+
+    async def _chat_completions(self, request: Request) -> Response:
+        body = await self._body(request)
+        chat = self._chat
+        if isinstance(chat, Error):
+            raise ApiError(f"this model cannot chat here: {chat}", 503)
+        return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body))
+
+    async def _completions(self, request: Request) -> Response:
+        body = await self._body(request)
+        return await self._answer(request, body, lambda: CompletionRequest(self._async, body))
+
+    async def _answer(
+        self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
+    ) -> Response:
+        self._check_model(body.get("model"))
+        if self._running >= self._options.max_requests:
+            raise ApiError(
+                f"{self._running} requests are running, which is as many as may; come again",
+                429,
+                code="too_many_requests",
+                headers={"Retry-After": "1"},
+            )
+        answer = submit()
+        self._running += 1
+        head = {
+            "id": f"{answer.prefix}-{secrets.token_hex(16)}",
+            "created": int(time.time()),
+            "model": self._options.model_name,
+        }
+        if answer.streams:
+            return _EventStream(_events(answer, head), lambda: self._end(answer))
+        try:
+            choices = await _unless_left(request, _all(answer))
+        finally:
+            self._end(answer)
+        if choices is None:
+            return Response(status_code=_CLIENT_LEFT)
+        return JSONResponse(
+            {**head, "object": answer.object, "choices": answer.join(choices),
+             "usage": answer.usage}
+        )  # fmt: skip
+
+    def _end(self, answer: _Answer) -> None:
+        self._running -= 1
+        answer.cancel()
+
+    def _check_model(self, name: object) -> None:
+        if name is not None and name != self._options.model_name:
+            raise ApiError(
+                f"model: expected {self._options.model_name}, found {shown(name)}",
+                404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "id": self._options.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "gptoss",
+            "context_length": self._engine.info()["context_length"],
+        }
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._describe()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._describe())
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        text = body.get("prompt", body.get("content"))
+        if not isinstance(text, str):
+            raise ApiError(f"prompt: expected a string, found {shown(text)}", param="prompt")
+        tokens = self._engine.tokenizer.encode(text)
+        return JSONResponse({"tokens": tokens, "count": len(tokens)})
+
+    async def _detokenize(self, request: Request) -> Response:
+        tokens = (await self._body(request)).get("tokens")
+        size = self._engine.tokenizer.vocab_size
+        if not isinstance(tokens, list) or not all(
+            isinstance(token, int) and 0 <= token < size for token in tokens
+        ):
+            raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
+        return JSONResponse({"prompt": self._engine.tokenizer.decode(tokens)})
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "running": self._running})
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events. Whatever ends them, even before the first, `at_end` is called."""
+
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            self._at_end()
+
+
+async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
+    head = {**head, "object": answer.chunk_object}
+    empty = {"usage": None} if answer.usage_wanted else {}
+    try:
+        async for choice in answer.chunks():
+            yield _event({**head, "choices": [choice], **empty})
+        if answer.usage_wanted:
+            yield _event({**head, "choices": [], "usage": answer.usage})
+        yield "data: [DONE]\n\n"
+    except Error as error:  # the status is long sent: the stream itself has to say it
+        yield _event(ApiError(str(error), 500).body())
+    except Exception:
+        log.exception("a stream ended")
+        yield _event(_MISTAKE.body())
+
+
+async def _all(answer: _Answer) -> list[dict[str, Any]]:
+    return [choice async for choice in answer.chunks()]
+
+
+async def _unless_left(
+    request: Request, answer: Awaitable[list[dict[str, Any]]]
+) -> list[dict[str, Any]] | None:
+    """The answer; None when the client leaves first, which cancels it."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return await work if work.done() else None
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(ApiError(message, error.status_code).body(), error.status_code)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return JSONResponse(_MISTAKE.body(), 500)

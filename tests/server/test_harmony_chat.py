@@ -1,0 +1,202 @@
+"""Thinking, answers and calls as OpenAI's client gets them; the model writes what it is told."""
+
+import openai
+import pytest
+from byte_vocabulary import WORDS
+from conftest import serving
+
+from gptoss.chat import HarmonyChat
+from gptoss.completion import Delta, TokenLogprob
+from gptoss.harmony import HarmonyParser
+from gptoss.server import app as server
+
+THINKING = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
+ANSWER = "<|channel|>final<|message|>It is four.<|return|>"
+CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>'
+
+
+class OfBytes(HarmonyChat):
+    def __init__(self):
+        self.asked = []
+
+    def parser(self):
+        return HarmonyParser(WORDS)
+
+    def prompt(self, messages, options):
+        self.asked.append((messages, options))
+        return [0] * 7
+
+
+class Scripted:
+    """An AsyncEngine whose model writes `written`, the same for every choice."""
+
+    def __init__(self, written, finish="stop"):
+        self.written, self.finish, self.params = written, finish, None
+
+    def stream(self, prompt, params):
+        self.params = params
+        tokens = WORDS.encode(self.written)
+        deltas = [
+            Delta("", (token,), self.finish if i == len(tokens) - 1 else None, index=index,
+                  logprobs=(TokenLogprob(token, bytes([token % 256]), -0.5),)
+                  if params.logprobs is not None else None)
+            for i, token in enumerate(tokens) for index in range(params.n)
+        ]  # fmt: skip
+        return Stream(deltas, len(prompt), params.n)
+
+
+class Stream:
+    def __init__(self, deltas, prompt_tokens, choices):
+        self._deltas, self.prompt_tokens, self.choices = deltas, prompt_tokens, choices
+        self._cancelled = False
+
+    def cancel(self):
+        self._cancelled = True
+
+    async def __aiter__(self):
+        for delta in self._deltas:
+            if self._cancelled:
+                return
+            yield delta
+
+
+@pytest.fixture
+def ask(engine, monkeypatch):
+    """ask(written, **request) → the answer; ask.chat.asked: what the model was shown."""
+    from contextlib import ExitStack
+
+    chat = OfBytes()
+    monkeypatch.setattr(server, "load_chat", lambda tokenizer: chat)
+    with ExitStack() as stack:
+
+        def ask(written, *, finish="stop", **request):
+            ask.engine = Scripted(written, finish)
+            monkeypatch.setattr(server, "AsyncEngine", lambda engine: ask.engine)
+            app = server.create_app(engine, server.ServerOptions("gpt-oss-20b"))
+            address = stack.enter_context(serving(app))
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0)
+            stack.enter_context(client)
+            messages = [{"role": "user", "content": "Two and two?"}]
+            return client.chat.completions.create(
+                model="gpt-oss-20b", messages=request.pop("messages", messages), **request
+            )
+
+        ask.chat = chat
+        yield ask
+
+
+def streamed(chunks):
+    """What the deltas of the first choice say together."""
+    whole = {"content": "", "reasoning_content": "", "calls": {}, "finish": None}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            delta = choice.delta
+            whole["content"] += delta.content or ""
+            whole["reasoning_content"] += getattr(delta, "reasoning_content", None) or ""
+            for call in delta.tool_calls or ():
+                mine = whole["calls"].setdefault(call.index, {"arguments": ""})
+                mine["arguments"] += call.function.arguments
+                if call.id:
+                    assert call.type == "function"
+                    mine |= {"id": call.id, "name": call.function.name}
+            whole["finish"] = choice.finish_reason or whole["finish"]
+    return whole
+
+
+def test_thinking_and_an_answer(ask):
+    done = ask(THINKING + ANSWER)
+    message = done.choices[0].message
+    assert message.content == "It is four." and message.reasoning_content == "Let me see."
+    assert done.choices[0].finish_reason == "stop" and not message.tool_calls
+    assert done.usage.prompt_tokens == 7
+    thinking = done.usage.completion_tokens_details.reasoning_tokens
+    assert 11 <= thinking < done.usage.completion_tokens
+
+
+def test_the_same_streamed(ask):
+    found = streamed(ask(THINKING + ANSWER, stream=True))
+    assert found["content"] == "It is four." and found["reasoning_content"] == "Let me see."
+    assert found["finish"] == "stop" and not found["calls"]
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls(ask, stream):
+    two = THINKING + CALL.replace("<|call|>", "<|end|><|start|>assistant") + CALL.replace("2", "3")
+    answer = ask(two, tools=[TOOL], stream=stream)
+    if stream:
+        found = streamed(answer)
+        calls = [found["calls"][i] for i in range(2)]
+        finish, content = found["finish"], found["content"]
+    else:
+        message = answer.choices[0].message
+        calls = [{"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
+                 for call in message.tool_calls]  # fmt: skip
+        finish, content = answer.choices[0].finish_reason, message.content or ""
+    assert [call["arguments"] for call in calls] == ['{"a": 2}', '{"a": 3}']
+    assert [call["name"] for call in calls] == ["add", "add"]
+    assert len({call["id"] for call in calls}) == 2
+    assert finish == "tool_calls" and content == ""
+
+
+def test_tools_are_declared_unless_they_are_not_wanted(ask):
+    ask(ANSWER, tools=[TOOL], reasoning_effort="high")
+    _, options = ask.chat.asked[-1]
+    assert [tool.name for tool in options.tools] == ["add"] and options.effort == "high"
+    ask(ANSWER, tools=[TOOL], tool_choice="none")
+    assert ask.chat.asked[-1][1].tools == []
+
+
+def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Two and two?"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+    ]
+    ask(ANSWER, messages=messages, tools=[TOOL])
+    shown, _ = ask.chat.asked[-1]
+    assert shown[1].thinking == "hm" and shown[1].calls[0].name == "add"
+    assert shown[2].call_id == "c1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_are_looked_for_in_the_answer_alone(ask, stream):
+    written = THINKING.replace("Let me see.", "four or final") + ANSWER
+    answer = ask(written, stop=["four", "final"], stream=stream)
+    if stream:
+        found = streamed(answer)
+        content, thinking, finish = found["content"], found["reasoning_content"], found["finish"]
+    else:
+        message = answer.choices[0].message
+        content, thinking = message.content, message.reasoning_content
+        finish = answer.choices[0].finish_reason
+    assert (content, thinking, finish) == ("It is ", "four or final", "stop")
+    assert ask.engine.params.stop_strings == ()
+
+
+def test_what_looked_like_a_stop_string_is_given_at_the_end(ask):
+    assert ask(ANSWER, stop=["four.!"]).choices[0].message.content == "It is four."
+
+
+def test_logprobs_are_those_of_the_answer(ask):
+    found = ask(THINKING + ANSWER, logprobs=True).choices[0].logprobs
+    assert "".join(token.token for token in found.content) == "It is four."
+
+
+def test_an_answer_that_was_cut(ask):
+    done = ask(THINKING + "<|channel|>final<|message|>It is", finish="length")
+    assert done.choices[0].message.content == "It is"
+    assert done.choices[0].finish_reason == "length"
+
+
+def test_a_refusal_without_a_header(ask):
+    assert ask("<|message|>I will not.<|return|>").choices[0].message.content == "I will not."
+
+
+def test_choices(ask):
+    done = ask(THINKING + ANSWER, n=3)
+    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in done.choices} == {"It is four."}
