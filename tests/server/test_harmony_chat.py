@@ -3,7 +3,7 @@
 import openai
 import pytest
 from byte_vocabulary import WORDS
-from conftest import serving
+from serving import serving
 
 from gptoss.chat import HarmonyChat
 from gptoss.completion import Delta, TokenLogprob

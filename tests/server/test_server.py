@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from conftest import serving
 from fake_engine import settle
+from serving import serving
 
 from gptoss import SamplingParams
 from gptoss.server.app import ServerOptions, create_app
