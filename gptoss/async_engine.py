@@ -60,7 +60,7 @@ class AsyncStream(AsyncIterator[Delta]):
     """The deltas of one request, for one task.
 
     Attributes:
-        timing: of the choice that finished last; None before.
+        timing: of the choice that finished last; None before. timings: of all that have.
         choices: how many texts there will be. prompt_tokens: length of the prompt.
     """
 
@@ -69,6 +69,7 @@ class AsyncStream(AsyncIterator[Delta]):
         self._outbox = outbox
         self._running: dict[Any, Generation] = {}
         self.timing: Timing | None = None
+        self.timings: list[Timing] = []
         self.choices = len(jobs)
         self.prompt_tokens = len(jobs[0].tokens)
         for job in jobs:
@@ -97,6 +98,8 @@ class AsyncStream(AsyncIterator[Delta]):
             if item.finish_reason is not None:
                 del self._running[key]
                 self.timing = item.timing
+                if item.timing is not None:
+                    self.timings.append(item.timing)
             return item
         raise StopAsyncIteration
 

@@ -23,11 +23,13 @@ from starlette.types import Receive, Scope, Send
 
 from gptoss.async_engine import AsyncEngine
 from gptoss.chat import HarmonyChat, PlainChat, load_chat
+from gptoss.completion import Timing
 from gptoss.engine import Engine
 from gptoss.errors import Error, shown
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
+from gptoss.server.metrics import Metrics
 from gptoss.server.requests import parse_body
 
 log = logging.getLogger("gptoss.server")
@@ -59,6 +61,7 @@ class _Answer(Protocol):
 
     def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
     def join(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+    def timings(self) -> list[Timing]: ...
     def cancel(self) -> None: ...
 
 
@@ -79,6 +82,7 @@ class _Server:
             self._chat = error
         self._created = int(time.time())
         self._running = 0
+        self._metrics = Metrics(engine)
         post, get = ["POST"], ["GET"]
         middleware = []
         if options.origins:
@@ -98,6 +102,7 @@ class _Server:
                 Route("/v1/models/{name:path}", self._guarded(self._model), methods=get),
                 Route("/tokenize", self._guarded(self._tokenize), methods=post),
                 Route("/detokenize", self._guarded(self._detokenize), methods=post),
+                Route("/metrics", self._guarded(self._show_metrics), methods=get),
                 Route("/health", self._health, methods=get),
             ],
             middleware=middleware,
@@ -110,15 +115,23 @@ class _Server:
         """The endpoint for those who may ask; errors of ours as OpenAI's API says them."""
 
         async def guarded(request: Request) -> Response:
+            status = 500
             try:
                 self._check_key(request)
-                return await endpoint(request)
+                response = await endpoint(request)
+                status = response.status_code
             except ApiError as error:
-                return JSONResponse(error.body(), error.status, headers=error.headers)
+                status = error.status
+                response = JSONResponse(error.body(), status, headers=error.headers)
             except Error as error:
-                return JSONResponse(ApiError(str(error)).body(), 400)
+                status = 400
+                response = JSONResponse(ApiError(str(error)).body(), status)
             except ClientDisconnect:
-                return Response(status_code=_CLIENT_LEFT)
+                status = _CLIENT_LEFT
+                response = Response(status_code=status)
+            finally:
+                self._metrics.answered(request.scope["route"].path, status)
+            return response
 
         return guarded
 
@@ -189,6 +202,7 @@ class _Server:
     def _end(self, answer: _Answer) -> None:
         self._running -= 1
         answer.cancel()
+        self._metrics.generated(answer.timings())
 
     def _check_model(self, name: object) -> None:
         if name is not None and name != self._options.model_name:
@@ -231,6 +245,9 @@ class _Server:
         ):
             raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
         return JSONResponse({"prompt": self._engine.tokenizer.decode(tokens)})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "running": self._running})

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptoss.async_engine import AsyncEngine
 from gptoss.chat import ChatOptions, HarmonyChat, PlainChat, parse_messages, parse_tools
-from gptoss.completion import Delta, TokenLogprob
+from gptoss.completion import Delta, Timing, TokenLogprob
 from gptoss.errors import Error, shown
 from gptoss.harmony import ANALYSIS, HarmonyParser, Message
 from gptoss.server.errors import ApiError
@@ -66,6 +66,10 @@ class ChatRequest:
             raise ApiError(str(error), param=_param_of(str(error))) from None
         self.usage: dict[str, Any] = {}
         self._completion = self._thinking = 0
+
+    def timings(self) -> list[Timing]:
+        """Of the texts that came to their end."""
+        return list(self._stream.timings)
 
     def cancel(self) -> None:
         """Stop what is still running."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from gptoss.async_engine import AsyncEngine
-from gptoss.completion import Delta, TokenLogprob
+from gptoss.completion import Delta, Timing, TokenLogprob
 from gptoss.engine import Prompt
 from gptoss.errors import Error, shown
 from gptoss.server.errors import ApiError
@@ -52,6 +52,10 @@ class CompletionRequest:
         except Error as error:
             self.cancel()
             raise ApiError(str(error), param="prompt") from None
+
+    def timings(self) -> list[Timing]:
+        """Of the texts that came to their end."""
+        return [timing for stream in self._streams for timing in stream.timings]
 
     def cancel(self) -> None:
         """Stop what is still running."""

@@ -9,7 +9,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "chat"), str(HERE.parent / "engine")]
 
-NEEDED = ("starlette", "uvicorn", "openai", "httpx")
+NEEDED = ("starlette", "uvicorn", "prometheus_client", "openai", "httpx")
 
 
 def pytest_pycollect_makemodule(module_path, parent):

@@ -48,7 +48,7 @@ class Scripted:
 class Stream:
     def __init__(self, deltas, prompt_tokens, choices):
         self._deltas, self.prompt_tokens, self.choices = deltas, prompt_tokens, choices
-        self._cancelled = False
+        self._cancelled, self.timings = False, []
 
     def cancel(self):
         self._cancelled = True

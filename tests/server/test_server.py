@@ -224,6 +224,24 @@ def test_keys(engine):
                 assert client.models.list().data[0].id == "nano"
 
 
+def test_metrics(engine):
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        body = {"prompt": "Once upon a time", "max_tokens": 7, "n": 2}
+        httpx.post(f"{address}/v1/completions", json=body)
+        list(httpx.post(f"{address}/v1/completions", json={**body, "stream": True}).iter_lines())
+        httpx.post(f"{address}/v1/completions", json={"prompt": 5})
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)
+             if not name.startswith("#")}  # fmt: skip
+    assert found['gptoss_requests_total{route="/v1/completions",status="200"}'] == 2
+    assert found['gptoss_requests_total{route="/v1/completions",status="400"}'] == 1
+    assert found['gptoss_tokens_total{kind="completion"}'] == 28
+    assert found["gptoss_time_to_first_token_seconds_count"] == 4
+    assert found["gptoss_time_per_output_token_seconds_count"] == 4
+    assert found['gptoss_kv_pages{state="used"}'] == 0
+    assert found['gptoss_sequences{state="running"}'] == 0
+
+
 def test_no_more_than_may(engine, monkeypatch):
     compute = engine._worker._compute
     monkeypatch.setattr(engine._worker, "_compute", lambda c: time.sleep(0.02) or compute(c))
