@@ -146,9 +146,7 @@ public:
 
 private:
 #ifndef GPTOSS_CUDA_EMULATED
-  static void finish() {
-    check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
-  }
+  static void finish() { check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize"); }
 #endif
   void* data_ = nullptr;
   size_t bytes_ = 0;
