@@ -190,6 +190,8 @@ class _Server:
             return _EventStream(_events(answer, head), lambda: self._end(answer))
         try:
             choices = await _unless_left(request, _all(answer))
+        except Error as error:  # the request was fit to run: this is not its fault
+            raise ApiError(str(error), 500) from None
         finally:
             self._end(answer)
         if choices is None:

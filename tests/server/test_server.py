@@ -10,7 +10,7 @@ import pytest
 from fake_engine import settle
 from serving import serving
 
-from gptoss import SamplingParams
+from gptoss import Error, SamplingParams
 from gptoss.server.app import ServerOptions, create_app
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -190,18 +190,21 @@ def test_a_client_that_leaves_ends_its_request(address, engine, path):
     settle(engine)
 
 
-def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, monkeypatch):
+@pytest.mark.parametrize("kind", [Error, RuntimeError])
+def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, monkeypatch, kind):
     compute = engine._worker._compute
 
     def fails(chunks):
         if any(len(chunk.sequence.tokens) > 40 for chunk in chunks):
-            raise RuntimeError("no luck")
+            raise kind("no luck")
         return compute(chunks)
 
     monkeypatch.setattr(engine._worker, "_compute", fails)
     body = {"prompt": "a b c d e f g h " * 10, "max_tokens": 5}
     answer = httpx.post(f"{address}/v1/completions", json=body)
     assert answer.status_code == 500
+    mistake = answer.json()["error"]["message"]
+    assert mistake == "no luck" if kind is Error else "its log says more" in mistake
     with httpx.stream("POST", f"{address}/v1/completions", json={**body, "stream": True}) as found:
         events = [json.loads(line[6:]) for line in found.iter_lines() if line]
     assert events[-1]["error"]["type"] == "server_error"
