@@ -32,16 +32,25 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
+
+        loop: the one that the stream is read in; needed on other threads than the loop's, where
+        the splitting of a long text into tokens holds up no other request.
 
         Leaving the iterator (`aclose()`, the end of a `with` block, a cancelled task) cancels what
         is not finished. Raises Error when prompt or parameters do not suit the model.
         """
         from gptoss.sampling import SamplingParams
 
-        outbox = _Outbox(asyncio.get_running_loop())
+        outbox = _Outbox(loop or asyncio.get_running_loop())
         jobs = self.engine._generations(prompt, params or SamplingParams(), outbox)
         return AsyncStream(self.engine, jobs, outbox)
 

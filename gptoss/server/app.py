@@ -162,11 +162,13 @@ class _Server:
         chat = self._chat
         if isinstance(chat, Error):
             raise ApiError(f"this model cannot chat here: {chat}", 503)
-        return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body))
+        loop = asyncio.get_running_loop()
+        return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body, loop))
 
     async def _completions(self, request: Request) -> Response:
         body = await self._body(request)
-        return await self._answer(request, body, lambda: CompletionRequest(self._async, body))
+        loop = asyncio.get_running_loop()
+        return await self._answer(request, body, lambda: CompletionRequest(self._async, body, loop))
 
     async def _answer(
         self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
@@ -179,8 +181,13 @@ class _Server:
                 code="too_many_requests",
                 headers={"Retry-After": "1"},
             )
-        answer = submit()
         self._running += 1
+        try:
+            # On another thread: to render and to split a long text takes a while.
+            answer = await asyncio.to_thread(submit)
+        except BaseException:
+            self._running -= 1
+            raise
         head = {
             "id": f"{answer.prefix}-{secrets.token_hex(16)}",
             "created": int(time.time()),

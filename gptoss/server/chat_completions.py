@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Mapping
 from datetime import date
 from typing import Any
@@ -34,7 +35,11 @@ class ChatRequest:
     prefix = "chatcmpl"
 
     def __init__(
-        self, engine: AsyncEngine, chat: HarmonyChat | PlainChat, body: Mapping[str, Any]
+        self,
+        engine: AsyncEngine,
+        chat: HarmonyChat | PlainChat,
+        body: Mapping[str, Any],
+        loop: AbstractEventLoop,
     ) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         _check_response_format(body.get("response_format"))
@@ -61,7 +66,7 @@ class ChatRequest:
                 tools=_chosen(tools, body.get("tool_choice")),
                 today=date.today(),
             )
-            self._stream = engine.stream(chat.prompt(messages, options), params)
+            self._stream = engine.stream(chat.prompt(messages, options), params, loop=loop)
         except Error as error:
             raise ApiError(str(error), param=_param_of(str(error))) from None
         self.usage: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ class CompletionRequest:
     chunk_object = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, engine: AsyncEngine, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, engine: AsyncEngine, body: Mapping[str, Any], loop: AbstractEventLoop
+    ) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
@@ -48,7 +51,7 @@ class CompletionRequest:
         self._streams = []
         try:
             for prompt in prompts:
-                self._streams.append(engine.stream(prompt, params))
+                self._streams.append(engine.stream(prompt, params, loop=loop))
         except Error as error:
             self.cancel()
             raise ApiError(str(error), param="prompt") from None

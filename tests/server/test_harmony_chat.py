@@ -33,7 +33,7 @@ class Scripted:
     def __init__(self, written, finish="stop"):
         self.written, self.finish, self.params = written, finish, None
 
-    def stream(self, prompt, params):
+    def stream(self, prompt, params, *, loop):
         self.params = params
         tokens = WORDS.encode(self.written)
         deltas = [
