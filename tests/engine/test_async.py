@@ -3,6 +3,7 @@
 import asyncio
 import gc
 
+import numpy as np
 import pytest
 from fake_engine import settle
 
@@ -166,3 +167,32 @@ def test_a_closed_engine_says_so(tiny_a_words):
             AsyncEngine(engine).stream("abc")
 
     asyncio.run(run())
+
+
+def test_many_streams_with_random_cancels(tiny_a_words):
+    """Too few pages for all: who stays gets the right text, and every page comes back."""
+    random = np.random.default_rng(7)
+    prompts = [f"text {i} " * int(random.integers(1, 12)) for i in range(64)]
+    leaves = random.random(64) < 0.4
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+
+    async def follow(engine, index):
+        await asyncio.sleep(float(random.uniform(0, 0.3)))
+        async with AsyncEngine(engine).stream(prompts[index], params) as stream:
+            text = ""
+            async for delta in stream:
+                text += delta.text
+                if leaves[index] and len(text) > 5:
+                    return None
+        return text
+
+    async def run(engine):
+        return await asyncio.gather(*(follow(engine, i) for i in range(64)))
+
+    with Engine(tiny_a_words, activation="f32", kv_bytes=8 << 20, threads=1) as engine:
+        found = asyncio.run(run(engine))
+        settle(engine)
+        wanted = engine.generate(prompts, params)
+        settle(engine)
+    for text, left, done in zip(found, leaves, wanted, strict=True):
+        assert text == (None if left else done.text)
