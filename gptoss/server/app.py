@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +31,7 @@ from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
 from gptoss.server.metrics import Metrics
 from gptoss.server.requests import parse_body
+from gptoss.server.responses import ResponsesRequest
 
 log = logging.getLogger("gptoss.server")
 _MISTAKE = ApiError("the server made a mistake; its log says more", 500)
@@ -49,6 +50,10 @@ class ServerOptions:
     max_requests: int = 256
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
+
+
+_Running = TypeVar("_Running")
+_Result = TypeVar("_Result")
 
 
 class _Answer(Protocol):
@@ -97,6 +102,7 @@ class _Server:
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._guarded(self._chat_completions), methods=post),
+                Route("/v1/responses", self._guarded(self._responses), methods=post),
                 Route("/v1/completions", self._guarded(self._completions), methods=post),
                 Route("/v1/models", self._guarded(self._models), methods=get),
                 Route("/v1/models/{name:path}", self._guarded(self._model), methods=get),
@@ -157,12 +163,25 @@ class _Server:
                 raise ApiError(f"body: expected at most {self._options.max_body} bytes", 413)
         return parse_body(bytes(data))
 
+    def _format(self) -> HarmonyChat | PlainChat:
+        if isinstance(self._chat, Error):
+            raise ApiError(f"this model cannot chat here: {self._chat}", 503)
+        return self._chat
+
+    async def _responses(self, request: Request) -> Response:
+        body = await self._body(request)
+        chat, loop, name = self._format(), asyncio.get_running_loop(), self._options.model_name
+        answer = await self._submit(
+            body, lambda: ResponsesRequest(self._async, chat, body, loop, name)
+        )
+        if answer.streams:
+            return _EventStream(_named_events(answer), lambda: self._end(answer))
+        found = await self._whole(request, answer, answer.response())
+        return Response(status_code=_CLIENT_LEFT) if found is None else JSONResponse(found)
+
     async def _chat_completions(self, request: Request) -> Response:
         body = await self._body(request)
-        chat = self._chat
-        if isinstance(chat, Error):
-            raise ApiError(f"this model cannot chat here: {chat}", 503)
-        loop = asyncio.get_running_loop()
+        chat, loop = self._format(), asyncio.get_running_loop()
         return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body, loop))
 
     async def _completions(self, request: Request) -> Response:
@@ -170,9 +189,8 @@ class _Server:
         loop = asyncio.get_running_loop()
         return await self._answer(request, body, lambda: CompletionRequest(self._async, body, loop))
 
-    async def _answer(
-        self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
-    ) -> Response:
+    async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
+        """The request at work. Raises ApiError when it may not be, or is none."""
         self._check_model(body.get("model"))
         if self._running >= self._options.max_requests:
             raise ApiError(
@@ -184,10 +202,26 @@ class _Server:
         self._running += 1
         try:
             # On another thread: to render and to split a long text takes a while.
-            answer = await asyncio.to_thread(submit)
+            return await asyncio.to_thread(submit)
         except BaseException:
             self._running -= 1
             raise
+
+    async def _whole(
+        self, request: Request, answer: _Answer | ResponsesRequest, result: Awaitable[_Result]
+    ) -> _Result | None:
+        """The answer when it is done; None when the client leaves first."""
+        try:
+            return await _unless_left(request, result)
+        except Error as error:  # the request was fit to run: this is not its fault
+            raise ApiError(str(error), 500) from None
+        finally:
+            self._end(answer)
+
+    async def _answer(
+        self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
+    ) -> Response:
+        answer = await self._submit(body, submit)
         head = {
             "id": f"{answer.prefix}-{secrets.token_hex(16)}",
             "created": int(time.time()),
@@ -195,12 +229,7 @@ class _Server:
         }
         if answer.streams:
             return _EventStream(_events(answer, head), lambda: self._end(answer))
-        try:
-            choices = await _unless_left(request, _all(answer))
-        except Error as error:  # the request was fit to run: this is not its fault
-            raise ApiError(str(error), 500) from None
-        finally:
-            self._end(answer)
+        choices = await self._whole(request, answer, _all(answer))
         if choices is None:
             return Response(status_code=_CLIENT_LEFT)
         return JSONResponse(
@@ -208,7 +237,7 @@ class _Server:
              "usage": answer.usage}
         )  # fmt: skip
 
-    def _end(self, answer: _Answer) -> None:
+    def _end(self, answer: _Answer | ResponsesRequest) -> None:
         self._running -= 1
         answer.cancel()
         self._metrics.generated(answer.timings())
@@ -295,13 +324,23 @@ async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
         yield _event(_MISTAKE.body())
 
 
+async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
+    """Events of the responses API: each has its name before it."""
+    try:
+        async for event in answer.events():
+            yield f"event: {event['type']}\n{_event(event)}"
+    except Exception as error:
+        if not isinstance(error, Error):
+            log.exception("a stream ended")
+        said = ApiError(str(error), 500) if isinstance(error, Error) else _MISTAKE
+        yield f"event: error\n{_event({'type': 'error', **said.body()['error']})}"
+
+
 async def _all(answer: _Answer) -> list[dict[str, Any]]:
     return [choice async for choice in answer.chunks()]
 
 
-async def _unless_left(
-    request: Request, answer: Awaitable[list[dict[str, Any]]]
-) -> list[dict[str, Any]] | None:
+async def _unless_left(request: Request, answer: Awaitable[_Result]) -> _Result | None:
     """The answer; None when the client leaves first, which cancels it."""
 
     async def left() -> None:

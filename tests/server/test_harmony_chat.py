@@ -1,87 +1,21 @@
 """Thinking, answers and calls as OpenAI's client gets them; the model writes what it is told."""
 
-import openai
 import pytest
-from byte_vocabulary import WORDS
-from serving import serving
-
-from gptoss.chat import HarmonyChat
-from gptoss.completion import Delta, TokenLogprob
-from gptoss.harmony import HarmonyParser
-from gptoss.server import app as server
-
-THINKING = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
-ANSWER = "<|channel|>final<|message|>It is four.<|return|>"
-CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>'
-
-
-class OfBytes(HarmonyChat):
-    def __init__(self):
-        self.asked = []
-
-    def parser(self):
-        return HarmonyParser(WORDS)
-
-    def prompt(self, messages, options):
-        self.asked.append((messages, options))
-        return [0] * 7
-
-
-class Scripted:
-    """An AsyncEngine whose model writes `written`, the same for every choice."""
-
-    def __init__(self, written, finish="stop"):
-        self.written, self.finish, self.params = written, finish, None
-
-    def stream(self, prompt, params, *, loop):
-        self.params = params
-        tokens = WORDS.encode(self.written)
-        deltas = [
-            Delta("", (token,), self.finish if i == len(tokens) - 1 else None, index=index,
-                  logprobs=(TokenLogprob(token, bytes([token % 256]), -0.5),)
-                  if params.logprobs is not None else None)
-            for i, token in enumerate(tokens) for index in range(params.n)
-        ]  # fmt: skip
-        return Stream(deltas, len(prompt), params.n)
-
-
-class Stream:
-    def __init__(self, deltas, prompt_tokens, choices):
-        self._deltas, self.prompt_tokens, self.choices = deltas, prompt_tokens, choices
-        self._cancelled, self.timings = False, []
-
-    def cancel(self):
-        self._cancelled = True
-
-    async def __aiter__(self):
-        for delta in self._deltas:
-            if self._cancelled:
-                return
-            yield delta
+from scripted import ANSWER, CALL, THINKING, scene
 
 
 @pytest.fixture
 def ask(engine, monkeypatch):
-    """ask(written, **request) → the answer; ask.chat.asked: what the model was shown."""
-    from contextlib import ExitStack
-
-    chat = OfBytes()
-    monkeypatch.setattr(server, "load_chat", lambda tokenizer: chat)
-    with ExitStack() as stack:
+    """ask(written, **request) → the answer; ask.scene.chat.asked: what the model was shown."""
+    with scene(engine, monkeypatch) as made:
 
         def ask(written, *, finish="stop", **request):
-            ask.engine = Scripted(written, finish)
-            monkeypatch.setattr(server, "AsyncEngine", lambda engine: ask.engine)
-            app = server.create_app(engine, server.ServerOptions("gpt-oss-20b"))
-            address = stack.enter_context(serving(app))
-            client = openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0)
-            stack.enter_context(client)
             messages = [{"role": "user", "content": "Two and two?"}]
-            return client.chat.completions.create(
+            return made.client(written, finish).chat.completions.create(
                 model="gpt-oss-20b", messages=request.pop("messages", messages), **request
             )
 
-        ask.chat = chat
+        ask.scene = made
         yield ask
 
 
@@ -143,10 +77,10 @@ def test_calls(ask, stream):
 
 def test_tools_are_declared_unless_they_are_not_wanted(ask):
     ask(ANSWER, tools=[TOOL], reasoning_effort="high")
-    _, options = ask.chat.asked[-1]
+    _, options = ask.scene.chat.asked[-1]
     assert [tool.name for tool in options.tools] == ["add"] and options.effort == "high"
     ask(ANSWER, tools=[TOOL], tool_choice="none")
-    assert ask.chat.asked[-1][1].tools == []
+    assert ask.scene.chat.asked[-1][1].tools == []
 
 
 def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
@@ -157,7 +91,7 @@ def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
         {"role": "tool", "tool_call_id": "c1", "content": "4"},
     ]
     ask(ANSWER, messages=messages, tools=[TOOL])
-    shown, _ = ask.chat.asked[-1]
+    shown, _ = ask.scene.chat.asked[-1]
     assert shown[1].thinking == "hm" and shown[1].calls[0].name == "add"
     assert shown[2].call_id == "c1"
 
@@ -174,7 +108,7 @@ def test_stop_strings_are_looked_for_in_the_answer_alone(ask, stream):
         content, thinking = message.content, message.reasoning_content
         finish = answer.choices[0].finish_reason
     assert (content, thinking, finish) == ("It is ", "four or final", "stop")
-    assert ask.engine.params.stop_strings == ()
+    assert ask.scene.engine.params.stop_strings == ()
 
 
 def test_what_looked_like_a_stop_string_is_given_at_the_end(ask):
