@@ -72,7 +72,7 @@ export -f build_all native
 export build python
 step build 240 bash -c build_all
 [ "$failed" = 0 ] || exit 1  # there is nothing to check
-export PYTHONPATH="$PWD/$build/site" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD/$build/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export GPTOSS_CUDA_LIBRARY="$PWD/$build/site/gptoss/libgptoss_cuda.so" GPTOSS_TEST_SEED=$seed
 tests=("$python" -m pytest -q -p no:cacheprovider -k real)
 
