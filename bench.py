@@ -122,10 +122,11 @@ def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread, Spr
     library = str(Path(_core.plugin_directory()) / "libgptoss_cuda.so")
     emulated = reason.startswith("emulated")  # for tests
     bandwidth = cuda_copy(library, repeat, 1 << (10 if emulated else 28))
-    peak = cuda_product(library, repeat, 64 if emulated else 8192)
+    n = 64 if emulated else 8192
+    peak = cuda_product(library, repeat, n)
     print(f"          {reason}")
     print(f"          copies memory at {bandwidth.show(1e9, 0)} GB/s, read and written")
-    print(f"          our bf16 product of 8192 x 8192 x 8192: {peak.show(1e12, 0)} TFLOP/s")
+    print(f"          our bf16 product of {n} x {n} x {n}: {peak.show(1e12, 0)} TFLOP/s")
     return bandwidth, peak
 
 

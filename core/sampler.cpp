@@ -129,7 +129,9 @@ void keep_candidates(const float* logits, int32_t vocab_size, const SamplingRow&
     ids.erase(std::remove_if(ids.begin(), ids.end(), unlikely), ids.end());
   }
   // Drawn in the order of ids on every device, so that a uniform number means the same token.
-  std::sort(ids.begin(), ids.end());
+  if (!std::is_sorted(ids.begin(), ids.end())) {  // they are where nothing was left out
+    std::sort(ids.begin(), ids.end());
+  }
   weight.resize(ids.size());
   std::transform(ids.begin(), ids.end(), weight.begin(), weigh);
 }

@@ -46,6 +46,10 @@ public:
         "device cuda: expected a hidden size that 32 divides and heads that 8 divides, found "
         "{} and {}",
         c.hidden_size, c.head_dim);
+    GPTOSS_CHECK(c.num_experts <= 256 && c.experts_per_token <= 8,
+                 "device cuda: expected at most 256 experts of which at most 8 are chosen, found "
+                 "{} and {}",
+                 c.num_experts, c.experts_per_token);
     config_ = c;
     model_ = load_model(c, shard_.experts(c), source, stream_);
     const std::vector<double> frequencies = yarn_inverse_frequencies(c);

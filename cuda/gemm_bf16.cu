@@ -55,12 +55,15 @@ void run(const GemmArgs& a, const Stream& stream) {
 
 }  // namespace
 
+void check_product(const char* kernel, const GemmArgs& a) {
+  GPTOSS_CHECK(a.m > 0 && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
+               "{}: expected positive sizes, k and the stride multiples of 8, found [{}, {}] "
+               "(stride {}) x [{}, {}]",
+               kernel, a.m, a.k, a.x_stride, a.n, a.k);
+}
+
 void gemm_bf16(const GemmArgs& a, const Stream& stream) {
-  GPTOSS_CHECK(
-      a.m > 0 && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
-      "gemm_bf16: expected positive sizes, k and the stride multiples of 8, found [{}, {}] "
-      "(stride {}) x [{}, {}]",
-      a.m, a.k, a.x_stride, a.n, a.k);
+  check_product("gemm_bf16", a);
   // Few rows are bound by reading w: narrow tiles for many blocks, many stages for many bytes under
   // way.
   if (a.m <= 32) {

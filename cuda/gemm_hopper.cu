@@ -209,11 +209,7 @@ void run(const GemmArgs& g, const Stream& stream) {
 }  // namespace
 
 void gemm_hopper(const GemmArgs& a, const Stream& stream) {
-  GPTOSS_CHECK(
-      a.m > 0 && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
-      "gemm_hopper: expected positive sizes, k and the stride multiples of 8, found [{}, {}] "
-      "(stride {}) x [{}, {}]",
-      a.m, a.k, a.x_stride, a.n, a.k);
+  check_product("gemm_hopper", a);
   GPTOSS_CHECK(stream.device.major == 9, "gemm_hopper: expected compute capability 9, found {}.{}",
                stream.device.major, stream.device.minor);
   switch (hopper_tile(a.m, a.n, tile_m, stream.device.multiprocessors)) {

@@ -129,11 +129,8 @@ void run(const GemmArgs& a, const Stream& stream) {
 }  // namespace
 
 void gemv_bf16(const GemmArgs& a, const Stream& stream) {
-  GPTOSS_CHECK(
-      a.m > 0 && a.m <= gemv_rows && a.n > 0 && a.k > 0 && a.k % 8 == 0 && a.x_stride % 8 == 0,
-      "gemv_bf16: expected 1 to {} rows, k and the stride multiples of 8, found [{}, {}] "
-      "(stride {}) x [{}, {}]",
-      gemv_rows, a.m, a.k, a.x_stride, a.n, a.k);
+  check_product("gemv_bf16", a);
+  GPTOSS_CHECK(a.m <= gemv_rows, "gemv_bf16: expected 1 to {} rows, found {}", gemv_rows, a.m);
   const bool many = a.n > 4 * rows_w * 2 * stream.device.multiprocessors;
   if (a.m <= 8) {
     many ? run<1, 4>(a, stream) : run<1, 1>(a, stream);

@@ -82,9 +82,9 @@ private:
     if (bytes > device_.bytes()) {
       synchronize(stream);
       const size_t grown = std::max(bytes, device_.bytes() * 3 / 2);
+      host_ = PinnedMemory(grown);  // first: device_ says how large both are
       device_ = DeviceMemory();
       device_ = DeviceMemory(grown);
-      host_ = PinnedMemory(grown);
       ++generation_;
     }
   }

@@ -23,6 +23,9 @@ void gemv_bf16(const GemmArgs& args, const Stream& stream);    // up to 16 rows:
 void gemm_bf16(const GemmArgs& args, const Stream& stream);    // mma.sync, any m, sm_80 and later
 void gemm_hopper(const GemmArgs& args, const Stream& stream);  // TMA and wgmma, sm_90a
 
+// Throws Error, naming the kernel, for sizes that none of them takes.
+void check_product(const char* kernel, const GemmArgs& args);
+
 // --- Experts ---
 
 // MXFP4 in the published layout → layout.h's. Once, when a model is loaded. Bound: 17 bytes in and

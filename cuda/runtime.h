@@ -35,6 +35,11 @@ inline Device& emulated_device() {
   static Device device;
   return device;
 }
+// Larger allocations fail: for tests of what is left when memory runs out.
+inline size_t& emulated_largest_allocation() {
+  static size_t bytes = SIZE_MAX;
+  return bytes;
+}
 #else
 constexpr int warp_size = 32;
 struct Index {
@@ -84,8 +89,10 @@ public:
   explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
     const size_t asked = bytes == 0 ? 1 : bytes;
 #ifdef GPTOSS_CUDA_EMULATED
-    data_ = std::malloc(asked);
-    GPTOSS_CHECK(data_ != nullptr, "cannot allocate {} bytes", bytes);
+    data_ = asked > emulated_largest_allocation() ? nullptr : std::malloc(asked);
+    if (data_ == nullptr) {
+      throw OutOfMemory(format("GPU memory: needed {} bytes more", bytes));
+    }
 #else
     const cudaError_t status = cudaMalloc(&data_, asked);
     if (status == cudaErrorMemoryAllocation) {

@@ -26,14 +26,17 @@ struct Workspace {
     const auto grown = [](int64_t wanted, int64_t now) {
       return wanted <= now ? now : std::max(wanted, now * 3 / 2);
     };
-    tokens_ = grown(tokens, tokens_);
-    rows_ = std::min<int64_t>(std::max(grown(rows, rows_), rows), tokens_);
-    splits_ = std::max(splits, splits_);
+    const int64_t most_tokens = grown(tokens, tokens_);
+    const int64_t most_rows = std::min(grown(rows, rows_), most_tokens);
+    const int most_splits = std::max(splits, splits_);
     synchronize(stream);
-    memory_ = DeviceMemory();  // the old one first: both may not fit
-    const size_t bytes = lay_out(c);
-    memory_ = DeviceMemory(bytes);
-    lay_out(c);
+    memory_ = DeviceMemory();       // the old one first: both may not fit
+    tokens_ = rows_ = splits_ = 0;  // what there is room for if there is no room
+    memory_ = DeviceMemory(lay_out(c, most_tokens, most_rows, most_splits));
+    lay_out(c, most_tokens, most_rows, most_splits);
+    tokens_ = most_tokens;
+    rows_ = most_rows;
+    splits_ = most_splits;
     zero_async(ended, static_cast<size_t>(tokens_ * c.num_key_value_heads) * sizeof(int32_t),
                stream);
     ++generation_;
@@ -43,7 +46,7 @@ struct Workspace {
   int64_t generation() const { return generation_; }
 
 private:
-  size_t lay_out(const ModelConfig& c) {
+  size_t lay_out(const ModelConfig& c, int64_t tokens, int64_t rows, int splits) {
     size_t end = 0;
     const auto array = [&](auto*& pointer, int64_t count) {
       using T = std::remove_reference_t<decltype(*pointer)>;
@@ -53,19 +56,19 @@ private:
                     : reinterpret_cast<T*>(memory_.as<unsigned char>() + end);
       end += (static_cast<size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
     };
-    const int64_t pairs = tokens_ * c.experts_per_token, hidden = c.hidden_size;
-    array(x, tokens_ * hidden);
-    array(partial, tokens_ * hidden);
-    array(t, tokens_ * hidden);
-    array(qkv, tokens_ * (c.query_size() + 2 * c.kv_size()));
-    array(cos, tokens_ * c.head_dim / 2);
-    array(sin, tokens_ * c.head_dim / 2);
-    array(q, tokens_ * c.query_size());
-    array(attended, tokens_ * c.query_size());
+    const int64_t pairs = tokens * c.experts_per_token, hidden = c.hidden_size;
+    array(x, tokens * hidden);
+    array(partial, tokens * hidden);
+    array(t, tokens * hidden);
+    array(qkv, tokens * (c.query_size() + 2 * c.kv_size()));
+    array(cos, tokens * c.head_dim / 2);
+    array(sin, tokens * c.head_dim / 2);
+    array(q, tokens * c.query_size());
+    array(attended, tokens * c.query_size());
     // Prompts are not split, and with so many tokens nothing is.
-    array(parts, decode_part_floats(static_cast<int>(std::min<int64_t>(tokens_, 512)),
-                                    c.num_attention_heads, c.head_dim, splits_));
-    array(ended, tokens_ * c.num_key_value_heads);
+    array(parts, decode_part_floats(static_cast<int>(std::min<int64_t>(tokens, 512)),
+                                    c.num_attention_heads, c.head_dim, splits));
+    array(ended, tokens * c.num_key_value_heads);
     array(experts, pairs);
     array(weights, pairs);
     array(start, c.num_experts + 1);
@@ -74,7 +77,7 @@ private:
     array(row_of_pair, pairs);
     array(h, pairs * c.intermediate_size);
     array(expert_out, pairs * hidden);
-    array(logits, rows_ * c.vocab_size);
+    array(logits, rows * c.vocab_size);
     return end;
   }
 

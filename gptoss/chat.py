@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import Error, shown
-from gptoss.harmony import HarmonyParser
+from gptoss.harmony import ROLES, HarmonyParser
 from gptoss.tokenizer import Tokenizer
 from gptoss.vocabulary import HARMONY_SIZE, O200K_FILE
 
 EFFORTS = ("low", "medium", "high")
 BUILT_IN_TOOLS = ("browser", "python")
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _THINKING = ("reasoning", "reasoning_content", "thinking")
 # A schema is read by a recursive function that is not ours.
@@ -109,8 +108,8 @@ def _parse_message(item: object, where: str) -> ChatMessage:
     if not isinstance(item, Mapping):
         raise Error(f"{where}: expected an object, found {shown(item)}")
     role = item.get("role")
-    if role not in _ROLES:
-        raise Error(f"{where}.role: expected one of {', '.join(_ROLES)}, found {shown(role)}")
+    if role not in ROLES:
+        raise Error(f"{where}.role: expected one of {', '.join(ROLES)}, found {shown(role)}")
     thinking = next((item[key] for key in _THINKING if item.get(key)), "")
     if not isinstance(thinking, str):
         raise Error(f"{where}: reasoning: expected a string, found {shown(thinking)}")

@@ -9,11 +9,10 @@ message that is not ended is one all the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, SupportsIndex
 
 from gptoss.errors import Error
+from gptoss.tokenizer import Tokenizer
 
 START, END, MESSAGE, CHANNEL = "<|start|>", "<|end|>", "<|message|>", "<|channel|>"
 RETURN, CALL, CONSTRAIN = "<|return|>", "<|call|>", "<|constrain|>"
@@ -21,7 +20,7 @@ REQUIRED = (START, END, MESSAGE, CHANNEL, RETURN, CALL, CONSTRAIN)
 
 ANALYSIS, COMMENTARY, FINAL = "analysis", "commentary", "final"
 CHANNELS = (ANALYSIS, COMMENTARY, FINAL)
-ROLES = ("assistant", "user", "system", "developer", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # A header longer than this, or of more words, is text whose header was left out.
 _LONGEST_HEADER, _MOST_WORDS = 256, 4
@@ -30,21 +29,6 @@ _RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
 # What may stand before <|message|>; the rest of it is text.
 _AUTHOR = re.compile(rf"(?:\s*(?:{'|'.join(ROLES)})(?::\S+)?(?=\s|$))?(?:\s*to=\S+)?")
 _CHANNEL = re.compile(rf"(?:\s*(?:{'|'.join(CHANNELS)}))?(?:\s+to=\S+)?(?:\s+(?:json|code)\b)?")
-
-
-class Decoder(Protocol):
-    """Tokens of one text, one at a time: `tokenizer.StreamDecoder`."""
-
-    def push(self, token: SupportsIndex, /) -> str: ...
-    def flush(self) -> str: ...
-
-
-class Vocabulary(Protocol):
-    """What is needed of a Tokenizer."""
-
-    @property
-    def special_tokens(self) -> Mapping[str, int]: ...
-    def stream(self) -> Decoder: ...
 
 
 @dataclass
@@ -158,7 +142,7 @@ class HarmonyParser:
     bytes that are no UTF-8 become U+FFFD, in the message where they stand.
     """
 
-    def __init__(self, tokenizer: Vocabulary) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises Error where the vocabulary lacks harmony's special tokens."""
         missing = [name for name in REQUIRED if name not in tokenizer.special_tokens]
         if missing:

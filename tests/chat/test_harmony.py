@@ -136,7 +136,7 @@ def test_a_vocabulary_without_harmony():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 256 + len(NAMES)), max_size=80))
 def test_any_tokens(tokens):
-    """Every character behind the first <|message|>, and not in a header, is in a message."""
+    """Nothing raises, and the pieces are the messages (checked in parse)."""
     parse(tokens)
 
 

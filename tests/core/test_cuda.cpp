@@ -100,6 +100,41 @@ TEST(published_models_fit_where_they_should) {
   CHECK(half > 33.0 && half < 35.0);
 }
 
+TEST(memory_that_runs_out_leaves_it_usable) {
+  const std::vector<int32_t> tokens = text(40, 3);
+  const std::vector<float> wanted = run(*on_cuda().backend, tokens, 8);
+  const Model model = on_cuda();
+  const auto fails = [&](size_t largest) {
+    cuda::emulated_largest_allocation() = largest;
+    try {
+      run(*model.backend, tokens, 40);
+    } catch (const Error& error) {
+      return std::string(error.what()).find("GPU memory: needed") != std::string::npos;
+    }
+    return false;
+  };
+  // Of a step's inputs, of its arrays; before the first step and behind one.
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const size_t largest : {size_t{16}, size_t{1} << 14}) {
+      CHECK(fails(largest));
+    }
+    cuda::emulated_largest_allocation() = SIZE_MAX;
+    CHECK(distance(run(*model.backend, tokens, 8), wanted) < 1e-6);
+  }
+}
+
+TEST(a_model_that_does_not_fit_says_what_would) {
+  cuda::emulated_largest_allocation() = 256;
+  std::string message;
+  try {
+    on_cuda();
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  cuda::emulated_largest_allocation() = SIZE_MAX;
+  CHECK(message.find("of its 3 layers would fit") != std::string::npos);
+}
+
 TEST(what_it_cannot_do_is_named) {
   const auto message = [](const Options& options) {
     try {

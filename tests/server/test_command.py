@@ -23,7 +23,12 @@ def test_it_serves_until_it_is_told_to_end(how):
         body = {"prompt": "Once upon a time", "max_tokens": 5, "model": "nano"}
         answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
         assert answer.json()["choices"][0]["text"]
-        process.send_signal(how)
+        body = {**body, "max_tokens": 300, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(how)  # what runs is finished first
+            assert "data: [DONE]" in list(lines)
         process.stderr.read()
         assert process.wait(30) in (0, -how)
 

@@ -16,13 +16,19 @@ from typing import Any
 import numpy as np
 
 from gptoss.errors import Error, shown
+from gptoss.harmony import (
+    CALL,
+    CHANNEL,
+    CHANNELS,
+    CONSTRAIN,
+    END,
+    MESSAGE,
+    REQUIRED,
+    RETURN,
+    ROLES,
+    START,
+)
 
-START, END, MESSAGE, CHANNEL = "<|start|>", "<|end|>", "<|message|>", "<|channel|>"
-RETURN, CALL, CONSTRAIN = "<|return|>", "<|call|>", "<|constrain|>"
-REQUIRED = (START, END, MESSAGE, CHANNEL, RETURN, CALL, CONSTRAIN)
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-CHANNELS = ("analysis", "commentary", "final")
 _THINKING = ("thinking", "reasoning")
 _KEYS = ("role", "content", "channel", "recipient", "name", "content_type", "weight", *_THINKING)
 NOTHING = -1  # no target

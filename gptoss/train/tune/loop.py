@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gptoss.errors import Error, shown
+from gptoss.harmony import CALL, REQUIRED, RETURN
 from gptoss.tokenizer_files import tokenizer_files
 from gptoss.train.data import END_OF_TEXT
 from gptoss.train.distributed import join
@@ -33,7 +34,6 @@ from gptoss.train.state import (
 )
 from gptoss.train.tune import base as bases
 from gptoss.train.tune import lora
-from gptoss.train.tune.conversations import CALL, REQUIRED, RETURN
 from gptoss.train.tune.examples import Rows, Vocabulary, read_examples
 from gptoss.train.tune.merge import MARKER, STATE, read_marker
 from gptoss.train.tune.objectives import dpo, sequence_logps, token_losses
