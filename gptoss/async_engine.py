@@ -38,10 +38,13 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        priority: int = 0,
+        client: str = "",
     ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
 
+        priority: lower goes first. client: whom it is for; those that wait share the engine alike.
         loop: the one that the stream is read in; needed on other threads than the loop's, where
         the splitting of a long text into tokens holds up no other request.
 
@@ -51,7 +54,9 @@ class AsyncEngine:
         from gptoss.sampling import SamplingParams
 
         outbox = _Outbox(loop or asyncio.get_running_loop())
-        jobs = self.engine._generations(prompt, params or SamplingParams(), outbox)
+        jobs = self.engine._generations(
+            prompt, params or SamplingParams(), outbox, priority=priority, client=client
+        )
         return AsyncStream(self.engine, jobs, outbox)
 
     async def generate(
