@@ -117,6 +117,14 @@ class AsyncStream(AsyncIterator[Delta]):
             return item
         raise StopAsyncIteration
 
+    def fail(self, error: Exception) -> None:
+        """End it for its reader with an error, behind what has come; called on the loop's thread.
+
+        Nothing happens when it is over.
+        """
+        for key in list(self._running)[:1]:
+            self._outbox.receive(key, [error])
+
     async def aclose(self) -> None:
         """The same, as asynchronous iterators have it."""
         self.cancel()
@@ -154,11 +162,12 @@ class _Outbox:
     def put(self, entry: tuple[Any, list[Any]]) -> None:
         key, items = entry
         try:
-            self._loop.call_soon_threadsafe(self._receive, key, items)
+            self._loop.call_soon_threadsafe(self.receive, key, items)
         except RuntimeError:
             pass  # the loop is closed: nobody reads any more
 
-    def _receive(self, key: Any, items: list[Any]) -> None:
+    def receive(self, key: Any, items: list[Any]) -> None:
+        """The same on the loop's own thread."""
         self._ready.extend((key, item) for item in items)
         self._arrived.set()
 

@@ -8,6 +8,7 @@ then begun anew for each text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_SOURCE = 1 << 20  # characters of a grammar
 MOST_CHOICES = 1024
+# Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
+_BLANKS = r"( |\n[ \t]{0,64})?"
 _REMEMBERED = 32  # compiled grammars of a vocabulary
 # What a grammar may cost: of the parser's own limits those that a hostile one would use up.
 _LIMITS = {
@@ -74,8 +77,8 @@ class Grammar:
             or not all(isinstance(text, str) and text for text in texts)
         ):
             raise Error(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
-        names = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return Grammar.lark(f"start: {names}", what="choice")
+        names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
+        return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
     @staticmethod
     def lark(source: str, what: str = "grammar") -> Grammar:
@@ -89,22 +92,31 @@ class Grammar:
         if len(source) > MOST_SOURCE:
             raise Error(f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}")
         library = _library()
-        # Names of special tokens are known to the vocabulary alone, which compiling asks.
-        if "<" not in source or what != "grammar":
-            problem = library.LLMatcher.validate_grammar(
-                library.LLMatcher.grammar_from_lark(source), limits=_limits(library)
-            )
-            if problem and not problem.startswith("WARNING"):
-                raise Error(f"{what}: {_first_line(problem)}")
+        problem = library.LLMatcher.validate_grammar(
+            library.LLMatcher.grammar_from_lark(source), limits=_limits(library)
+        )
+        if problem and not problem.startswith("WARNING"):
+            raise Error(f"{what}: {_first_line(problem)}")
         return Grammar(source, what)
+
+    @property
+    def rule(self) -> str:
+        """The same as the right side of a rule, which stands on lines of its own."""
+        start, _, rest = self.source.partition("start: ")
+        if self.what == "grammar" or start:
+            return f"%lark {{\n{self.source}\n}}"
+        return rest
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
     """A part of a Lark rule: JSON that fits a schema. Raises Error when it is no schema."""
     if not isinstance(schema, (Mapping, bool)):
         raise Error(f"json schema: expected an object, found {shown(schema)}")
+    if schema is False:
+        raise Error("json schema: false fits nothing")
+    options = {"x-guidance": {"whitespace_pattern": _BLANKS}}
     try:
-        return f"%json {json.dumps(schema)}"
+        return f"%json {json.dumps({**(schema if isinstance(schema, Mapping) else {}), **options})}"
     except (TypeError, ValueError, RecursionError) as error:
         raise Error(f"json schema: expected JSON: {error}") from None
 
@@ -242,5 +254,8 @@ def _escaped(pattern: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    """Of a message that may go on with the whole grammar and a trace."""
-    return text.strip().split("\n", 1)[0][:500]
+    """Of a message that may go on with the whole grammar and a trace.
+
+    Where a message says at which line and column, it is of a source that is not the user's.
+    """
+    return re.sub(r"^at \d+\(\d+\): ", "", text.strip().split("\n", 1)[0])[:500]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask clients for it; may be given several times; also GPTOSS_API_KEY",
     )
     add("--max-requests", type=int, default=256, metavar="N", help="at a time (default: 256)")
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS",
+        help="that an answer may take; 0: for ever (default: 3600)")  # fmt: skip
+    add("--no-access-log", action="store_true", help="do not log requests, a line of JSON each")
     add("--origin", action="append", default=[], metavar="URL", help="of web pages that may ask")
 
 
@@ -48,6 +52,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise Error(f"--port: expected 0 to 65535, found {arguments.port}")
     if arguments.max_requests < 1:
         raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
+    if not arguments.timeout >= 0:
+        raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
+    _log_to_stderr(arguments.no_access_log)
     keys = [*arguments.api_key, *filter(None, [os.environ.get("GPTOSS_API_KEY")])]
     if not keys and not _is_loopback(arguments.host):
         print(
@@ -57,13 +64,18 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with open_engine(arguments) as engine:
         name = arguments.name or Path(str(engine.info()["model"])).name
         options = ServerOptions(
-            name, tuple(keys), arguments.max_requests, origins=tuple(arguments.origin)
+            name,
+            tuple(keys),
+            arguments.max_requests,
+            origins=tuple(arguments.origin),
+            timeout=arguments.timeout or None,
         )
         config = uvicorn.Config(
             create_app(engine, options),
             host=arguments.host,
             port=arguments.port,
             log_level="info",
+            access_log=False,  # ours says more
             server_header=False,
             timeout_graceful_shutdown=60,
         )
@@ -73,6 +85,16 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         except KeyboardInterrupt:  # uvicorn passes it on when all is finished
             pass
     return 0 if server.started else 1
+
+
+def _log_to_stderr(no_access: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("gptoss")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    if no_access:
+        logging.getLogger("gptoss.access").setLevel(logging.WARNING)
 
 
 def _is_loopback(host: str) -> bool:

@@ -19,18 +19,19 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gptoss.async_engine import AsyncEngine
 from gptoss.chat import HarmonyChat, PlainChat, load_chat
 from gptoss.completion import Timing
 from gptoss.engine import Engine
 from gptoss.errors import Error, shown
+from gptoss.server.access import Access
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
 from gptoss.server.metrics import Metrics
-from gptoss.server.requests import parse_body
+from gptoss.server.requests import Caller, parse_body
 from gptoss.server.responses import ResponsesRequest
 
 log = logging.getLogger("gptoss.server")
@@ -42,7 +43,9 @@ _CLIENT_LEFT = 499  # nginx's; nobody reads it
 class ServerOptions:
     """model_name: what clients call the model; any other name is refused. api_keys: one of them
     must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
-    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all.
+    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
+    seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
+    client may take to say what it wants.
     """
 
     model_name: str
@@ -50,13 +53,21 @@ class ServerOptions:
     max_requests: int = 256
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
+    timeout: float | None = 3600.0
+    body_timeout: float = 60.0
 
 
-_Running = TypeVar("_Running")
+_Running = TypeVar("_Running", bound="_Work")
 _Result = TypeVar("_Result")
 
 
-class _Answer(Protocol):
+class _Work(Protocol):
+    def timings(self) -> list[Timing]: ...
+    def fail(self, error: Error) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class _Answer(_Work, Protocol):
     object: str
     chunk_object: str
     prefix: str
@@ -66,8 +77,6 @@ class _Answer(Protocol):
 
     def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
     def join(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
-    def timings(self) -> list[Timing]: ...
-    def cancel(self) -> None: ...
 
 
 def create_app(engine: Engine, options: ServerOptions) -> Starlette:
@@ -87,6 +96,7 @@ class _Server:
             self._chat = error
         self._created = int(time.time())
         self._running = 0
+        self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
         post, get = ["POST"], ["GET"]
         middleware = []
@@ -122,6 +132,10 @@ class _Server:
 
         async def guarded(request: Request) -> Response:
             status = 500
+            response: Response | None = None
+            host = request.client.host if request.client else ""
+            access = Access(request.method, request.url.path, host)
+            request.state.access = access
             try:
                 self._check_key(request)
                 response = await endpoint(request)
@@ -137,6 +151,8 @@ class _Server:
                 response = Response(status_code=status)
             finally:
                 self._metrics.answered(request.scope["route"].path, status)
+                if not isinstance(response, _EventStream):  # which goes on
+                    access.end(status)
             return response
 
         return guarded
@@ -156,12 +172,28 @@ class _Server:
             )
 
     async def _body(self, request: Request) -> dict[str, Any]:
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > self._options.max_body:
-                raise ApiError(f"body: expected at most {self._options.max_body} bytes", 413)
-        return parse_body(bytes(data))
+        most, seconds = self._options.max_body, self._options.body_timeout
+
+        async def read() -> bytes:
+            data = bytearray()
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise ApiError(f"body: expected at most {most} bytes", 413)
+            return bytes(data)
+
+        try:
+            data = await asyncio.wait_for(read(), seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(f"body: expected it within {seconds:g} seconds", 408) from None
+        return parse_body(data)
+
+    def _caller(self, request: Request) -> Caller:
+        """Clients are told apart by their keys, or else by their addresses."""
+        client = request.headers.get("authorization", "") if self._options.api_keys else ""
+        if not client and request.client is not None:
+            client = request.client.host
+        return Caller(asyncio.get_running_loop(), client)
 
     def _format(self) -> HarmonyChat | PlainChat:
         if isinstance(self._chat, Error):
@@ -170,24 +202,28 @@ class _Server:
 
     async def _responses(self, request: Request) -> Response:
         body = await self._body(request)
-        chat, loop, name = self._format(), asyncio.get_running_loop(), self._options.model_name
+        chat, caller, name = self._format(), self._caller(request), self._options.model_name
         answer = await self._submit(
-            body, lambda: ResponsesRequest(self._async, chat, body, loop, name)
+            body, lambda: ResponsesRequest(self._async, chat, body, caller, name)
         )
         if answer.streams:
-            return _EventStream(_named_events(answer), lambda: self._end(answer))
+            return self._stream(request, answer, _named_events(answer))
         found = await self._whole(request, answer, answer.response())
         return Response(status_code=_CLIENT_LEFT) if found is None else JSONResponse(found)
 
     async def _chat_completions(self, request: Request) -> Response:
         body = await self._body(request)
-        chat, loop = self._format(), asyncio.get_running_loop()
-        return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body, loop))
+        chat, caller = self._format(), self._caller(request)
+        return await self._answer(
+            request, body, lambda: ChatRequest(self._async, chat, body, caller)
+        )
 
     async def _completions(self, request: Request) -> Response:
         body = await self._body(request)
-        loop = asyncio.get_running_loop()
-        return await self._answer(request, body, lambda: CompletionRequest(self._async, body, loop))
+        caller = self._caller(request)
+        return await self._answer(
+            request, body, lambda: CompletionRequest(self._async, body, caller)
+        )
 
     async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
         """The request at work. Raises ApiError when it may not be, or is none."""
@@ -202,21 +238,38 @@ class _Server:
         self._running += 1
         try:
             # On another thread: to render and to split a long text takes a while.
-            return await asyncio.to_thread(submit)
+            answer = await asyncio.to_thread(submit)
         except BaseException:
             self._running -= 1
             raise
+        seconds = self._options.timeout
+        if seconds is not None:
+            late = ApiError(f"the answer took longer than {seconds:g} seconds", 504, code="timeout")
+            self._timers[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, late)
+        return answer
+
+    def _stream(self, request: Request, answer: _Work, events: AsyncIterator[str]) -> Response:
+        request.state.access.note(stream=True)
+        # A client that does not read what it is sent is cut off a little later than one that does.
+        seconds = self._options.timeout
+        return _EventStream(
+            events,
+            lambda status: self._end(request, answer, status),
+            None if seconds is None else seconds + 5,
+        )
 
     async def _whole(
-        self, request: Request, answer: _Answer | ResponsesRequest, result: Awaitable[_Result]
+        self, request: Request, answer: _Work, result: Awaitable[_Result]
     ) -> _Result | None:
         """The answer when it is done; None when the client leaves first."""
         try:
             return await _unless_left(request, result)
+        except ApiError:
+            raise
         except Error as error:  # the request was fit to run: this is not its fault
             raise ApiError(str(error), 500) from None
         finally:
-            self._end(answer)
+            self._end(request, answer)
 
     async def _answer(
         self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
@@ -228,7 +281,7 @@ class _Server:
             "model": self._options.model_name,
         }
         if answer.streams:
-            return _EventStream(_events(answer, head), lambda: self._end(answer))
+            return self._stream(request, answer, _events(answer, head))
         choices = await self._whole(request, answer, _all(answer))
         if choices is None:
             return Response(status_code=_CLIENT_LEFT)
@@ -237,10 +290,17 @@ class _Server:
              "usage": answer.usage}
         )  # fmt: skip
 
-    def _end(self, answer: _Answer | ResponsesRequest) -> None:
+    def _end(self, request: Request, answer: _Work, status: int | None = None) -> None:
+        """The answer is sent or given up. status: of a stream, whose log line is written here."""
         self._running -= 1
         answer.cancel()
+        timer = self._timers.pop(answer, None)
+        if timer is not None:
+            timer.cancel()
         self._metrics.generated(answer.timings())
+        request.state.access.generated(answer.timings())
+        if status is not None:
+            request.state.access.end(status)
 
     def _check_model(self, name: object) -> None:
         if name is not None and name != self._options.model_name:
@@ -292,20 +352,31 @@ class _Server:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events. Whatever ends them, even before the first, `at_end` is called."""
+    """Server-sent events. Whatever ends them, even before the first, `at_end` is called with the
+    status: 200, or 499 where the client left. seconds: after which the connection is cut.
+    """
 
-    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+    def __init__(
+        self, events: AsyncIterator[str], at_end: Callable[[int], None], seconds: float | None
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._at_end = at_end
+        self._seconds = seconds
+        self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting(message: Message) -> None:
+            await send(message)
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            self._complete = self._complete or last
+
         try:
-            await super().__call__(scope, receive, send)
-        except ClientDisconnect:
+            await asyncio.wait_for(super().__call__(scope, receive, noting), self._seconds)
+        except (ClientDisconnect, asyncio.TimeoutError):
             pass
         finally:
-            self._at_end()
+            self._at_end(self.status_code if self._complete else _CLIENT_LEFT)
 
 
 async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
@@ -318,7 +389,7 @@ async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
             yield _event({**head, "choices": [], "usage": answer.usage})
         yield "data: [DONE]\n\n"
     except Error as error:  # the status is long sent: the stream itself has to say it
-        yield _event(ApiError(str(error), 500).body())
+        yield _event(_as_api_error(error).body())
     except Exception:
         log.exception("a stream ended")
         yield _event(_MISTAKE.body())
@@ -332,8 +403,12 @@ async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
     except Exception as error:
         if not isinstance(error, Error):
             log.exception("a stream ended")
-        said = ApiError(str(error), 500) if isinstance(error, Error) else _MISTAKE
+        said = _as_api_error(error) if isinstance(error, Error) else _MISTAKE
         yield f"event: error\n{_event({'type': 'error', **said.body()['error']})}"
+
+
+def _as_api_error(error: Error) -> ApiError:
+    return error if isinstance(error, ApiError) else ApiError(str(error), 500)
 
 
 async def _all(answer: _Answer) -> list[dict[str, Any]]:

@@ -10,8 +10,10 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
+    408: "timeout_error",
     500: "server_error",
     503: "server_error",
+    504: "timeout_error",
 }
 
 

@@ -106,7 +106,10 @@ def test_a_model_that_was_not_taught_it(engine):
         ({"input": [{"type": "reasoning", "content": [5]}]}, "input[0].content: expected parts"),
         ({"input": "a", "reasoning": 5}, "reasoning: expected an object"),
         ({"input": "a", "text": 5}, "text: expected an object"),
-        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "response_format: expected"),
+        (
+            {"input": "a", "text": {"format": {"type": "json_schema"}}},
+            "format.schema: expected",
+        ),
         ({"input": "a", "previous_response_id": "x"}, "previous_response_id: this server cannot"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type: expected function"),
     ],
