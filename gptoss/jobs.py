@@ -112,11 +112,6 @@ class Job(Sequence):
         """Which tokens of the chunk, counted from its start, want logits."""
         raise NotImplementedError
 
-    @property
-    def guesses(self) -> bool:
-        """Whether it would rather have the next step planned when this one is known."""
-        return False
-
     def begin(self, chunk: Chunk) -> None:
         """The step is on its way, and the next one is planned before it is over."""
 
@@ -236,15 +231,8 @@ class Generation(Job):
         self._taken: list[tuple[int, int]] = []  # (token, row of the output), not reported yet
         self._reported = 0
 
-    @property
-    def guesses(self) -> bool:
-        """Whether it would rather have the next step planned when this one is known."""
-        return self._drafter is not None and self._drafter.due
-
     def draft(self, most: int, sequences: int) -> tuple[int, ...]:
-        if self._drafter is None or self._reserved:
-            return ()
-        return self._drafter.guess(most, sequences)
+        return self._drafter.guess(most, sequences) if self._drafter is not None else ()
 
     def rows(self, chunk: Chunk) -> range:
         wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptoss.errors import Error
 from gptoss.kv_cache import PagePool, SequencePages, peak_pages
@@ -226,8 +226,6 @@ class Scheduler:
         """The next step: at most one chunk per sequence, with pages for every token in it."""
         self._make_way()
         budget = self.step_tokens - sum(s.pending == 1 for s in self.running)
-        # Where prompts enter, a step has enough to compute: guesses are left out.
-        guesses = not self.waiting and all(s.pending == 1 for s in self.running)
         chunks: list[Chunk] = []
         preempted_before = self.preemptions
         for sequence in list(self.running):
@@ -237,9 +235,8 @@ class Scheduler:
             count = 1 if decoding else min(sequence.pending, budget, sequence.chunk or budget)
             if count == 0 or not self._make_room(sequence, sequence.computed + count):
                 continue
-            draft = self._draft(sequence, budget) if guesses else ()
-            chunks.append(self._chunk(sequence, count, draft))
-            budget -= len(draft) if decoding else count
+            chunks.append(self._chunk(sequence, count))
+            budget -= 0 if decoding else count
         if self.preemptions == preempted_before:
             self._admit(budget, chunks)
         return chunks
@@ -267,20 +264,36 @@ class Scheduler:
             self._cache.extend(sequence.pages, sequence.tokens, end)
         sequence.pages.trim(end)
 
-    @staticmethod
-    def _chunk(sequence: Sequence, count: int, draft: tuple[int, ...] = ()) -> Chunk:
-        reaches_end = count == sequence.pending
-        return Chunk(sequence, sequence.computed, count + len(draft), reaches_end, draft)
+    def add_guesses(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The same step, with guesses behind the tokens of those that decode.
 
-    def _draft(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
+        The step's tokens are all known by now. Where prompts enter or wait, there is enough to
+        compute without guesses.
+        """
+        if self.waiting or any(chunk.count > 1 or not chunk.reaches_end for chunk in chunks):
+            return chunks
+        budget = self.step_tokens - len(chunks)
+        found = []
+        for chunk in chunks:
+            draft = self._draft(chunk, budget, len(chunks))
+            budget -= len(draft)
+            found.append(replace(chunk, count=1 + len(draft), draft=draft) if draft else chunk)
+        return found
+
+    @staticmethod
+    def _chunk(sequence: Sequence, count: int) -> Chunk:
+        return Chunk(sequence, sequence.computed, count, reaches_end=count == sequence.pending)
+
+    def _draft(self, chunk: Chunk, budget: int, sequences: int) -> tuple[int, ...]:
         """Guesses that fit; no sequence gives up pages for them."""
-        pages = sequence.pages
-        assert pages is not None
-        most = min(budget, sequence.limit - len(sequence.tokens))
-        draft = sequence.draft(most, len(self.running)) if most > 0 else ()
-        while draft and pages.missing(len(sequence.tokens) + len(draft)) > self.pool.free:
+        sequence, pages = chunk.sequence, chunk.sequence.pages
+        most = min(budget, sequence.limit - chunk.end)
+        if most <= 0 or pages is None:
+            return ()
+        draft = sequence.draft(most, sequences)
+        while draft and pages.missing(chunk.end + len(draft)) > self.pool.free:
             draft = draft[:-1]
-        pages.grow(len(sequence.tokens) + len(draft))
+        pages.grow(chunk.end + len(draft))
         return draft
 
     def _next(self, passed: set[int]) -> Sequence | None:

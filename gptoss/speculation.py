@@ -82,11 +82,6 @@ class Drafter:
         self._made = 0.9**judged * self._made + judged
         self._since = 0
 
-    @property
-    def due(self) -> bool:
-        """Whether it would guess if it found something."""
-        return self._right / self._made > 0.5 or self._since >= TRY_AGAIN
-
     def guess(self, most: int, sequences: int) -> tuple[int, ...]:
         """At most so many tokens; none where they would not pay.
 

@@ -38,7 +38,8 @@ class Worker:
         sampling_batch: `_core.SamplingBatch`.
         sampling_dtype: `_core.SAMPLING_DTYPE`, the type of its rows.
         at_end: called last, on the worker's thread: frees what the backend holds.
-        overlap: whether a step is planned while the one before it runs, on a thread of its own.
+        overlap_from: sequences in a step from which on the next one is planned while it runs, on a
+            thread of its own; None: never.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Worker:
         sampling_dtype: Any,
         at_end: Callable[[], None] | None = None,
         *,
-        overlap: bool = False,
+        overlap_from: int | None = None,
     ) -> None:
         self.backend = backend
         self.scheduler = scheduler
         self.steps = 0
         self.cost = StepCost()
-        self._overlaps = overlap
-        self._device = ThreadPoolExecutor(1, "gptoss-device") if overlap else None
+        self._overlap_from = overlap_from
+        self._device = None if overlap_from is None else ThreadPoolExecutor(1, "gptoss-device")
         self._flight: _Flight | None = None  # the step that runs
         self._sampling_batch = sampling_batch
         self._sampling_dtype = sampling_dtype
@@ -143,9 +144,10 @@ class Worker:
         """
         flight, self._flight = self._flight, None
         if flight is None:
-            flight = self._launch(self._plan())
+            chunks = self.scheduler.add_guesses(self._plan())
+            flight = self._launch(chunks, self._device if self._overlaps(chunks) else None)
         following: list[Chunk] = []
-        ahead = self._overlaps and not any(self._undecided(chunk) for chunk in flight.chunks)
+        ahead = self._overlaps(flight.chunks)
         if ahead:
             for chunk in flight.chunks:
                 self.scheduler.begin(chunk)
@@ -168,7 +170,7 @@ class Worker:
             chunk for chunk in following if _job(chunk) in self._jobs and not _job(chunk).over
         ]
         if following and self._wanted(owed):
-            self._flight = self._launch(following)
+            self._flight = self._launch(self.scheduler.add_guesses(following), self._device)
         self._report(flight.chunks, output)
 
     def _plan(self) -> list[Chunk]:
@@ -177,12 +179,19 @@ class Worker:
             raise RuntimeError("the scheduler found nothing to do, though jobs are waiting")
         return chunks
 
-    def _undecided(self, chunk: Chunk) -> bool:
-        """Whether how far a step gets with it depends on what it draws."""
-        return bool(chunk.draft) or _job(chunk).guesses
+    def _overlaps(self, chunks: SequenceOf[Chunk]) -> bool:
+        """Whether the next step is planned while this one runs.
 
-    def _launch(self, chunks: list[Chunk]) -> _Flight:
-        """Begin a step."""
+        How far a step gets with guesses is known only when it is over.
+        """
+        return (
+            self._overlap_from is not None
+            and len(chunks) >= self._overlap_from
+            and not any(chunk.draft for chunk in chunks)
+        )
+
+    def _launch(self, chunks: list[Chunk], device: ThreadPoolExecutor | None) -> _Flight:
+        """Begin a step; without a device's thread it runs when its result is asked for."""
         now = perf_counter()
         for chunk in chunks:
             job = _job(chunk)
@@ -191,9 +200,7 @@ class Worker:
             compute = self._prepare(chunks)
         except Exception as error:
             return _Flight(chunks, partial(_raise, error))
-        if self._device is None:
-            return _Flight(chunks, compute)
-        return _Flight(chunks, self._device.submit(compute).result)
+        return _Flight(chunks, device.submit(compute).result if device is not None else compute)
 
     def _prepare(self, chunks: SequenceOf[Chunk]) -> Callable[[], StepOutput]:
         """The step as a call that touches nothing of this thread's."""

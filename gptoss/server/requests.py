@@ -23,6 +23,7 @@ _SAMPLING = (
     "repetition_penalty",
     "seed",
     "n",
+    "ignore_eos",
 )
 
 

@@ -28,7 +28,13 @@ def make_worker(
     """A worker without a thread: tests call serve()."""
     backend = fake.FakeBackend(window, pages, period)
     scheduler = Scheduler(pages, fake.PAGE, window, step_tokens, max_running, prefix_cache=cache)
-    return Worker(backend, scheduler, fake.SamplingBatch, fake.SAMPLING_DTYPE, overlap=overlap)
+    return Worker(
+        backend,
+        scheduler,
+        fake.SamplingBatch,
+        fake.SAMPLING_DTYPE,
+        overlap_from=1 if overlap else None,
+    )
 
 
 def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0, cost=None, **more):
