@@ -36,6 +36,7 @@ from gptoss.server.responses import ResponsesRequest
 
 log = logging.getLogger("gptoss.server")
 _MISTAKE = ApiError("the server made a mistake; its log says more", 500)
+_GRACE = 5.0  # seconds that a client has to read why its answer ended
 _CLIENT_LEFT = 499  # nginx's; nobody reads it
 
 
@@ -255,7 +256,7 @@ class _Server:
         return _EventStream(
             events,
             lambda status: self._end(request, answer, status),
-            None if seconds is None else seconds + 5,
+            None if seconds is None else seconds + _GRACE,
         )
 
     async def _whole(
