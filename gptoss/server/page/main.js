@@ -1,0 +1,350 @@
+/** The page: a conversation, what is asked for it, and what the keys and buttons do. */
+import { ApiError, fetchModel, streamChat } from "./api.js";
+import { element, fitHeight, isSend } from "./dom.js";
+import { AnswerView, problem, UserView } from "./message.js";
+import { Settings } from "./settings.js";
+import { keep, recall } from "./store.js";
+
+const $ = (id) => document.getElementById(id);
+const log = $("log");
+const scroller = $("scroller");
+const input = $("input");
+const settings = new Settings($("settings-form"), showProbabilities);
+
+// {role, content}, and of answers: reasoning, calls [{id, name, arguments, result}], tokens, usage …
+let messages = [];
+let views = [];
+let model = null;
+let key = recall("sessionStorage", "key") ?? "";
+let running = null; // the AbortController of the answer being written
+let frame = 0;
+let following = true; // the newest line stays in view, until the user scrolls up
+
+// ---- The conversation
+
+function newAnswer() {
+  return { role: "assistant", content: "", reasoning: "", calls: [], tokens: [] };
+}
+
+function add(message) {
+  messages.push(message);
+  const before = views.at(-1);
+  const view = message.role === "user"
+    ? new UserView(message, (text) => resend(message, text))
+    : new AnswerView(message, { again: () => regenerate(message), answer: () => ask() });
+  views.push(view);
+  log.append(view.root);
+  // One that is no longer the last takes no results of tools any more.
+  for (const each of [before, view]) if (each instanceof AnswerView) show(each);
+  $("intro").hidden = true;
+  return view;
+}
+
+/** Takes away the messages from this one on, and returns them. */
+function cutFrom(message) {
+  const index = messages.indexOf(message);
+  for (const view of views.splice(index)) view.root.remove();
+  return messages.splice(index);
+}
+
+function send(text) {
+  if (running || !model?.format || !text.trim()) return;
+  add({ role: "user", content: text });
+  input.value = "";
+  fitHeight(input);
+  ask();
+}
+
+function resend(message, text) {
+  if (running) return;
+  cutFrom(message);
+  send(text);
+}
+
+function regenerate(message) {
+  if (!running) ask(cutFrom(message));
+}
+
+function newChat() {
+  running?.abort();
+  messages = [];
+  views = [];
+  log.replaceChildren();
+  $("intro").hidden = false;
+  save();
+  input.focus();
+}
+
+function save() {
+  keep("sessionStorage", "conversation", messages.length ? messages : null);
+}
+
+/** The messages as the API takes them. */
+function conversation() {
+  const taught = model?.format === "harmony";
+  const system = taught && settings.system.trim();
+  const sent = system ? [{ role: "system", content: settings.system }] : [];
+  for (const { role, content, reasoning, calls = [] } of messages) {
+    if (role === "assistant" && !content && !reasoning && !calls.length) continue;
+    sent.push({
+      role,
+      content,
+      ...(reasoning && { reasoning_content: reasoning }),
+      ...(calls.length && {
+        tool_calls: calls.map((call) => ({
+          id: call.id,
+          type: "function",
+          function: { name: call.name, arguments: call.arguments },
+        })),
+      }),
+    });
+    for (const call of calls)
+      if (call.result !== undefined)
+        sent.push({ role: "tool", tool_call_id: call.id, content: call.result });
+  }
+  return sent;
+}
+
+// ---- Asking
+
+/**
+ * Asks for an answer to what is there.
+ * @param {object[]} [before] messages that it takes the place of; back they come if nothing else does
+ */
+async function ask(before = []) {
+  let body;
+  const sent = conversation();
+  const message = newAnswer();
+  const control = (running = new AbortController());
+  const view = add(message);
+  try {
+    body = { model: model.id, messages: sent, ...settings.request(model.format === "harmony") };
+    setBusy(true);
+    say("An answer is being written.");
+    follow(true);
+    await withKey(async () => {
+      const start = performance.now();
+      for await (const chunk of streamChat(body, key, control.signal)) {
+        receive(message, chunk, (performance.now() - start) / 1000);
+        schedule(view);
+      }
+    });
+  } catch (error) {
+    if (control.signal.aborted) message.stopped = true;
+    else message.error = error.message;
+  }
+  if (running === control) running = null;
+  if (!messages.includes(message)) return; // a new chat was begun meanwhile
+  const nothing = !message.content && !message.reasoning && !message.calls.length;
+  if (nothing && before.length && (message.error || message.stopped)) {
+    cutFrom(message);
+    for (const old of before) add(old);
+    before[0].error = message.error;
+    show(views.at(-before.length));
+  } else {
+    show(view);
+  }
+  setBusy(false);
+  follow();
+  save();
+  say(message.error ? "" : message.stopped ? "Stopped." : "The answer is complete.");
+  (view.root.querySelector(".calls textarea") ?? input).focus({ preventScroll: true });
+}
+
+function receive(message, { choices: [choice], usage }, now) {
+  message.firstSeconds ??= now;
+  if (usage) message.usage = usage;
+  if (!choice) return;
+  message.lastSeconds = now;
+  const { content, reasoning_content, tool_calls = [] } = choice.delta;
+  if (reasoning_content) {
+    message.reasoning += reasoning_content;
+    message.thinkingSeconds = now - message.firstSeconds;
+  }
+  if (content) message.content += content;
+  for (const piece of tool_calls) {
+    const call = (message.calls[piece.index] ??= { id: "", name: "", arguments: "" });
+    call.id ||= piece.id;
+    call.name ||= piece.function.name;
+    call.arguments += piece.function.arguments;
+  }
+  if (choice.logprobs) message.tokens.push(...choice.logprobs.content);
+  if (choice.finish_reason) message.finish = choice.finish_reason;
+}
+
+/** Does something that may need the API key, and asks for the key as long as it is refused. */
+async function withKey(work) {
+  for (;;) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 401) throw error;
+      const given = await askKey(key !== "");
+      if (given === null) throw error;
+      key = given;
+      keep("sessionStorage", "key", key);
+    }
+  }
+}
+
+function askKey(refused) {
+  const dialog = $("key-dialog");
+  $("key-refused").hidden = !refused;
+  return new Promise((resolve) => {
+    dialog.returnValue = "";
+    dialog.addEventListener("close", () => {
+      const value = $("key").value.trim();
+      resolve(dialog.returnValue === "given" && value ? value : null);
+    }, { once: true });
+    if (!dialog.open) dialog.showModal();
+  });
+}
+
+async function findModel() {
+  const notice = $("notice");
+  try {
+    model = await withKey(() => fetchModel(key));
+  } catch (error) {
+    notice.replaceChildren(problem(error.message, findModel));
+    return;
+  }
+  const taught = model.format === "harmony";
+  notice.replaceChildren();
+  if (!model.format)
+    notice.append(element("p", { className: "hint" },
+      `${model.id} cannot chat here: what its conversations look like is not known.`));
+  else if (!taught)
+    notice.append(element("p", { className: "hint" },
+      element("strong", {}, `${model.id} was not taught conversations. `),
+      "It goes on with the text that it is given, and does not answer questions. Begin something ",
+      "that it can continue, such as “Once upon a time”."));
+  document.title = `${model.id} · gptoss`;
+  $("model").textContent = model.id;
+  $("context").textContent = `${model.context_length.toLocaleString("en")} tokens of context`;
+  $("taught").disabled = !taught;
+  $("intro-title").textContent = taught ? "What is on your mind?" : "How does it begin?";
+  input.placeholder = taught ? `Message ${model.id}` : `Text for ${model.id} to go on with`;
+  setBusy(false);
+}
+
+// ---- What is seen
+
+function show(view) {
+  const last = view === views.at(-1);
+  view.update({ last, running: last && running !== null, byToken: settings.probabilities });
+}
+
+/** At most one redrawing a frame, and of one message, however fast tokens come. */
+function schedule(view) {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    if (view !== views.at(-1)) return;
+    show(view);
+    follow();
+  });
+}
+
+function showProbabilities() {
+  for (const view of views) if (view instanceof AnswerView) show(view);
+  $("probabilities").setAttribute("aria-pressed", settings.probabilities);
+}
+
+function follow(begin = following) {
+  following = begin;
+  if (following) scroller.scrollTop = scroller.scrollHeight;
+}
+
+function noteScroll() {
+  following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
+  $("newest").hidden = following;
+}
+
+function setBusy(busy) {
+  document.body.classList.toggle("busy", busy);
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  $("send").disabled = !model?.format || !input.value.trim();
+}
+
+function say(words) {
+  $("live").textContent = words;
+}
+
+function exportConversation() {
+  const data = {
+    model: model?.id,
+    exported: new Date().toISOString(),
+    settings: settings.values(),
+    messages: conversation(),
+  };
+  const file = new Blob([JSON.stringify(data, null, 2)], { type: "application/json" });
+  const href = URL.createObjectURL(file);
+  element("a", { href, download: "conversation.json" }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10_000);
+}
+
+function changeTheme() {
+  const root = document.documentElement;
+  const dark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  try {
+    localStorage.setItem("gptoss.theme", root.dataset.theme); // theme.js reads it
+  } catch {
+    // It lasts as long as the page does.
+  }
+}
+
+// ---- Buttons and keys
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send(input.value);
+});
+input.addEventListener("input", () => {
+  fitHeight(input);
+  setBusy(running !== null);
+});
+input.addEventListener("keydown", (event) => {
+  if (!isSend(event)) return;
+  event.preventDefault();
+  send(input.value);
+});
+$("stop").addEventListener("click", () => running?.abort());
+$("new").addEventListener("click", newChat);
+$("export").addEventListener("click", exportConversation);
+$("theme").addEventListener("click", changeTheme);
+$("settings").addEventListener("click", () => $("settings-dialog").showModal());
+$("probabilities").addEventListener("click", () => {
+  settings.probabilities = !settings.probabilities;
+});
+$("newest").addEventListener("click", () => follow(true));
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("key-dialog").close("given");
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  // Outside of its form is outside of it. Not "click": a selection may well end there.
+  dialog.addEventListener("pointerdown", (event) => event.target === dialog && dialog.close(""));
+  for (const button of dialog.querySelectorAll("[data-close]"))
+    button.addEventListener("click", () => dialog.close(""));
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) running.abort();
+  const chord = (event.ctrlKey || event.metaKey) && event.shiftKey;
+  if (chord && event.key.toLowerCase() === "o") {
+    event.preventDefault();
+    newChat();
+  }
+});
+scroller.addEventListener("scroll", noteScroll, { passive: true });
+// Opening the thinking makes the page longer: who reads it is not to be carried away.
+log.addEventListener("toggle", noteScroll, { capture: true });
+addEventListener("pagehide", save);
+
+for (const message of recall("sessionStorage", "conversation") ?? []) add(message);
+showProbabilities();
+follow(true);
+input.focus();
+findModel();
