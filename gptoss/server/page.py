@@ -15,8 +15,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# A model's words are shown here. Should ever a hole be found in how, nothing that they smuggle in is
-# run, loaded or sent: code and styles come from this server's files alone, and no string becomes HTML.
+# A model's words are shown here. Should there be a hole in how, still nothing that they smuggle in
+# is run, loaded or sent: code and styles are this server's alone, and no string becomes HTML.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

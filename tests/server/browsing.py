@@ -30,11 +30,11 @@ class Writer:
     """An AsyncEngine: each request gets the next of `texts`, the last one for ever.
 
     A text is harmony, with "‖" where it waits until `go` is called, and "✗" where it fails.
-    pause: seconds between tokens. cancelled: how many streams were left before their end.
+    cancelled: how many streams were left before their end.
     """
 
-    def __init__(self, *texts, pause=0.0):
-        self.texts, self.pause = list(texts), pause
+    def __init__(self, *texts):
+        self.texts = list(texts)
         self.params, self.cancelled, self._go = [], 0, threading.Semaphore(0)
 
     def go(self):
@@ -76,8 +76,6 @@ class _Stream:
             if mark == fails:
                 raise Error("the model fell over")
             i += 1
-            if self._writer.pause:
-                await asyncio.sleep(self._writer.pause)
             finish = "stop" if i == len(tokens) else None
             self._ended = finish is not None
             yield Delta("", (tokens[i - 1],), finish, logprobs=self._probabilities(tokens[i - 1]))

@@ -148,7 +148,9 @@ async function ask(before = []) {
   follow();
   save();
   say(message.error ? "" : message.stopped ? "Stopped." : "The answer is complete.");
-  (view.root.querySelector(".calls textarea") ?? input).focus({ preventScroll: true });
+  // On to what is typed next, unless the user is elsewhere.
+  const field = view.root.querySelector(".calls textarea") ?? input;
+  if ([document.body, input].includes(document.activeElement)) field.focus({ preventScroll: true });
 }
 
 function receive(message, { choices: [choice], usage }, now) {

@@ -15,7 +15,8 @@ const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const QUOTE = /^ {0,3}>/;
-const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +(?=\S)|[ \t]*$)/;
+// A number with nothing behind it is an answer (“4.”) sooner than a list.
+const ITEM = /^( *)([-*+]|\d{1,9}[.)](?= +\S))( +(?=\S)|[ \t]*$)/;
 const TABLE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
 /** A text that grows, in an element: blocks that stay as they were are not made again. */
@@ -244,7 +245,7 @@ const ESCAPE = /\\([!-/:-@[-`{-~])/y;
 const MATH = /\\\(.{1,2000}?\\\)|\\\[[^]{1,2000}?\\\]|\$\$[^]{1,2000}?\$\$/y;
 const TARGET = /\(\s*(?:<([^<>\n]{1,2000})>|((?:[^\s()\\]|\\.|\([^\s()]*\)){1,2000}))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
 const ANGLE = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
-const BARE = /https?:\/\/[^\s<>"`|]{1,2000}/y;
+const BARE = /https?:\/\/[^\s<>"`|\]]{1,2000}/y;
 const BREAK = /<br\s?\/?>/iy;
 const ENTITY = /&(amp|lt|gt|quot|nbsp|#39);/y;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', nbsp: "\u00a0", "#39": "'" };

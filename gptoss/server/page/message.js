@@ -99,8 +99,9 @@ export class AnswerView {
     if (!reasoning) return;
     const now = running && !content && !calls.length;
     this.thinking.classList.toggle("now", now);
-    const time = now || thinkingSeconds >= 1 ? seconds(thinkingSeconds) : "a moment";
-    this.summary.textContent = `${now ? "Thinking" : "Thought"} for ${time}`;
+    const time = thinkingSeconds < 1 ? "a moment" : seconds(thinkingSeconds);
+    this.summary.textContent = now
+      ? `Thinking · ${Math.floor(thinkingSeconds)} s` : `Thought for ${time}`;
     // Appended to, so that a selection in it survives.
     const known = this.thoughts.firstChild?.length ?? 0;
     if (!known) this.thoughts.textContent = reasoning;
@@ -152,7 +153,9 @@ export class AnswerView {
     const cut = message.finish === "length" ? "Ended at the limit of tokens." : "";
     const note = message.stopped ? "Stopped." : cut;
     return [
-      message.error ? problem(message.error, actions.again) : null,
+      message.error
+        ? problem(`${message.content ? "The answer broke off: " : ""}${message.error}`, actions.again)
+        : null,
       note ? element("p", { className: "note" }, note) : null,
       byToken ? legend() : null,
       element("div", { className: "actions" }, message.content ? copy : null, again,
@@ -178,13 +181,13 @@ function statistics({ usage, firstSeconds, lastSeconds }) {
   const thought = usage.completion_tokens_details?.reasoning_tokens ?? 0;
   const took = lastSeconds - firstSeconds;
   const speed = written > 1 && took > 0 ? `${round((written - 1) / took)} tokens/s` : "";
-  const first = `first token after ${seconds(firstSeconds)}`;
   const long = [
     `${usage.prompt_tokens} tokens read, ${written} written, ${thought} of them thinking`,
     speed && `${speed} after the first`,
-    first,
+    `the first token after ${seconds(firstSeconds)}`,
   ];
-  const short = [`${written} tokens`, speed, first];
+  const short = [`${written.toLocaleString("en")} tokens`, speed,
+    `first after ${seconds(firstSeconds)}`];
   return { short: short.filter(Boolean).join(" · "), long: long.filter(Boolean).join("\n") };
 }
 
