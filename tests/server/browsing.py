@@ -6,8 +6,9 @@ import threading
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
+import pytest
 from byte_vocabulary import WORDS
-from scripted import OfBytes
+from scripted import ANSWER, OfBytes
 from serving import serving
 
 from gptoss.completion import Delta, TokenLogprob
@@ -24,6 +25,7 @@ NO_BROWSER = (
     if CHROMIUM
     else "no chromium, chromium-browser or google-chrome on PATH"
 )
+in_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=str(NO_BROWSER))
 
 
 class Writer:
@@ -140,6 +142,35 @@ class Visit:
     def done(self):
         """The newest answer, when it is complete."""
         return self.page.locator("article.answer[aria-busy=false]").last
+
+
+@contextmanager
+def visits(chromium, engine, monkeypatch):
+    """visit(*texts, viewport, color_scheme, **options of the server) → Visit of a page whose model
+    writes the texts; `app`: of this server instead. At the end, nothing was asked of others, and
+    nothing was complained of."""
+    with ExitStack() as stack:
+        made = []
+
+        def visit(*texts, viewport=(1100, 700), color_scheme="light", app=None, **options):
+            writer, asked = Writer(*texts or (ANSWER,)), None
+            if app is None:
+                served = writing(engine, monkeypatch, writer, **options)
+                address, asked = stack.enter_context(served)
+            else:
+                address = stack.enter_context(serving(app))
+            size = dict(zip(("width", "height"), viewport, strict=True))
+            context = chromium.new_context(viewport=size, color_scheme=color_scheme)
+            stack.callback(context.close)
+            context.set_default_timeout(15_000)
+            seen = Visit(context.new_page(), address)
+            seen.writer, seen.asked = writer, asked
+            made.append(seen)
+            return seen
+
+        yield visit
+        for seen in made:
+            assert seen.complaints == [] and seen.elsewhere == []
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 import json
 import re
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
-from browsing import NO_BROWSER, Visit, Writer, browser, writing
+from browsing import NO_BROWSER, Writer, browser, in_browser, visits, writing
 from scripted import ANSWER, CALL, THINKING
 from serving import serving
 
@@ -20,7 +19,6 @@ from gptoss.server.app import ServerOptions, create_app
 if NO_BROWSER is None:
     from playwright.sync_api import expect
 
-in_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=str(NO_BROWSER))
 FILES = Path(gptoss.server.__file__).with_name("page")
 FINAL = "<|channel|>final<|message|>"
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -115,30 +113,8 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, engine, monkeypatch):
-    """visit(*texts of a model, viewport, color_scheme, **options of the server) → Visit, with
-    `writer` and `asked`. Nothing may be asked of others, and no script may fail."""
-    with ExitStack() as stack:
-        made = []
-
-        def visit(*texts, viewport=None, color_scheme="light", app=None, **options):
-            writer, asked = Writer(*texts or (ANSWER,)), None
-            if app is not None:
-                address = stack.enter_context(serving(app))
-            else:
-                served = writing(engine, monkeypatch, writer, **options)
-                address, asked = stack.enter_context(served)
-            size = {"width": 1100, "height": 700} if viewport is None else viewport
-            context = chromium.new_context(viewport=size, color_scheme=color_scheme)
-            stack.callback(context.close)
-            context.set_default_timeout(15_000)
-            seen = Visit(context.new_page(), address)
-            seen.writer, seen.asked = writer, asked
-            made.append(seen)
-            return seen
-
+    with visits(chromium, engine, monkeypatch) as visit:
         yield visit
-        for seen in made:
-            assert seen.complaints == [] and seen.elsewhere == []
 
 
 def until(true, seconds=10):
@@ -320,11 +296,13 @@ def test_a_message_is_edited_and_sent_again(visit):
     edit.first.click()
     field = seen.page.locator(".editor textarea")
     expect(field).to_be_focused()
+    seen.page.locator("#input").fill("a draft")
     field.fill("Five and five?")
-    seen.page.keyboard.press("Enter")
+    field.press("Enter")
     expect(seen.done.locator(".text")).to_have_text("Ten.")
     expect(seen.page.locator(".bubble")).to_have_text(["Five and five?"])
     assert [m.content for m in seen.asked[2][0]] == ["Five and five?"]
+    expect(seen.page.locator("#input")).to_have_value("a draft")
 
 
 @in_browser
@@ -488,9 +466,26 @@ def test_a_new_chat_ends_the_answer_being_written(visit):
     expect(seen.answer.locator(".text")).to_have_text("It is")
     seen.page.get_by_role("button", name="New chat").click()
     until(lambda: seen.writer.cancelled == 1)
+    expect(seen.page.get_by_role("button", name="Send")).to_be_visible()
     seen.ask()
     expect(seen.page.locator("article")).to_have_count(2)
     expect(seen.done.locator(".text")).to_have_text("Four.")
+
+
+@in_browser
+def test_the_way_back_from_a_new_chat(visit):
+    seen = visit(said("Four."))
+    back = seen.page.get_by_role("button", name="Back to the last conversation")
+    expect(back).to_be_hidden()
+    seen.ask()
+    expect(seen.done.locator(".text")).to_have_text("Four.")
+    seen.page.get_by_role("button", name="New chat").click()
+    expect(seen.page.locator("article")).to_have_count(0)
+    back.click()
+    expect(seen.done.locator(".text")).to_have_text("Four.")
+    seen.ask("And two?")
+    expect(seen.page.locator("article.answer[aria-busy=false]")).to_have_count(2)
+    assert [m.content for m in seen.asked[1][0]] == ["Two and two?", "Four.", "And two?"]
 
 
 LONG = "\n\n".join(f"Paragraph {i}." for i in range(60))
@@ -517,6 +512,28 @@ def test_who_scrolls_up_stays_there(visit):
     until(lambda: scroller.evaluate(below) < 2)
 
 
+@in_browser
+def test_what_is_done_with_is_not_drawn_again(visit):
+    seen = visit(said("One."), said(f"{LONG}\n\nbefore‖{' word' * 200}"))
+    seen.ask()
+    expect(seen.done.locator(".text")).to_have_text("One.")
+    seen.ask()
+    expect(seen.answer.locator(".text")).to_contain_text("before")
+    seen.page.evaluate(
+        """() => {
+          window.changed = new Set();
+          const watch = new MutationObserver((found) =>
+            found.forEach(({ target }) => changed.add(target)));
+          watch.observe(document.getElementById("log"),
+            { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    seen.writer.go()
+    expect(seen.done.locator(".text")).to_contain_text("before word word")
+    changed = "[...changed].map((e) => e.className).sort().join(', ')"
+    assert seen.page.evaluate(changed) == "foot, text"  # the answer's own blocks are kept
+
+
 WIDE = f"""{"word" * 60}
 
 | {" | ".join(f"column {i}" for i in range(12))} |
@@ -533,7 +550,7 @@ WIDE = f"""{"word" * 60}
 
 @in_browser
 def test_a_phone_has_nothing_to_scroll_sideways(visit):
-    seen = visit(THINKING + said(WIDE), CALL, viewport={"width": 360, "height": 640})
+    seen = visit(THINKING + said(WIDE), CALL, viewport=(360, 640))
     over = "Math.max(...[document.documentElement, document.body, document.querySelector('main')]" \
            ".map((e) => e.scrollWidth - e.clientWidth))"  # fmt: skip
     assert seen.page.evaluate(over) == 0
@@ -597,137 +614,3 @@ def test_a_model_that_was_not_taught_conversations(visit, engine):
         "Once upon a time", gptoss.SamplingParams(max_tokens=12, temperature=0)
     )
     assert seen.done.locator(".text").inner_text().split() == wanted.text.split()
-
-
-# ---- Modules by themselves
-
-
-@in_browser
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
-def test_events_whose_pieces_end_anywhere(visit, size):
-    stream = 'data: {"a": "é四🐦"}\r\n\r\n: ping\n\ndata:one\ndata: two\n\n'
-    stream += "id: 3\rdata: three\r\rdata: lost"
-    found = visit().page.evaluate(
-        """async ([bytes, size]) => {
-          const { eventData } = await import("/page/api.js");
-          const stream = new ReadableStream({ start(control) {
-            for (let i = 0; i < bytes.length; i += size)
-              control.enqueue(new Uint8Array(bytes.slice(i, i + size)));
-            control.close();
-          } });
-          const found = [];
-          for await (const data of eventData(stream)) found.push(data);
-          return found;
-        }""",
-        [list(stream.encode()), size],
-    )
-    assert found == ['{"a": "é四🐦"}', "one\ntwo", "three"]
-
-
-RENDER = """async (texts) => {
-  const { render } = await import("/page/markdown.js");
-  return texts.map((text) => {
-    const root = document.createElement("div");
-    root.append(render(text));
-    for (const button of root.querySelectorAll("button")) button.remove();
-    return root.innerHTML.replaceAll(' rel="noopener noreferrer nofollow" target="_blank"', "");
-  });
-}"""
-
-
-def fenced(text, language=""):
-    head = f'<div class="code-head"><span>{language}</span></div>'
-    return f'<div class="code">{head}<pre tabindex="0"><code>{text}</code></pre></div>'
-
-
-MARKDOWN = {
-    "": "",
-    "a\nb\n\nc": "<p>a<br>b</p><p>c</p>",
-    "a<br>b<BR/>c": "<p>a<br>b<br>c</p>",
-    "# A\n## B ##\n####### C\n#D": "<h1>A</h1><h2>B</h2><p>####### C<br>#D</p>",
-    "**a** *b* ***c*** _d_ __e__ ~~f~~":
-        "<p><strong>a</strong> <em>b</em> <em><strong>c</strong></em> <em>d</em> <strong>e</strong>"
-        " <del>f</del></p>",
-    "**a *b* c**": "<p><strong>a <em>b</em> c</strong></p>",
-    "2 * 3 * 4, snake_case_name, ~5 ~6": "<p>2 * 3 * 4, snake_case_name, ~5 ~6</p>",
-    "**open *and _so": "<p>**open *and _so</p>",
-    r"\*a\* \\ \`b\`": r"<p>*a* \ `b`</p>",
-    "`a*b*` ``c`d`` ` e": "<p><code>a*b*</code> <code>c`d</code> ` e</p>",
-    "`<b>&amp;`": "<p><code>&lt;b&gt;&amp;amp;</code></p>",
-    "&lt;b&gt; &amp;amp; &copy;": "<p>&lt;b&gt; &amp;amp; &amp;copy;</p>",
-    "```py\nx = '<b>'\n\n  y\n```\nz": fenced("x = '&lt;b&gt;'\n\n  y", "py") + "<p>z</p>",
-    "```\nnever closed\n# x": fenced("never closed\n# x"),
-    "~~~\n```\n~~~": fenced("```"),
-    "````\n```\n````": fenced("```"),
-    "- a\n- b\n  - c\n    - d\n- e":
-        "<ul><li>a</li><li>b<ul><li>c<ul><li>d</li></ul></li></ul></li><li>e</li></ul>",
-    "1. a\n  - b\n2. c": '<ol start="1"><li>a<ul><li>b</li></ul></li><li>c</li></ol>',
-    "3) a\n\n4) b": '<ol start="3"><li><p>a</p></li><li><p>b</p></li></ol>',
-    "- a\n  ```\n- x\n\n  ```\n- b":
-        f"<ul><li>a{fenced('- x' + chr(10))}</li><li>b</li></ul>",
-    "- a\nb\n\nc": "<ul><li>a<br>b</li></ul><p>c</p>",
-    "a\n- b": "<p>a</p><ul><li>b</li></ul>",
-    "> a\n> > b\n\nc": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote><p>c</p>",
-    "a\n---\nb\n* * *": "<p>a</p><hr><p>b</p><hr>",
-    r"|a|b|" + "\n|:-:|--:|\n|`x`|y\\|z|\n|1|": '<div class="table" tabindex="0"><table><thead><tr>'
-        '<th class="center">a</th><th class="right">b</th></tr></thead><tbody><tr>'
-        '<td class="center"><code>x</code></td><td class="right">y|z</td></tr><tr>'
-        '<td class="center">1</td><td class="right"></td></tr></tbody></table></div>',
-    "a | b": "<p>a | b</p>",
-    "1945.": "<p>1945.</p>",
-    "[a](https://b.org/c_(d)?e=f \"g\")": '<p><a href="https://b.org/c_(d)?e=f">a</a></p>',
-    "[**a** https://x.org](mailto:b@c.org)":
-        '<p><a href="mailto:b@c.org"><strong>a</strong> https://x.org</a></p>',
-    "(see https://a.org/b_c_d.) <https://e.org>":
-        '<p>(see <a href="https://a.org/b_c_d">https://a.org/b_c_d</a>.)'
-        ' <a href="https://e.org/">https://e.org</a></p>',
-    "[a](b) [c](javascript:d) [e] f": "<p>[a](b) [c](javascript:d) [e] f</p>",
-    "![a](https://b.org/c.png)": '<p><a href="https://b.org/c.png">a</a></p>',
-    r"\(a_1 * b_2\) \[c\] $$d_e_f$$": r'<p><code class="math">\(a_1 * b_2\)</code>'
-        r' <code class="math">\[c\]</code> <code class="math">$$d_e_f$$</code></p>',
-    "<b onclick=x>hi</b>": "<p>&lt;b onclick=x&gt;hi&lt;/b&gt;</p>",
-}  # fmt: skip
-
-
-@in_browser
-def test_markdown(visit):
-    found = visit().page.evaluate(RENDER, list(MARKDOWN))
-    strip = ' class=""'
-    for text, html, wanted in zip(MARKDOWN, found, MARKDOWN.values(), strict=True):
-        assert html.replace(strip, "") == wanted, text
-
-
-@in_browser
-def test_markdown_that_grows_ends_as_it_would_at_once(visit):
-    text = "\n\n".join(MARKDOWN)
-    grown, whole, kept = visit().page.evaluate(
-        """async (text) => {
-          const { MarkdownView, render } = await import("/page/markdown.js");
-          const [grown, whole] = [document.createElement("div"), document.createElement("div")];
-          const view = new MarkdownView(grown);
-          let first;
-          for (let end = 1; end <= text.length; end += 1) {
-            view.update(text.slice(0, end));
-            if (end === 20) first = grown.firstChild;
-          }
-          view.update(text);
-          whole.append(render(text));
-          return [grown.innerHTML, whole.innerHTML, grown.firstChild === first];
-        }""",
-        text,
-    )
-    assert grown == whole and kept
-
-
-@in_browser
-def test_markdown_that_would_take_for_ever_does_not(visit):
-    n = 20_000
-    texts = [piece * n for piece in ("*a ", "*a_ ", "_*", "~", "[", "[a](", "![a](<", "`", "`a``",
-                                     ">", "- ", "|", "#", "&", "\\(", "http://a")]  # fmt: skip
-    texts += [f"{'|a' * n}\n{'|-' * n}\n" + "|\n" * n]
-    texts += ["\n".join(" " * i + "- a" for i in range(400))]
-    page = visit().page
-    for text in texts:
-        begin = time.monotonic()
-        page.evaluate(RENDER, [text])
-        assert time.monotonic() - begin < 5, text[:20]

@@ -12,8 +12,9 @@ const input = $("input");
 const settings = new Settings($("settings-form"), showProbabilities);
 
 // {role, content}, and of answers: reasoning, calls [{id, name, arguments, result}], tokens, usage …
-let messages = [];
-let views = [];
+const messages = [];
+const views = [];
+let previous = [];
 let model = null;
 let key = recall("sessionStorage", "key") ?? "";
 let running = null; // the AbortController of the answer being written
@@ -22,15 +23,11 @@ let following = true; // the newest line stays in view, until the user scrolls u
 
 // ---- The conversation
 
-function newAnswer() {
-  return { role: "assistant", content: "", reasoning: "", calls: [], tokens: [] };
-}
-
 function add(message) {
   messages.push(message);
   const before = views.at(-1);
   const view = message.role === "user"
-    ? new UserView(message, (text) => resend(message, text))
+    ? new UserView(message, (text) => send(text, message))
     : new AnswerView(message, { again: () => regenerate(message), answer: () => ask() });
   views.push(view);
   log.append(view.root);
@@ -43,34 +40,45 @@ function add(message) {
 /** Takes away the messages from this one on, and returns them. */
 function cutFrom(message) {
   const index = messages.indexOf(message);
+  $("tooltip")?.remove();
   for (const view of views.splice(index)) view.root.remove();
   return messages.splice(index);
 }
 
-function send(text) {
-  if (running || !model?.format || !text.trim()) return;
+/** Sends a text, in place of an earlier message and all behind it if one is given. */
+function send(text, instead = null) {
+  if (running || !model?.format || !text.trim()) return false;
+  if (instead) cutFrom(instead);
   add({ role: "user", content: text });
-  input.value = "";
-  fitHeight(input);
   ask();
+  return true;
 }
 
-function resend(message, text) {
-  if (running) return;
-  cutFrom(message);
-  send(text);
+function sendInput() {
+  if (send(input.value)) input.value = "";
+  fitHeight(input);
 }
 
 function regenerate(message) {
-  if (!running) ask(cutFrom(message));
+  if (!running && model) ask(cutFrom(message));
 }
 
 function newChat() {
   running?.abort();
-  messages = [];
-  views = [];
-  log.replaceChildren();
+  running = null;
+  if (messages.length) previous = cutFrom(messages[0]);
   $("intro").hidden = false;
+  $("back").hidden = !previous.length;
+  setBusy(false);
+  save();
+  input.focus();
+}
+
+/** The conversation that the last new chat took away, for those who did not mean it. */
+function goBack() {
+  for (const message of previous) add(message);
+  previous = [];
+  follow(true);
   save();
   input.focus();
 }
@@ -81,26 +89,18 @@ function save() {
 
 /** The messages as the API takes them. */
 function conversation() {
-  const taught = model?.format === "harmony";
-  const system = taught && settings.system.trim();
-  const sent = system ? [{ role: "system", content: settings.system }] : [];
+  const system = model?.format === "harmony" ? settings.system.trim() : "";
+  const sent = system ? [{ role: "system", content: system }] : [];
   for (const { role, content, reasoning, calls = [] } of messages) {
     if (role === "assistant" && !content && !reasoning && !calls.length) continue;
-    sent.push({
-      role,
-      content,
-      ...(reasoning && { reasoning_content: reasoning }),
-      ...(calls.length && {
-        tool_calls: calls.map((call) => ({
-          id: call.id,
-          type: "function",
-          function: { name: call.name, arguments: call.arguments },
-        })),
-      }),
-    });
-    for (const call of calls)
-      if (call.result !== undefined)
-        sent.push({ role: "tool", tool_call_id: call.id, content: call.result });
+    const message = { role, content };
+    if (reasoning) message.reasoning_content = reasoning;
+    if (calls.length)
+      message.tool_calls = calls.map(({ id, name, arguments: written }) =>
+        ({ id, type: "function", function: { name, arguments: written } }));
+    const answered = calls.filter((call) => call.result !== undefined);
+    sent.push(message, ...answered.map(({ id, result }) =>
+      ({ role: "tool", tool_call_id: id, content: result })));
   }
   return sent;
 }
@@ -114,7 +114,7 @@ function conversation() {
 async function ask(before = []) {
   let body;
   const sent = conversation();
-  const message = newAnswer();
+  const message = { role: "assistant", content: "", reasoning: "", calls: [], tokens: [] };
   const control = (running = new AbortController());
   const view = add(message);
   try {
@@ -259,6 +259,7 @@ function follow(begin = following) {
 function noteScroll() {
   following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
   $("newest").hidden = following;
+  $("tooltip")?.remove();
 }
 
 function setBusy(busy) {
@@ -286,23 +287,17 @@ function exportConversation() {
 }
 
 function changeTheme() {
-  const root = document.documentElement;
-  const dark = root.dataset.theme
-    ? root.dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try {
-    localStorage.setItem("gptoss.theme", root.dataset.theme); // theme.js reads it
-  } catch {
-    // It lasts as long as the page does.
-  }
+  const chosen = document.documentElement.dataset;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  chosen.theme = (chosen.theme ?? system) === "dark" ? "light" : "dark";
+  keep("localStorage", "theme", chosen.theme); // theme.js reads it
 }
 
 // ---- Buttons and keys
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  send(input.value);
+  sendInput();
 });
 input.addEventListener("input", () => {
   fitHeight(input);
@@ -311,17 +306,19 @@ input.addEventListener("input", () => {
 input.addEventListener("keydown", (event) => {
   if (!isSend(event)) return;
   event.preventDefault();
-  send(input.value);
+  sendInput();
 });
-$("stop").addEventListener("click", () => running?.abort());
-$("new").addEventListener("click", newChat);
-$("export").addEventListener("click", exportConversation);
-$("theme").addEventListener("click", changeTheme);
-$("settings").addEventListener("click", () => $("settings-dialog").showModal());
-$("probabilities").addEventListener("click", () => {
-  settings.probabilities = !settings.probabilities;
-});
-$("newest").addEventListener("click", () => follow(true));
+const clicks = {
+  stop: () => running?.abort(),
+  new: newChat,
+  back: goBack,
+  export: exportConversation,
+  theme: changeTheme,
+  settings: () => $("settings-dialog").showModal(),
+  probabilities: () => (settings.probabilities = !settings.probabilities),
+  newest: () => follow(true),
+};
+for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   $("key-dialog").close("given");

@@ -21,10 +21,11 @@ const TABLE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
 /** A text that grows, in an element: blocks that stay as they were are not made again. */
 export class MarkdownView {
+  sources = [];
+
   /** @param {Element} root is filled */
   constructor(root) {
     this.root = root;
-    this.sources = [];
   }
 
   /** @param {string} text all of it */
@@ -92,10 +93,12 @@ const code = {
   },
 };
 
+const oneLine = (lines, i) => i + 1;
+
 const heading = {
   name: "heading",
   starts: (lines, i) => HEADING.test(lines[i]),
-  end: (lines, i) => i + 1,
+  end: oneLine,
   build([line]) {
     const [, marks, text = ""] = HEADING.exec(line);
     const bare = text.trim().replace(/(^|[ \t])#+$/, "");
@@ -106,7 +109,7 @@ const heading = {
 const rule = {
   name: "rule",
   starts: (lines, i) => RULE.test(lines[i]),
-  end: (lines, i) => i + 1,
+  end: oneLine,
   build: () => element("hr"),
 };
 

@@ -80,7 +80,7 @@ export class AnswerView {
   update({ last, running, byToken }) {
     const { message } = this;
     this.root.setAttribute("aria-busy", running);
-    this.root.classList.toggle("waiting", running && !message.reasoning && !message.content);
+    this.root.classList.toggle("waiting", running && !message.reasoning && !message.content && !message.calls.length);
     this.#updateThinking(running);
     const tokens = byToken && message.tokens.length > 0;
     this.text.hidden = tokens || !message.content;
