@@ -149,6 +149,9 @@ def visits(chromium, engine, monkeypatch):
     """visit(*texts, viewport, color_scheme, **options of the server) → Visit of a page whose model
     writes the texts; `app`: of this server instead. At the end, nothing was asked of others, and
     nothing was complained of."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=15_000)
     with ExitStack() as stack:
         made = []
 

@@ -250,6 +250,21 @@ def test_hostile_words_stay_words(visit):
 
 
 @in_browser
+def test_what_slipped_through_could_still_do_nothing(visit):
+    seen = visit()
+    tries = ["document.body.innerHTML = '<b>'", "fetch('http://127.0.0.1:9/')"]
+    for script in tries:
+        failed = seen.page.evaluate(
+            f"async () => {{ try {{ await ({script}); }} catch (error) {{ return error.name; }} }}"
+        )
+        assert failed == "TypeError", script
+    said = " ".join(seen.complaints)
+    assert "requires 'TrustedHTML' assignment" in said
+    assert "violates the document's Content Security Policy" in said
+    seen.complaints.clear()
+
+
+@in_browser
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_stopping_stops_the_server(visit, how):
     seen = visit(THINKING + said("It is ‖four."), said("Five."))

@@ -41,10 +41,10 @@ def test_events_whose_pieces_end_anywhere(page, size):
 
 
 RENDER = """async (texts) => {
-  const { render } = await import("/page/markdown.js");
+  const { MarkdownView } = await import("/page/markdown.js");
   return texts.map((text) => {
     const root = document.createElement("div");
-    root.append(render(text));
+    new MarkdownView(root).update(text);
     for (const button of root.querySelectorAll("button")) button.remove();
     return root.innerHTML.replaceAll(' rel="noopener noreferrer nofollow" target="_blank"', "");
   });
@@ -96,7 +96,7 @@ MARKDOWN = {
         '<p><a href="mailto:b@c.org"><strong>a</strong> https://x.org</a></p>',
     "(see https://a.org/b_c_d.) <https://e.org>":
         '<p>(see <a href="https://a.org/b_c_d">https://a.org/b_c_d</a>.)'
-        ' <a href="https://e.org/">https://e.org</a></p>',
+        ' &lt;<a href="https://e.org/">https://e.org</a>&gt;</p>',
     "[a](b) [c](javascript:d) [e] f": "<p>[a](b) [c](javascript:d) [e] f</p>",
     "![a](https://b.org/c.png)": '<p><a href="https://b.org/c.png">a</a></p>',
     r"\(a_1 * b_2\) \[c\] $$d_e_f$$": r'<p><code class="math">\(a_1 * b_2\)</code>'
@@ -118,7 +118,7 @@ def test_markdown_that_grows_ends_as_it_would_at_once(page):
     text = "\n\n".join(MARKDOWN)
     grown, whole, kept = page.evaluate(
         """async (text) => {
-          const { MarkdownView, render } = await import("/page/markdown.js");
+          const { MarkdownView } = await import("/page/markdown.js");
           const [grown, whole] = [document.createElement("div"), document.createElement("div")];
           const view = new MarkdownView(grown);
           let first;
@@ -127,7 +127,7 @@ def test_markdown_that_grows_ends_as_it_would_at_once(page):
             if (end === 20) first = grown.firstChild;
           }
           view.update(text);
-          whole.append(render(text));
+          new MarkdownView(whole).update(text);
           return [grown.innerHTML, whole.innerHTML, grown.firstChild === first];
         }""",
         text,

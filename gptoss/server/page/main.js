@@ -211,15 +211,14 @@ async function findModel() {
     return;
   }
   const taught = model.format === "harmony";
-  notice.replaceChildren();
+  const hint = element("p", { className: "hint", hidden: taught });
   if (!model.format)
-    notice.append(element("p", { className: "hint" },
-      `${model.id} cannot chat here: what its conversations look like is not known.`));
-  else if (!taught)
-    notice.append(element("p", { className: "hint" },
-      element("strong", {}, `${model.id} was not taught conversations. `),
+    hint.append(`${model.id} cannot chat here: what its conversations look like is not known.`);
+  else
+    hint.append(element("strong", {}, `${model.id} was not taught conversations. `),
       "It goes on with the text that it is given, and does not answer questions. Begin something ",
-      "that it can continue, such as “Once upon a time”."));
+      "that it can continue, such as “Once upon a time”.");
+  notice.replaceChildren(hint);
   document.title = `${model.id} · gptoss`;
   $("model").textContent = model.id;
   $("context").textContent = `${model.context_length.toLocaleString("en")} tokens of context`;
@@ -274,12 +273,8 @@ function say(words) {
 }
 
 function exportConversation() {
-  const data = {
-    model: model?.id,
-    exported: new Date().toISOString(),
-    settings: settings.values(),
-    messages: conversation(),
-  };
+  const exported = new Date().toISOString();
+  const data = { model: model?.id, exported, settings: settings.values(), messages: conversation() };
   const file = new Blob([JSON.stringify(data, null, 2)], { type: "application/json" });
   const href = URL.createObjectURL(file);
   element("a", { href, download: "conversation.json" }).click();

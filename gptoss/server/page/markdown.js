@@ -39,14 +39,6 @@ export class MarkdownView {
   }
 }
 
-/**
- * @param {string} text
- * @returns {DocumentFragment}
- */
-export function render(text) {
-  return fragment(text.split(/\r\n|\n|\r/), 0);
-}
-
 function fragment(lines, depth) {
   const made = document.createDocumentFragment();
   for (const block of split(lines, depth)) made.append(block.build());
@@ -247,7 +239,6 @@ const PLAIN = /[^\\`*_~[\]!<&$h\n]+/y;
 const ESCAPE = /\\([!-/:-@[-`{-~])/y;
 const MATH = /\\\(.{1,2000}?\\\)|\\\[[^]{1,2000}?\\\]|\$\$[^]{1,2000}?\$\$/y;
 const TARGET = /\(\s*(?:<([^<>\n]{1,2000})>|((?:[^\s()\\]|\\.|\([^\s()]*\)){1,2000}))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
-const ANGLE = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
 const BARE = /https?:\/\/[^\s<>"`|\]]{1,2000}/y;
 const BREAK = /<br\s?\/?>/iy;
 const ENTITY = /&(amp|lt|gt|quot|nbsp|#39);/y;
@@ -312,15 +303,13 @@ function inline(text) {
         at = from;
         say("]");
       }
-    } else if (char === "<" && (match = take(ANGLE)) && safe(match[1])) {
-      say(anchor(safe(match[1]), match[1]));
     } else if (char === "h" && !WORD.test(text[at - 1] ?? "") && (match = take(BARE))) {
       const url = withoutTail(match[0]);
       at -= match[0].length - url.length;
       const target = safe(url);
       say(target ? anchor(target, url) : url);
     } else if (char === "&" && (match = take(ENTITY))) say(ENTITIES[match[1]]);
-    else say(match ? match[0] : text[at++]);
+    else say(text[at++]);
   }
   made.normalize();
   return made;
