@@ -615,6 +615,27 @@ def test_a_conversation_outlives_a_reload_and_is_exported(visit, tmp_path):
 
 
 @in_browser
+def test_a_conversation_too_long_to_be_kept_is_kept_without_its_probabilities(visit):
+    seen = visit(said("Four."))
+    seen.page.get_by_role("button", name="Token probabilities").click()
+    seen.page.evaluate(
+        """() => {
+          for (const size of [100_000, 1_000])
+            try {
+              for (let i = 0; ; i++) sessionStorage[`${size} ${i}`] = "x".repeat(size);
+            } catch {} // full; room for a thousand
+          delete sessionStorage["1000 0"];
+        }"""
+    )
+    seen.ask()
+    expect(seen.done.locator(".token").first).to_be_visible()
+    expect(seen.page.get_by_role("status")).to_have_text("The answer is complete.")
+    seen.page.reload()
+    expect(seen.done.locator(".text")).to_have_text("Four.")
+    expect(seen.page.locator(".token")).to_have_count(0)
+
+
+@in_browser
 def test_a_model_that_was_not_taught_conversations(visit, engine):
     seen = visit(app=create_app(engine, ServerOptions("nano")))
     expect(seen.page.get_by_text("nano was not taught conversations.")).to_be_visible()

@@ -40,6 +40,28 @@ def test_events_whose_pieces_end_anywhere(page, size):
     assert found == ['{"a": "é四🐦"}', "one\ntwo", "three"]
 
 
+@in_browser
+def test_a_stream_that_breaks_gives_what_came_and_says_so(page):
+    found = page.evaluate(
+        """async () => {
+          const { ApiError, eventData } = await import("/page/api.js");
+          let turn = 0;
+          const stream = new ReadableStream({ pull(control) {
+            if (turn++) control.error(new TypeError("network error"));
+            else control.enqueue(new TextEncoder().encode("data: one\\n\\ndata: tw"));
+          } });
+          const found = [];
+          try {
+            for await (const data of eventData(stream)) found.push(data);
+          } catch (error) {
+            found.push(error instanceof ApiError, error.message);
+          }
+          return found;
+        }"""
+    )
+    assert found == ["one", True, "The connection was lost before the answer was complete."]
+
+
 RENDER = """async (texts) => {
   const { MarkdownView } = await import("/page/markdown.js");
   return texts.map((text) => {

@@ -84,7 +84,10 @@ function goBack() {
 }
 
 function save() {
-  keep("sessionStorage", "conversation", messages.length ? messages : null);
+  const all = messages.length ? messages : null;
+  if (keep("sessionStorage", "conversation", all)) return;
+  // A few megabytes are all there is; probabilities are most of a long conversation.
+  keep("sessionStorage", "conversation", all?.map((message) => ({ ...message, tokens: [] })));
 }
 
 /** The messages as the API takes them. */

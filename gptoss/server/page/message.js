@@ -80,7 +80,8 @@ export class AnswerView {
   update({ last, running, byToken }) {
     const { message } = this;
     this.root.setAttribute("aria-busy", running);
-    this.root.classList.toggle("waiting", running && !message.reasoning && !message.content && !message.calls.length);
+    const begun = message.reasoning || message.content || message.calls.length > 0;
+    this.root.classList.toggle("waiting", running && !begun);
     this.#updateThinking(running);
     const tokens = byToken && message.tokens.length > 0;
     this.text.hidden = tokens || !message.content;

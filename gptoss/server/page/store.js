@@ -13,12 +13,16 @@ export function recall(where, name) {
   }
 }
 
-/** @param {any} value to keep; null: nothing, what was kept is forgotten */
+/**
+ * @param {any} value to keep; null: nothing, what was kept is forgotten
+ * @returns {boolean} whether that was possible
+ */
 export function keep(where, name, value) {
   try {
     window[where].removeItem(`gptoss.${name}`);
     if (value !== null) window[where].setItem(`gptoss.${name}`, JSON.stringify(value));
+    return true;
   } catch {
-    // See above.
+    return false;
   }
 }
