@@ -11,7 +11,8 @@ const scroller = $("scroller");
 const input = $("input");
 const settings = new Settings($("settings-form"), showProbabilities);
 
-// {role, content}, and of answers: reasoning, calls [{id, name, arguments, result}], tokens, usage …
+// {role, content}, and of answers: reasoning, tokens, usage …,
+// and calls: [{id, name, arguments, result}]
 const messages = [];
 const views = [];
 let previous = [];
@@ -112,7 +113,7 @@ function conversation() {
 
 /**
  * Asks for an answer to what is there.
- * @param {object[]} [before] messages that it takes the place of; back they come if nothing else does
+ * @param {object[]} [before] messages that it takes the place of; put back if nothing comes
  */
 async function ask(before = []) {
   let body;
@@ -277,7 +278,8 @@ function say(words) {
 
 function exportConversation() {
   const exported = new Date().toISOString();
-  const data = { model: model?.id, exported, settings: settings.values(), messages: conversation() };
+  const [values, said] = [settings.values(), conversation()];
+  const data = { model: model?.id, exported, settings: values, messages: said };
   const file = new Blob([JSON.stringify(data, null, 2)], { type: "application/json" });
   const href = URL.createObjectURL(file);
   element("a", { href, download: "conversation.json" }).click();

@@ -75,7 +75,8 @@ const code = {
     const [, fence, info] = FENCE.exec(lines[0]);
     const indent = lines[0].search(/\S/);
     const ended = lines.length > 1 && closes(lines.at(-1), fence);
-    const text = lines.slice(1, ended ? -1 : undefined).map((line) => outdent(line, indent)).join("\n");
+    const inner = lines.slice(1, ended ? -1 : undefined);
+    const text = inner.map((line) => outdent(line, indent)).join("\n");
     const language = info.trim().split(/\s/)[0];
     const copy = element("button", { type: "button", className: "copy" }, "Copy");
     copy.addEventListener("click", () => copyText(text, copy));
@@ -205,7 +206,7 @@ const paragraph = {
     while (j < lines.length && goesOn(lines, j)) j++;
     return j;
   },
-  build: (lines) => element("p", {}, inline(lines.map((line) => line.trimStart()).join("\n").trimEnd())),
+  build: (lines) => element("p", {}, inline(lines.map((line) => line.trim()).join("\n"))),
 };
 
 const kinds = [code, heading, rule, quote, list, table, paragraph];
@@ -238,7 +239,10 @@ function cells(line) {
 const PLAIN = /[^\\`*_~[\]!<&$h\n]+/y;
 const ESCAPE = /\\([!-/:-@[-`{-~])/y;
 const MATH = /\\\(.{1,2000}?\\\)|\\\[[^]{1,2000}?\\\]|\$\$[^]{1,2000}?\$\$/y;
-const TARGET = /\(\s*(?:<([^<>\n]{1,2000})>|((?:[^\s()\\]|\\.|\([^\s()]*\)){1,2000}))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
+// (address), (<address>) or (address "title"); an address may hold pairs of parentheses.
+const TARGET = new RegExp(
+  String.raw`\(\s*(?:<([^<>\n]{1,2000})>|((?:[^\s()\\]|\\.|\([^\s()]*\)){1,2000}))` +
+    String.raw`(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)`, "y");
 const BARE = /https?:\/\/[^\s<>"`|\]]{1,2000}/y;
 const BREAK = /<br\s?\/?>/iy;
 const ENTITY = /&(amp|lt|gt|quot|nbsp|#39);/y;

@@ -24,7 +24,8 @@ export class UserView {
   }
 
   #edit() {
-    const field = element("textarea", { value: this.message.content, "aria-label": "Your message" });
+    const value = this.message.content;
+    const field = element("textarea", { value, "aria-label": "Your message" });
     const back = () => {
       this.update();
       this.root.querySelector(".actions button:last-child").focus();
@@ -153,10 +154,9 @@ export class AnswerView {
     const stats = statistics(message);
     const cut = message.finish === "length" ? "Ended at the limit of tokens." : "";
     const note = message.stopped ? "Stopped." : cut;
+    const broke = message.content ? "The answer broke off: " : "";
     return [
-      message.error
-        ? problem(`${message.content ? "The answer broke off: " : ""}${message.error}`, actions.again)
-        : null,
+      message.error ? problem(broke + message.error, actions.again) : null,
       note ? element("p", { className: "note" }, note) : null,
       byToken ? legend() : null,
       element("div", { className: "actions" }, message.content ? copy : null, again,

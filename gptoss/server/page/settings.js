@@ -66,11 +66,13 @@ export class Settings {
     return body;
   }
 
-  /** All fields by name: also those that a model that was not taught conversations leaves unused. */
+  /** All fields by name, also those that the model has no use for. */
   values() {
     const values = {};
-    for (const { name, type, value, checked } of this.form.elements)
-      if (name && (type !== "radio" || checked)) values[name] = type === "checkbox" ? checked : value;
+    for (const { name, type, value, checked } of this.form.elements) {
+      if (type === "checkbox") values[name] = checked;
+      else if (name && (type !== "radio" || checked)) values[name] = value;
+    }
     return values;
   }
 

@@ -114,6 +114,7 @@ function alternatives(entry) {
 /** Bytes as something that can be seen: spaces and line ends too, and parts of characters. */
 function visible(bytes) {
   const text = decode(bytes);
-  if (text.includes("\ufffd")) return bytes.map((byte) => byte.toString(16).toUpperCase()).join(" ");
+  const hex = () => bytes.map((byte) => byte.toString(16).toUpperCase()).join(" ");
+  if (text.includes("\ufffd")) return hex();
   return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "(nothing)";
 }
