@@ -31,6 +31,7 @@ from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
 from gptoss.server.metrics import Metrics
+from gptoss.server.page import page_routes
 from gptoss.server.requests import Caller, parse_body
 from gptoss.server.responses import ResponsesRequest
 
@@ -121,6 +122,7 @@ class _Server:
                 Route("/detokenize", self._guarded(self._detokenize), methods=post),
                 Route("/metrics", self._guarded(self._show_metrics), methods=get),
                 Route("/health", self._health, methods=get),
+                *page_routes(),
             ],
             middleware=middleware,
             exception_handlers={HTTPException: _no_route, Exception: _failed},
@@ -319,6 +321,8 @@ class _Server:
             "created": self._created,
             "owned_by": "gptoss",
             "context_length": self._engine.info()["context_length"],
+            # How it takes a conversation; null: it cannot.
+            "format": None if isinstance(self._chat, Error) else self._chat.name,
         }
 
     async def _models(self, request: Request) -> Response:

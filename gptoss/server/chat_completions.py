@@ -188,6 +188,7 @@ class _Choice:
         self._logprobs = logprobs
         self._has_tools = has_tools
         self._calls: list[Message] = []
+        self._held: list[TokenLogprob] = []  # of tokens whose text is still to come
 
     def first(self) -> dict[str, Any]:
         """The piece that says who speaks."""
@@ -207,22 +208,30 @@ class _Choice:
         if delta.finish_reason is not None:
             written += self._parser.finish()
         self.thinks = any(piece.message.channel == ANALYSIS for piece in written)
+        special = any(map(self._parser.is_special, delta.token_ids))
+        if self._logprobs and not special:
+            self._held += delta.logprobs or ()
         for piece in written:
             changes = self._changes(piece.message, piece.text)
             if changes:
-                in_answer = "content" in changes
-                logprobs = delta.logprobs if self._logprobs and in_answer else None
-                pieces.append(self._piece(changes, logprobs))
+                pieces.append(self._piece(changes, self._take_held("content" in changes)))
             if self.ended:
                 return [*pieces, self._piece({}, finish="stop")]
+        if special:
+            self._take_held(False)  # of a header
         if delta.finish_reason is not None:
             rest = self._stop.flush()
             if rest:
-                pieces.append(self._piece({"content": rest}))
+                pieces.append(self._piece({"content": rest}, self._take_held(True)))
             self.ended = True
             finish = "tool_calls" if self._calls else delta.finish_reason
             pieces.append(self._piece({}, finish=finish))
         return pieces
+
+    def _take_held(self, in_answer: bool) -> tuple[TokenLogprob, ...] | None:
+        """What was held back: of all tokens since the last text, if that is the answer's."""
+        held, self._held = self._held, []
+        return tuple(held) if in_answer else None
 
     def _changes(self, message: Message, text: str) -> dict[str, Any]:
         # A call where nothing can be called is shown as what it is: text of the model.
