@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gptoss.errors import Error, shown
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gptoss.tokenizer import Tokenizer
 
 MOST_SOURCE = 1 << 20  # characters of a grammar
@@ -160,6 +160,8 @@ class GrammarState:
 
     def mask(self) -> NDArray[np.uint32]:
         """uint32 [ceil(vocab / 32)]: bit i % 32 of word i / 32 says whether token i may come."""
+        import numpy as np
+
         mask = np.zeros(self._words.mask_words, np.uint32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()

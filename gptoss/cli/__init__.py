@@ -27,6 +27,7 @@ from gptoss.sampling import SamplingParams
 if TYPE_CHECKING:
     from gptoss.completion import Completion, Timing
     from gptoss.engine import Engine
+    from gptoss.grammar import Grammar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +82,7 @@ def generate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     if arguments.prompt is not None and arguments.file is not None:
         parser.error("generate: expected PROMPT or --file, found both")
     try:
+        arguments.grammar = _grammar(arguments)
         params = SamplingParams(
             **{
                 field.name: getattr(arguments, field.name)
@@ -99,6 +101,21 @@ def generate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         _print_stream(arguments, prompt, engine, params, load_seconds)
     engine.close()
     return 0
+
+
+def _grammar(arguments: argparse.Namespace) -> Grammar | None:
+    """What the text must be, of the options that say so; at most one of them is given."""
+    from gptoss.grammar import Grammar
+
+    if arguments.json_schema is not None:
+        return Grammar.json(_read_file(arguments.json_schema))
+    if arguments.regex is not None:
+        return Grammar.regex(arguments.regex)
+    if arguments.choice:
+        return Grammar.choice(arguments.choice)
+    if arguments.lark is not None:
+        return Grammar.lark(_read_file(arguments.lark))
+    return None
 
 
 def info(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -191,14 +208,18 @@ def _read_prompt(arguments: argparse.Namespace, parser: argparse.ArgumentParser)
                 f"PROMPT: expected UTF-8, found byte {error.object[error.start]:#04x}"
             ) from None
     if arguments.file not in (None, "-"):
-        name = arguments.file
-        with open(name, "rb") as file:
-            data = file.read()
-    else:
-        name = "standard input"
-        if arguments.prompt is None and arguments.file is None and sys.stdin.isatty():
-            parser.error("generate: expected PROMPT, --file, or a text on standard input")
-        data = sys.stdin.buffer.read()
+        return _read_file(arguments.file)
+    if arguments.prompt is None and arguments.file is None and sys.stdin.isatty():
+        parser.error("generate: expected PROMPT, --file, or a text on standard input")
+    return _decoded("standard input", sys.stdin.buffer.read())
+
+
+def _read_file(name: str) -> str:
+    with open(name, "rb") as file:
+        return _decoded(name, file.read())
+
+
+def _decoded(name: str, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:

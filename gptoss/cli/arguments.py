@@ -191,6 +191,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--ignore-eos", action="store_true", help="go on past the model's end tokens")
     add("--n", type=_whole, default=1, metavar="N", help="write N completions (default: 1)")
 
+    form = parser.add_argument_group(
+        "form", "what the text must be, in full (needs the extra grammar)"
+    ).add_mutually_exclusive_group()
+    add = form.add_argument
+    add("--json-schema", metavar="F", help="JSON that fits the schema in this file")
+    add("--regex", metavar="PATTERN", help="text that matches all of a regular expression")
+    add("--choice", action="append", metavar="TEXT", help="one of several; may be given often")
+    add("--lark", metavar="F", help="text of the Lark grammar in this file")
+
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--echo", action="store_true", help="print the prompt before its continuation")

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from gptoss import Engine, SamplingParams
+from gptoss.cli import main
 
 OPTIONS = ("--max-tokens", 20, "--seed", 3, "--ignore-eos", "--activation", "f32", "--threads", 1)
 
@@ -214,3 +216,36 @@ def test_text_comes_as_it_is_made(environment, tiny_a_words):
     with start(environment, "generate", "abc", "-m", tiny_a_words, *ENDLESS) as process:
         assert process.stdout.read(10) and process.poll() is None
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fits"),
+    [
+        ("--regex", "[0-9]{3}-[a-f]", r"\d{3}-[a-f]"),
+        ("--choice", "either", "either"),
+        ("--json-schema", '{"enum": [17, 18]}', "17|18"),
+        ("--lark", 'start: "ab" "c"', "abc"),
+    ],
+)
+def test_texts_of_a_form(option, value, fits, tmp_path, capsys):
+    pytest.importorskip("llguidance", reason="the extra grammar is missing")
+    if option in ("--json-schema", "--lark"):
+        path = tmp_path / "form"
+        path.write_text(value)
+        value = str(path)
+    assert main(["generate", "Once", option, value, "--seed", "1"]) == 0
+    assert re.fullmatch(fits, capsys.readouterr().out.strip())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regex", "("], "regex"),
+        (["--json-schema", "no-such-file"], "no-such-file"),
+        (["--regex", "a", "--choice", "b"], "not allowed with"),
+    ],
+)
+def test_forms_that_are_none(options, message, capsys):
+    with pytest.raises(SystemExit) if "no-such-file" not in options else nullcontext():
+        assert main(["generate", "Once", *options]) != 0
+    assert message in capsys.readouterr().err
