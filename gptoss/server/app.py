@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,8 +12,6 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -29,13 +25,20 @@ from gptoss.errors import Error, shown
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
+from gptoss.server.guard import (
+    CLIENT_LEFT,
+    MISTAKE,
+    check_key,
+    failed,
+    for_origins,
+    log,
+    no_route,
+    read_body,
+    unless_left,
+)
 from gptoss.server.metrics import Metrics
 from gptoss.server.requests import parse_body
 from gptoss.server.responses import ResponsesRequest
-
-log = logging.getLogger("gptoss.server")
-_MISTAKE = ApiError("the server made a mistake; its log says more", 500)
-_CLIENT_LEFT = 499  # nginx's; nobody reads it
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,6 @@ class _Server:
         self._running = 0
         self._metrics = Metrics(engine)
         post, get = ["POST"], ["GET"]
-        middleware = []
-        if options.origins:
-            middleware.append(
-                Middleware(
-                    CORSMiddleware,
-                    allow_origins=list(options.origins),
-                    allow_methods=["GET", "POST"],
-                    allow_headers=["Authorization", "Content-Type"],
-                )
-            )
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._guarded(self._chat_completions), methods=post),
@@ -111,8 +104,8 @@ class _Server:
                 Route("/metrics", self._guarded(self._show_metrics), methods=get),
                 Route("/health", self._health, methods=get),
             ],
-            middleware=middleware,
-            exception_handlers={HTTPException: _no_route, Exception: _failed},
+            middleware=for_origins(options.origins),
+            exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
     def _guarded(
@@ -123,7 +116,7 @@ class _Server:
         async def guarded(request: Request) -> Response:
             status = 500
             try:
-                self._check_key(request)
+                check_key(request, self._options.api_keys)
                 response = await endpoint(request)
                 status = response.status_code
             except ApiError as error:
@@ -133,7 +126,7 @@ class _Server:
                 status = 400
                 response = JSONResponse(ApiError(str(error)).body(), status)
             except ClientDisconnect:
-                status = _CLIENT_LEFT
+                status = CLIENT_LEFT
                 response = Response(status_code=status)
             finally:
                 self._metrics.answered(request.scope["route"].path, status)
@@ -141,27 +134,8 @@ class _Server:
 
         return guarded
 
-    def _check_key(self, request: Request) -> None:
-        if not self._options.api_keys:
-            return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        # All are compared, each in constant time: how long it takes tells nothing.
-        good = [hmac.compare_digest(given.encode(), key.encode()) for key in self._options.api_keys]
-        if kind.lower() != "bearer" or not any(good):
-            raise ApiError(
-                "Authorization: expected a bearer token that this server knows",
-                401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
     async def _body(self, request: Request) -> dict[str, Any]:
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > self._options.max_body:
-                raise ApiError(f"body: expected at most {self._options.max_body} bytes", 413)
-        return parse_body(bytes(data))
+        return parse_body(await read_body(request, self._options.max_body))
 
     def _format(self) -> HarmonyChat | PlainChat:
         if isinstance(self._chat, Error):
@@ -177,7 +151,7 @@ class _Server:
         if answer.streams:
             return _EventStream(_named_events(answer), lambda: self._end(answer))
         found = await self._whole(request, answer, answer.response())
-        return Response(status_code=_CLIENT_LEFT) if found is None else JSONResponse(found)
+        return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
 
     async def _chat_completions(self, request: Request) -> Response:
         body = await self._body(request)
@@ -212,7 +186,7 @@ class _Server:
     ) -> _Result | None:
         """The answer when it is done; None when the client leaves first."""
         try:
-            return await _unless_left(request, result)
+            return await unless_left(request, result)
         except Error as error:  # the request was fit to run: this is not its fault
             raise ApiError(str(error), 500) from None
         finally:
@@ -231,7 +205,7 @@ class _Server:
             return _EventStream(_events(answer, head), lambda: self._end(answer))
         choices = await self._whole(request, answer, _all(answer))
         if choices is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         return JSONResponse(
             {**head, "object": answer.object, "choices": answer.join(choices),
              "usage": answer.usage}
@@ -321,7 +295,7 @@ async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
         yield _event(ApiError(str(error), 500).body())
     except Exception:
         log.exception("a stream ended")
-        yield _event(_MISTAKE.body())
+        yield _event(MISTAKE.body())
 
 
 async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
@@ -332,7 +306,7 @@ async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
     except Exception as error:
         if not isinstance(error, Error):
             log.exception("a stream ended")
-        said = ApiError(str(error), 500) if isinstance(error, Error) else _MISTAKE
+        said = ApiError(str(error), 500) if isinstance(error, Error) else MISTAKE
         yield f"event: error\n{_event({'type': 'error', **said.body()['error']})}"
 
 
@@ -340,34 +314,5 @@ async def _all(answer: _Answer) -> list[dict[str, Any]]:
     return [choice async for choice in answer.chunks()]
 
 
-async def _unless_left(request: Request, answer: Awaitable[_Result]) -> _Result | None:
-    """The answer; None when the client leaves first, which cancels it."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work = asyncio.ensure_future(answer)
-    watch = asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        return await work if work.done() else None
-    finally:
-        for task in (work, watch):
-            task.cancel()
-        await asyncio.gather(work, watch, return_exceptions=True)
-
-
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(ApiError(message, error.status_code).body(), error.status_code)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    log.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return JSONResponse(_MISTAKE.body(), 500)

@@ -42,6 +42,7 @@ class Router:
     def __init__(self, replicas: int, most_running: int, entries: int = 1 << 16) -> None:
         self.running = [0] * replicas
         self.up = [True] * replicas
+        self.ended = [0] * replicas  # how often each was no longer up
         self._most = most_running
         self._entries = entries
         self._home: OrderedDict[bytes, int] = OrderedDict()
@@ -52,14 +53,12 @@ class Router:
         """The replica that gets a request with these keys, counted as running there until
         `release`. None: all that are up, and are not in `but`, are full.
         """
-        free = [
-            i for i, up in enumerate(self.up) if up and i not in but and self.running[i] < self._most
-        ]
+        free = [i for i in self._usable(but) if self.running[i] < self._most]
         if not free:
             return None
         chosen = self._known(keys, free)
         if chosen is None:
-            chosen = self.least_loaded(free)
+            chosen = self._least_loaded(free)
         for key in keys:
             self._home[key] = chosen
             self._home.move_to_end(key)
@@ -76,23 +75,27 @@ class Router:
 
     def pick(self, but: Collection[int] = ()) -> int | None:
         """Any replica that is up, for a small question; nothing is counted or remembered."""
-        free = [i for i, up in enumerate(self.up) if up and i not in but]
+        free = self._usable(but)
         if not free:
             return None
-        chosen = self.least_loaded(free)
+        chosen = self._least_loaded(free)
         self._chosen(chosen)
         return chosen
 
-    def least_loaded(self, free: Iterable[int]) -> int:
-        """Of equals, the one that was chosen longest ago."""
-        return min(free, key=lambda i: (self.running[i], self._turn[i], i))
-
     def set_up(self, replica: int, up: bool) -> None:
         """A replica began to answer, or ended; what it had read is lost with it."""
+        self.ended[replica] += self.up[replica] and not up
         self.up[replica] = up
         if not up:
             for key in [key for key, home in self._home.items() if home == replica]:
                 del self._home[key]
+
+    def _usable(self, but: Collection[int]) -> list[int]:
+        return [i for i, up in enumerate(self.up) if up and i not in but]
+
+    def _least_loaded(self, free: Iterable[int]) -> int:
+        # Of equals, the one that was chosen longest ago.
+        return min(free, key=lambda i: (self.running[i], self._turn[i], i))
 
     def _known(self, keys: Sequence[bytes], free: Collection[int]) -> int | None:
         """Where the longest prefix is known that can take one more: none may have clearly more to
@@ -101,7 +104,9 @@ class Router:
         mean = (sum(self.running[i] for i in free) + 1) / len(free)
         for key in reversed(keys):
             home = self._home.get(key)
-            if home in free and self.running[home] + 1 <= 1.25 * mean + 1:
+            if home is None or home not in free:
+                continue
+            if self.running[home] + 1 <= 1.25 * mean + 1:
                 return home
         return None
 
