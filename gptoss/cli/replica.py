@@ -1,10 +1,11 @@
 """One of several engines behind `gptoss serve --replicas`; `gptoss.server.replicas` starts it.
 
-    python -m gptoss.cli.replica DESCRIPTOR
+    python -m gptoss.cli.replica NUMBER DESCRIPTOR
 
-The descriptor is a socket's. The first line that comes over it is a JSON object with the options of
-`gptoss serve`; one line goes back: {"port": N} when requests can come, or {"error": "…"}. Its end
-means that whoever started us is gone.
+The number is for whoever looks at a list of processes; the descriptor is a socket's. The first
+line that comes over it is a JSON object with the options of `gptoss serve`; one line goes back:
+{"port": N} when requests can come, or {"error": "…"}. Its end means that whoever started us is
+gone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gptoss.errors import Error
 
 def main() -> int:
     """Serve on loopback until SIGTERM."""
-    line = socket.socket(fileno=int(sys.argv[1]))
+    line = socket.socket(fileno=int(sys.argv[2]))
     asked = line.makefile("r", encoding="utf-8").readline()
     if not asked:
         return 1

@@ -186,7 +186,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
                 i, arguments.replicas, arguments.tensor_parallel, visible, present
             )
         environment = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
-        command = [sys.executable, "-m", "gptoss.cli.replica"]
+        command = [sys.executable, "-m", "gptoss.cli.replica", str(i)]
         plans.append(Plan(command, {**asked, "replica": i}, environment))
     return plans
 

@@ -307,7 +307,7 @@ async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
         if not isinstance(error, Error):
             log.exception("a stream ended")
         said = ApiError(str(error), 500) if isinstance(error, Error) else MISTAKE
-        yield f"event: error\n{_event({'type': 'error', **said.body()['error']})}"
+        yield f"event: error\n{_event({**said.body()['error'], 'type': 'error'})}"
 
 
 async def _all(answer: _Answer) -> list[dict[str, Any]]:

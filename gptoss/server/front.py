@@ -285,7 +285,7 @@ async def _events(reply: Reply, path: str) -> AsyncIterator[bytes]:
     except Broken as error:
         said = ApiError(str(error), 502).body()
         if path == RESPONSES:
-            event = json.dumps({"type": "error", **said["error"]})
+            event = json.dumps({**said["error"], "type": "error"})
             yield f"event: error\ndata: {event}\n\n".encode()
         else:
             yield f"data: {json.dumps(said)}\n\n".encode()

@@ -20,7 +20,7 @@ from gptoss.errors import Error
 try:
     from pydantic import BaseModel, ConfigDict, Field
     from ray import serve
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, TaskCancelledError
     from ray.serve.exceptions import RayServeException
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 except ImportError as error:
@@ -195,6 +195,8 @@ class ActorReplica:
 
     def broken(self, error: Exception) -> Broken:
         """The replica failed: nobody is sent there until it answers again."""
+        if isinstance(error, TaskCancelledError):
+            return Broken("the request was cancelled")
         log.error("replica %d: %s", self._number, error)
         if self._waiting is None or self._waiting.done():
             self._router.set_up(self._number, False)
