@@ -41,7 +41,8 @@ class Arguments(BaseModel):
     """What the application is made of; names and meanings are those of `gptoss serve`.
 
     cpus, gpus: that Ray sets aside for each replica; an engine has as many threads as cpus.
-    tensor_parallel: None: as many as gpus.
+    tensor_parallel: None: as many as gpus. api_keys: also GPTOSS_API_KEY where the application is
+    built.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -233,6 +234,8 @@ class Front:
 
 def build_app(args: Arguments) -> serve.Application:
     """The application, for `serve.run` and configuration files (`import_path`)."""
+    keys = [*args.api_keys, *filter(None, [os.environ.get("GPTOSS_API_KEY")])]
+    args = args.model_copy(update={"api_keys": keys})
     inner_key = secrets.token_hex(32)
     most = 2 * args.max_requests + _SMALL
     # A deployment each, instead of one of several replicas: a request goes to the one that we say,

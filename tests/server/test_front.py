@@ -175,6 +175,32 @@ def test_events_come_as_they_are_written():
         asyncio.run(run(address, wait, reply))
 
 
+def test_who_does_not_read_holds_up_the_replica():
+    part, most = b"data: " + b"x" * 65536 + b"\n\n", 4000  # 262 MB
+    written = 0
+
+    class Endless(Reply):
+        async def parts(self):
+            nonlocal written
+            for _ in range(most):
+                yield part
+                written += 1
+
+    app = create_front(
+        [Replica(lambda call: Endless([], EVENTS))], Router(1, 5), FrontOptions("inner")
+    )
+    with serving(app) as address, httpx.stream("POST", address + CHAT, json={}) as answer:
+        last = -1
+        for _ in range(200):
+            if last == written:
+                break
+            last = written
+            asyncio.run(asyncio.sleep(0.2))
+        assert 0 < written < most / 4  # what sockets hold, and no more
+        for _, _ in zip(range(5), answer.iter_raw(), strict=False):
+            pass
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
 def test_who_leaves_while_nothing_came(path):
     router, replica = Router(1, 5), Replica(lambda call: asyncio.Event())

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from importlib.util import find_spec
+from unittest import mock
 
 import httpx
 import openai
@@ -50,10 +51,10 @@ def address():
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        arguments = Arguments(
-            name="nano", replicas=2, activation="f32", kv_bytes=32 << 20, api_keys=["good"]
-        )
-        serve.run(build_app(arguments), logging_config={"log_level": "ERROR"})
+        options = {"activation": "f32", "kv_bytes": 32 << 20, "api_keys": ["better"]}
+        with mock.patch.dict(os.environ, GPTOSS_API_KEY="good"):
+            app = build_app(Arguments(name="nano", replicas=2, **options))
+        serve.run(app, logging_config={"log_level": "ERROR"})
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
@@ -127,6 +128,9 @@ def test_keys(address):
             answer = httpx.request(method, address + path, headers=headers, timeout=30)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
+    for key in ("good", "better"):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200
     assert health(address)["status"] == "ok"
 
 

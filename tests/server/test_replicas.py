@@ -1,5 +1,6 @@
 """`gptoss serve --replicas 2`: processes that come, go and are started again."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -18,6 +19,7 @@ import openai
 import pytest
 
 from gptoss import Error, SamplingParams
+from gptoss.cli import serve
 from gptoss.server import replicas as module
 from gptoss.server.front import Call
 from gptoss.server.replicas import Plan, Replicas, gpus_of_replica
@@ -80,19 +82,25 @@ class Served:
     def health(self):
         return httpx.get(f"{self.address}/health").json()
 
+    def metrics(self):
+        """(name, labels, value) of each."""
+        text = httpx.get(f"{self.address}/metrics", headers=KEY, timeout=30).text
+        found = re.findall(r"^(\w+)(?:{(.*)})? (\S+)$", text, re.M)
+        return [(name, set(labels.split(",")), float(value)) for name, labels, value in found]
+
     def metric(self, name, **labels):
         """The sum of what has this name and these labels."""
-        text = httpx.get(f"{self.address}/metrics", headers=KEY, timeout=30).text
-        found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.M)
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
-        return sum(float(value) for given, value in found if wanted <= set(given.split(",")))
+        return sum(value for n, given, value in self.metrics() if n == name and wanted <= given)
 
     def generations(self):
         """Requests that each replica had."""
-        return [
-            sum(self.metric("gptoss_requests_total", replica=i, route=path) for path in GENERATING)
-            for i in range(2)
-        ]
+        found = [0.0, 0.0]
+        routes = {f'route="{path}"' for path in GENERATING}
+        for name, labels, value in self.metrics():
+            if name == "gptoss_requests_total" and labels & routes:
+                found['replica="1"' in labels] += value
+        return found
 
     def busy(self):
         """The number of the only replica that has a request."""
@@ -391,6 +399,29 @@ def test_all_must_start_at_first(tmp_path, act, message):
         return [replica.process.returncode for replica in replicas.upstreams]
 
     assert None not in asyncio.run(run())
+
+
+def test_what_replicas_are_told(monkeypatch):
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+
+    def plans(*words):
+        arguments = parser.parse_args(["--replicas", "2", *words])
+        return serve._plans(arguments, "inner")
+
+    first, second = plans("--api-key", "outer", "--max-requests", "5", "--model", "m")
+    assert {**first.asked, "replica": 1} == second.asked == json.loads(json.dumps(second.asked))
+    assert first.asked["api_key"] == ["inner"] and first.asked["model"] == "m"
+    assert (first.asked["host"], first.asked["port"]) == ("127.0.0.1", 0)
+    assert first.asked["threads"] == max(1, cores // 2) and first.asked["max_requests"] > 5
+    assert [plan.environment for plan in (first, second)] == [
+        {"CUDA_VISIBLE_DEVICES": "4"},
+        {"CUDA_VISIBLE_DEVICES": "7"},
+    ]
+    for plan in plans("--threads", "3", "--device", "cpu"):
+        assert plan.asked["threads"] == 3 and plan.environment == {}
 
 
 def test_gpus():
