@@ -128,7 +128,7 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
     import uvicorn
 
     from gptoss.server.front import FrontOptions, create_front
-    from gptoss.server.replicas import Replicas
+    from gptoss.server.replicas import PATIENCE, Replicas
     from gptoss.server.routing import Router
 
     inner_key = secrets.token_hex(32)
@@ -142,7 +142,8 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             await super().shutdown(*arguments, **options)
             # Here, and not after `serve`, which passes the signal on that ended it: nothing of
             # ours may come after that.
-            await replicas.close()
+            # A second Ctrl-C waits for nobody.
+            await replicas.close(0 if self.force_exit else PATIENCE)
 
     server = Server(_config(arguments, app))
 

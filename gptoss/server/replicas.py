@@ -27,7 +27,7 @@ from gptoss.server.routing import Router
 log = logging.getLogger("gptoss.server")
 FIRST_DELAY, MOST_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
 _STEADY = 60.0  # seconds; who ran this long is started again as if it were the first time
-_PATIENCE = 10.0  # seconds that a replica has to end in when it is told to
+PATIENCE = 10.0  # seconds that a replica has to end in when it is told to
 # A connection is dropped here before the replica drops it: a request on one that is just being
 # closed would be lost. `gptoss.cli.replica` keeps them for longer.
 _IDLE = 15.0
@@ -121,14 +121,14 @@ class ProcessReplica:
         await self._drop()
         return code
 
-    async def stop(self) -> None:
-        """End the process: what it runs is given a moment."""
+    async def stop(self, patience: float) -> None:
+        """End the process: what it runs is given this many seconds."""
         process = self.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _PATIENCE)
+                await asyncio.wait_for(process.wait(), patience)
             except asyncio.TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -168,12 +168,12 @@ class Replicas:
             raise
         self._keepers = [asyncio.ensure_future(self._keep(replica)) for replica in self.upstreams]
 
-    async def close(self) -> None:
-        """End all of them."""
+    async def close(self, patience: float = PATIENCE) -> None:
+        """End all of them, by force when they take longer than `patience` seconds."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*(replica.stop() for replica in self.upstreams))
+        await asyncio.gather(*(replica.stop(patience) for replica in self.upstreams))
 
     async def _keep(self, replica: ProcessReplica) -> None:
         delay = FIRST_DELAY

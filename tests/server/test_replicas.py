@@ -290,6 +290,19 @@ def test_what_runs_is_finished_at_the_end(how, long):
         assert not any(map(runs, server.children.values()))  # they end first
 
 
+def test_a_second_interrupt_waits_for_nobody(long):
+    with served("--api-key", "good") as server:
+        with server.stream({**long, "n": 64, "prompt": "One day"}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: "Shutting down" in "".join(server.lines), "the first one's effect")
+            server.process.send_signal(signal.SIGINT)
+            *_, last = [line for line in lines if line]
+            assert last != "data: [DONE]"
+        server.process.wait(PATIENCE)
+
+
 def test_none_is_left_when_the_front_is_killed(long):
     with served("--api-key", "good") as server:
         with server.stream({**long, "prompt": "One day"}) as stream:
