@@ -326,7 +326,7 @@ def test_options_that_are_none(options, message):
     assert message in line
 
 
-def test_a_replica_asks_for_the_fronts_key():
+def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked = {"host": "127.0.0.1", "port": 0, "api_key": ["inner"], "origin": [], "name": "nano"}
     asked |= {"max_requests": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
@@ -344,6 +344,25 @@ def test_a_replica_asks_for_the_fronts_key():
                 found.append(reply.status)
                 await reply.close()
             assert replica._client.base_url.host == "127.0.0.1"
+            # Nothing of the answer is read.
+            body = json.dumps({**long, "prompt": "The cat", "stream": True}).encode()
+            reply = await replica.ask(Call("POST", "/v1/completions", headers, body))
+            await reply.close()
+
+            async def read(path):
+                reply = await replica.ask(Call("GET", path, headers))
+                return b"".join([part async for part in reply.parts()]).decode()
+
+            end = time.monotonic() + PATIENCE
+            for path, idle in (
+                ("/health", '"running":0'),
+                ("/metrics", 'gptoss_kv_pages{state="used"} 0.0'),  # the worker's next step
+            ):
+                while idle not in await read(path):
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.02)
+            # None came to its end.
+            assert 'gptoss_tokens_total{kind="completion"}' not in await read("/metrics")
             return found
         finally:
             await replicas.close()
