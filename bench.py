@@ -8,6 +8,10 @@ model and times prompts (prefill) and single-token steps (decode), straight on t
 tokenizer, no scheduler. Each repetition uses other random tokens. Figures are medians, with the
 smallest and the largest beside them. With --peer llama.cpp each repetition is followed by the same
 one of llama.cpp, so that both see the same machine.
+
+    python bench.py serve --requests 64
+
+puts a server under load instead: see tools/bench_serve.py.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ KV_ELEMENT = {
     "bf16": 2.0,
     "int8": 1 + 4 / 64,
 }  # bytes; int8 with a scale per head of 64
+SERVE = Path(__file__).parent / "tools" / "bench_serve.py"
 PEER = Path(__file__).parent / "tools" / "peers" / "time_llama_cpp.py"
 
 
@@ -606,6 +611,9 @@ def measure_decode(
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["serve"]:  # a client of a server: nothing of this file
+        return subprocess.call([sys.executable, str(SERVE), *argv[1:]])
     arguments = parse_arguments(argv)
     try:
         result = measure(arguments)

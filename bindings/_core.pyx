@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -19,7 +19,7 @@ from gptoss cimport (
     Activation, Batch, CallbackSource, CppBackend, DType, DenseWeights, KvFormat, ModelConfig,
     Options, Output, PackSource, Sampling, SamplingRow, Tensor, WeightFormat, WeightSource, bf16,
     cpu_features as cpp_cpu_features, describe_isa, fill_config, list_backends, make_backend,
-    pack_matrix, page_size, panel_bytes, panel_count, usable_threads,
+    mask_words, pack_matrix, page_size, panel_bytes, panel_count, usable_threads,
 )
 cimport gptoss
 
@@ -144,14 +144,15 @@ class SamplingBatch:
     rows: structured array [R] of SAMPLING_DTYPE. The ragged lists (int32, float32 for bias_values)
     hold row r's entries at [start[r], start[r + 1]): history_ids are the tokens seen so far, each
     once, with history_counts, their number in the output (0: only in the prompt); bias_ids and
-    bias_values are added to the logits.
+    bias_values are added to the logits. masks: uint32 [M, ceil(vocab / 32)], bit i % 32 of word
+    i / 32 says whether token i may be drawn; mask_rows: int32 [R], each row's mask, or -1: any.
     """
 
     __slots__ = ("rows", "history_start", "history_ids", "history_counts", "bias_start", "bias_ids",
-                 "bias_values")
+                 "bias_values", "masks", "mask_rows")
 
     def __init__(self, rows, *, history_start=None, history_ids=None, history_counts=None,
-                 bias_start=None, bias_ids=None, bias_values=None):
+                 bias_start=None, bias_ids=None, bias_values=None, masks=None, mask_rows=None):
         self.rows = np.ascontiguousarray(rows)
         if self.rows.dtype != SAMPLING_DTYPE or self.rows.ndim != 1:
             raise Error(f"sampling rows: expected one dimension of SAMPLING_DTYPE, found "
@@ -163,6 +164,11 @@ class SamplingBatch:
         self.bias_start = self._starts("bias_start", bias_start)
         self.bias_ids = self._entries("bias_ids", bias_ids, np.int32, self.bias_start)
         self.bias_values = self._entries("bias_values", bias_values, np.float32, self.bias_start)
+        self.masks = np.ascontiguousarray([] if masks is None else masks, np.uint32)
+        self.mask_rows = None if masks is None else np.ascontiguousarray(mask_rows, np.int32)
+        if masks is not None and (self.masks.ndim != 2 or self.mask_rows.shape != self.rows.shape):
+            raise Error(f"masks: expected two dimensions, and mask_rows of {len(self.rows)}, found "
+                        f"shapes {self.masks.shape} and {self.mask_rows.shape}")
 
     def _starts(self, name, starts):
         if starts is None:
@@ -319,6 +325,7 @@ cdef class Backend:
         cdef int32_t[::1] tokens_view, top_ids_view
         cdef float[::1] logprobs_view, top_logprobs_view, logits_view, hidden_view
         cdef const float[::1] bias_view
+        cdef const uint32_t[::1] masks_view
         if sampling is not None and rows > 0:
             if len(sampling.rows) != rows:
                 raise Error(f"sampling: expected {rows} rows, found {len(sampling.rows)}")
@@ -334,6 +341,15 @@ cdef class Backend:
             ragged.bias_ids = _pointer(sampling.bias_ids)
             bias_view = sampling.bias_values
             ragged.bias_values = &bias_view[0] if bias_view.shape[0] > 0 else NULL
+            if sampling.mask_rows is not None:
+                words = mask_words(self.config.vocab_size)
+                if sampling.masks.shape[1] != words:
+                    raise Error(f"masks: expected {words} words each, found "
+                                f"{sampling.masks.shape[1]}")
+                ragged.mask_rows = _pointer(sampling.mask_rows)
+                ragged.num_masks = len(sampling.masks)
+                masks_view = sampling.masks.reshape(-1)
+                ragged.masks = &masks_view[0] if masks_view.shape[0] > 0 else NULL
             batch.sampling = &ragged
             result.tokens = np.empty(rows, np.int32)
             result.logprobs = np.empty(rows, np.float32)

@@ -1,5 +1,5 @@
 # The C++ declarations that the two extension modules use; mirrors core/*.h.
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint16_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -63,6 +63,7 @@ cdef extern from "weights.h" namespace "gptoss" nogil:
 
 cdef extern from "batch.h" namespace "gptoss" nogil:
     int page_size
+    int64_t mask_words(int64_t)
     cdef cppclass SamplingRow:
         float temperature
         int32_t n_logprobs
@@ -74,6 +75,9 @@ cdef extern from "batch.h" namespace "gptoss" nogil:
         const int32_t* bias_start
         const int32_t* bias_ids
         const float* bias_values
+        const int32_t* mask_rows
+        const uint32_t* masks
+        int32_t num_masks
     cdef cppclass Batch:
         int32_t num_tokens
         int32_t num_sequences

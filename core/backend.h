@@ -85,7 +85,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
 // backend_abi of the headers it was built with; a mismatch is refused.
-constexpr int32_t backend_abi = 3;
+constexpr int32_t backend_abi = 4;
 struct BackendPlugin {
   int32_t abi;
   // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.

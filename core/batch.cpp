@@ -53,6 +53,11 @@ void check_sampling(const Sampling& sampling, int rows, int32_t vocab_size) {
     GPTOSS_CHECK(std::isfinite(sampling.bias_values[i]),
                  "batch: logit bias must be finite, found {}", sampling.bias_values[i]);
   }
+  for (int r = 0; sampling.mask_rows != nullptr && r < rows; ++r) {
+    GPTOSS_CHECK(sampling.mask_rows[r] >= -1 && sampling.mask_rows[r] < sampling.num_masks,
+                 "batch: mask must lie in -1..{}, found {} (row {})", sampling.num_masks - 1,
+                 sampling.mask_rows[r], r);
+  }
 }
 
 void check_pages(const Batch& b, const ModelConfig& config, int64_t num_pages, int s,

@@ -40,7 +40,16 @@ struct Sampling {
   const int32_t* bias_start = nullptr;      // (R + 1)
   const int32_t* bias_ids = nullptr;
   const float* bias_values = nullptr;  // added to the logits
+  // Which tokens may be drawn: bit i % 32 of word i / 32 of a mask stands for token i.
+  const int32_t* mask_rows = nullptr;  // (R) the row's mask, or -1: any token
+  const uint32_t* masks = nullptr;     // (M, mask_words(vocab))
+  int32_t num_masks = 0;               // M
 };
+
+inline int64_t mask_words(int64_t vocab_size) { return (vocab_size + 31) / 32; }
+inline bool in_mask(const uint32_t* mask, int32_t token) {
+  return (mask[token / 32] >> (token % 32) & 1u) != 0;
+}
 
 struct Batch {
   int32_t num_tokens = 0;     // T

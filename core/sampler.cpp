@@ -56,13 +56,18 @@ void select_most_likely(std::vector<int32_t>& ids, size_t count, const float* lo
   std::sort(ids.begin(), middle, MoreLikely{logits});
 }
 
+bool has_mask(const Sampling& s, int row) {
+  return s.mask_rows != nullptr && s.mask_rows[row] >= 0;
+}
+
 bool changes_logits(const Sampling& s, int row) {
   const SamplingRow& p = s.rows[row];
   const bool has_history =
       s.history_start != nullptr && s.history_start[row + 1] > s.history_start[row];
   const bool has_bias = s.bias_start != nullptr && s.bias_start[row + 1] > s.bias_start[row];
-  return has_bias || (has_history && (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f ||
-                                      p.frequency_penalty != 0.0f));
+  return has_mask(s, row) || has_bias ||
+         (has_history && (p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f ||
+                          p.frequency_penalty != 0.0f));
 }
 
 void apply_bias_and_penalties(float* logits, const Sampling& s, int row) {
@@ -81,6 +86,15 @@ void apply_bias_and_penalties(float* logits, const Sampling& s, int row) {
     logit = logit > 0.0f ? logit / p.repetition_penalty : logit * p.repetition_penalty;
     if (count > 0.0f) {
       logit -= p.presence_penalty + p.frequency_penalty * count;
+    }
+  }
+}
+
+void apply_mask(float* logits, int32_t vocab_size, const Sampling& s, int row) {
+  const uint32_t* mask = s.masks + s.mask_rows[row] * mask_words(vocab_size);
+  for (int32_t i = 0; i < vocab_size; ++i) {
+    if (!in_mask(mask, i)) {
+      logits[i] = -std::numeric_limits<float>::infinity();
     }
   }
 }
@@ -185,9 +199,12 @@ Sampled sample_row(const float* logits, int32_t vocab_size, const Sampling& samp
   if (changes_logits(sampling, row)) {
     scratch.logits.assign(logits, logits + vocab_size);
     apply_bias_and_penalties(scratch.logits.data(), sampling, row);
+    if (has_mask(sampling, row)) {
+      apply_mask(scratch.logits.data(), vocab_size, sampling, row);
+    }
     modified = scratch.logits.data();
     GPTOSS_CHECK(std::isfinite(modified[argmax(modified, vocab_size)]),
-                 "logits of row {}: bias and penalties leave no token possible", row);
+                 "logits of row {}: bias, penalties and mask leave no token possible", row);
   }
   int32_t token = 0;
   if (p.temperature == 0.0f) {

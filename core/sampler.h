@@ -20,8 +20,8 @@ struct Sampled {
   float logprob;  // natural log of the token's probability under softmax(logits), unmodified
 };
 
-// Order: bias, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p,
-// draw.
+// Order: bias, repetition, presence and frequency penalties, mask, temperature, top-k, top-p,
+// min-p, draw.
 //   repetition (CTRL, Keskar et al. 2019): positive logits are divided by it, others multiplied;
 //   presence and frequency (OpenAI API): logit −= presence·[count > 0] + frequency·count;
 //   top-p (Holtzman et al. 2020): the smallest set of most likely tokens whose mass reaches top_p;

@@ -219,6 +219,7 @@ struct SampleRow {                 // mirrored by tests/cuda/test_sample.py
   double uniform;  // in [0, 1)
   // Entries of the lists below; none where they would change nothing.
   int32_t history_begin, history_end, bias_begin, bias_end;
+  int32_t mask, unused;  // mask: which of the masks, or -1
 };
 enum SampleStatus : int32_t { sample_ok, sample_nan, sample_not_finite, sample_nothing_left };
 struct SampleResult {
@@ -230,12 +231,13 @@ struct SampleResult {
 // for each of top-k and top-p.
 struct SampleArgs {
   const float* logits;  // (rows, vocab)
-  float* modified;      // (rows, vocab) scratch, where bias or penalties are used
+  float* modified;      // (rows, vocab) scratch, where bias, penalties or masks are used
   const SampleRow* rows;
   const int32_t* history_ids;
   const int32_t* history_counts;
   const int32_t* bias_ids;
   const float* bias_values;
+  const uint32_t* masks;  // (masks, mask_words(vocab))
   SampleResult* results;  // (rows)
   int32_t* top_ids;       // (rows, max_logprobs)
   float* top_logprobs;

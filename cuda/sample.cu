@@ -160,9 +160,10 @@ private:
     return sum;
   }
 
-  // Bias and penalties, in a copy. False where there are none.
+  // Bias, penalties and mask, in a copy. False where there are none.
   __device__ bool modify() {
-    if (row_.bias_begin == row_.bias_end && row_.history_begin == row_.history_end) {
+    if (row_.bias_begin == row_.bias_end && row_.history_begin == row_.history_end &&
+        row_.mask < 0) {
       return false;
     }
     float* copy = a_.modified + static_cast<int64_t>(blockIdx.x) * a_.vocab;
@@ -186,6 +187,15 @@ private:
       }
     }
     __syncthreads();
+    if (row_.mask >= 0) {
+      const uint32_t* mask = a_.masks + row_.mask * ((int64_t{a_.vocab} + 31) / 32);
+      for (int i = thread_; i < a_.vocab; i += threads) {
+        if ((mask[i / 32] >> (i % 32) & 1u) == 0) {
+          copy[i] = -INFINITY;
+        }
+      }
+      __syncthreads();
+    }
     return true;
   }
 

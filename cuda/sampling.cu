@@ -65,6 +65,8 @@ void DeviceSampling::on_device(const float* logits, int vocab, const Batch& batc
           0,
           0,
           0,
+          0,
+          s.mask_rows != nullptr ? s.mask_rows[at] : -1,
           0};
     const bool penalises =
         p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
@@ -76,7 +78,7 @@ void DeviceSampling::on_device(const float* logits, int vocab, const Batch& batc
       to.bias_begin = s.bias_start[at];
       to.bias_end = s.bias_start[at + 1];
     }
-    modifies |= to.history_begin < to.history_end || to.bias_begin < to.bias_end;
+    modifies |= to.history_begin < to.history_end || to.bias_begin < to.bias_end || to.mask >= 0;
   }
 
   SampleArgs a{};
@@ -101,6 +103,7 @@ void DeviceSampling::on_device(const float* logits, int vocab, const Batch& batc
     a.history_counts = upload(history_counts_, s.history_counts, history);
     a.bias_ids = upload(bias_ids_, s.bias_ids, bias);
     a.bias_values = upload(bias_values_, s.bias_values, bias);
+    a.masks = upload(masks_, s.masks, s.num_masks * mask_words(vocab));
     a.modified = reserve<float>(modified_, int64_t{rows} * vocab, stream);
   }
   a.results = reserve<SampleResult>(results_, rows, stream);
@@ -129,7 +132,7 @@ void DeviceSampling::on_device(const float* logits, int vocab, const Batch& batc
     GPTOSS_CHECK(results[r].status != sample_not_finite,
                  "logits of row {}: the largest must be finite, found {}", at, results[r].logprob);
     GPTOSS_CHECK(results[r].status != sample_nothing_left,
-                 "logits of row {}: bias and penalties leave no token possible", at);
+                 "logits of row {}: bias, penalties and mask leave no token possible", at);
     output.tokens[at] = results[r].token;
     output.logprobs[at] = results[r].logprob;
     for (int i = 0; i < output.max_logprobs; ++i) {

@@ -23,8 +23,8 @@ private:
   template <class T>
   T* reserve(DeviceMemory& memory, int64_t count, const Stream& stream);
 
-  DeviceMemory rows_, history_ids_, history_counts_, bias_ids_, bias_values_, results_, top_ids_,
-      top_logprobs_, modified_;
+  DeviceMemory rows_, history_ids_, history_counts_, bias_ids_, bias_values_, masks_, results_,
+      top_ids_, top_logprobs_, modified_;
   PinnedMemory host_;
   std::vector<float> host_logits_;
   SamplerScratch scratch_;

@@ -290,7 +290,7 @@ void run_sample(Call& c) {
   a.row_count = c.size();
   a.vocab = c.size();
   a.max_logprobs = c.size();
-  const int history = c.size(), bias = c.size();
+  const int history = c.size(), bias = c.size(), masks = c.size();
   a.logits = c.array<float>(times(a.row_count, a.vocab));
   a.modified = c.array<float>(times(a.row_count, a.vocab));
   a.rows = c.array<SampleRow>(a.row_count);
@@ -298,6 +298,7 @@ void run_sample(Call& c) {
   a.history_counts = c.array<int32_t>(history);
   a.bias_ids = c.array<int32_t>(bias);
   a.bias_values = c.array<float>(bias);
+  a.masks = c.array<uint32_t>(times(masks, static_cast<int>(mask_words(a.vocab))));
   a.results = c.array<SampleResult>(a.row_count);
   a.top_ids = c.array<int32_t>(times(a.row_count, a.max_logprobs));
   a.top_logprobs = c.array<float>(times(a.row_count, a.max_logprobs));

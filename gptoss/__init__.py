@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gptoss.config import ModelConfig
     from gptoss.engine import Engine, Stream
     from gptoss.errors import Error
+    from gptoss.grammar import Grammar
     from gptoss.sampling import SamplingParams
 
     __version__: str
@@ -30,6 +31,7 @@ __all__ = [
     "Delta",
     "Engine",
     "Error",
+    "Grammar",
     "ModelConfig",
     "SamplingParams",
     "Stream",
@@ -50,6 +52,7 @@ _HOME = {
     "Delta": "gptoss.completion",
     "Engine": "gptoss.engine",
     "Error": "gptoss.errors",
+    "Grammar": "gptoss.grammar",
     "ModelConfig": "gptoss.config",
     "SamplingParams": "gptoss.sampling",
     "Stream": "gptoss.engine",

@@ -14,6 +14,8 @@ class SamplingBatch:
     bias_start: NDArray[np.int32]
     bias_ids: NDArray[np.int32]
     bias_values: NDArray[np.float32]
+    masks: NDArray[np.uint32]
+    mask_rows: NDArray[np.int32] | None
     def __init__(
         self,
         rows: NDArray[Any],
@@ -24,6 +26,8 @@ class SamplingBatch:
         bias_start: ArrayLike | None = None,
         bias_ids: ArrayLike | None = None,
         bias_values: ArrayLike | None = None,
+        masks: ArrayLike | None = None,
+        mask_rows: ArrayLike | None = None,
     ) -> None: ...
 
 class StepOutput:

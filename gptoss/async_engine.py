@@ -38,10 +38,13 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        priority: int = 0,
+        client: str = "",
     ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
 
+        priority: lower goes first. client: whom it is for; those that wait share the engine alike.
         loop: the one that the stream is read in; needed on other threads than the loop's, where
         the splitting of a long text into tokens holds up no other request.
 
@@ -51,7 +54,9 @@ class AsyncEngine:
         from gptoss.sampling import SamplingParams
 
         outbox = _Outbox(loop or asyncio.get_running_loop())
-        jobs = self.engine._generations(prompt, params or SamplingParams(), outbox)
+        jobs = self.engine._generations(
+            prompt, params or SamplingParams(), outbox, priority=priority, client=client
+        )
         return AsyncStream(self.engine, jobs, outbox)
 
     async def generate(
@@ -112,6 +117,14 @@ class AsyncStream(AsyncIterator[Delta]):
             return item
         raise StopAsyncIteration
 
+    def fail(self, error: Exception) -> None:
+        """End it for its reader with an error, behind what has come; called on the loop's thread.
+
+        Nothing happens when it is over.
+        """
+        for key in list(self._running)[:1]:
+            self._outbox.receive(key, [error])
+
     async def aclose(self) -> None:
         """The same, as asynchronous iterators have it."""
         self.cancel()
@@ -149,11 +162,12 @@ class _Outbox:
     def put(self, entry: tuple[Any, list[Any]]) -> None:
         key, items = entry
         try:
-            self._loop.call_soon_threadsafe(self._receive, key, items)
+            self._loop.call_soon_threadsafe(self.receive, key, items)
         except RuntimeError:
             pass  # the loop is closed: nobody reads any more
 
-    def _receive(self, key: Any, items: list[Any]) -> None:
+    def receive(self, key: Any, items: list[Any]) -> None:
+        """The same on the loop's own thread."""
         self._ready.extend((key, item) for item in items)
         self._arrived.set()
 

@@ -44,7 +44,7 @@ def step_arrays(chunks: SequenceOf[Chunk], rows: SequenceOf[range], page_size: i
         assert pages is not None
         blocks = min(pages.blocks, widest)
         block_table[:, i, :blocks] = pages.table[:, :blocks]
-        token_ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        token_ids += chunk.token_ids
         logits_rows += [int(seq_start[i]) + row for row in wanted]
     return StepArrays(
         token_ids=np.array(token_ids, np.int32),
@@ -55,23 +55,36 @@ def step_arrays(chunks: SequenceOf[Chunk], rows: SequenceOf[range], page_size: i
     )
 
 
+_COPIED = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
 class SamplerState:
     """What the sampler must know of one request, kept up to date token by token.
 
     Attributes:
         drawn: tokens drawn so far; numbers the next draw, which makes seeded draws repeatable.
+        tracks: whether the next draw depends on which tokens came before.
     """
 
     def __init__(self, params: SamplingParams, seed: int, prompt: SequenceOf[int]) -> None:
         self.drawn = 0
         self.params = params
         self.seed = seed
+        self._row: bytes | None = None
         bias = params.logit_bias or {}
         self.bias_ids: Ints = np.fromiter(bias.keys(), np.int32, len(bias))
         self.bias_values = np.fromiter(bias.values(), np.float32, len(bias))
         # The repetition penalty looks at the prompt too; the others at the output alone.
         repeats = params.repetition_penalty != 1.0
-        self._tracks = bool(repeats or params.presence_penalty or params.frequency_penalty)
+        self.tracks = bool(repeats or params.presence_penalty or params.frequency_penalty)
         self._ids: Ints = np.unique(np.array(prompt if repeats else [], np.int32))
         self._counts: Ints = np.zeros_like(self._ids)
         self._used = len(self._ids)
@@ -80,7 +93,7 @@ class SamplerState:
     def push(self, token: int) -> None:
         """A token was drawn."""
         self.drawn += 1
-        if not self._tracks:
+        if not self.tracks:
             return
         at = self._where.setdefault(token, self._used)
         if at == self._used:
@@ -92,50 +105,61 @@ class SamplerState:
             self._used += 1
         self._counts[at] += 1
 
+    def row(self, dtype: Any) -> bytes:
+        """Its row of a `_core.SamplingBatch`, made once; the number of the draw is left at 0."""
+        if self._row is None:
+            row = np.zeros(1, dtype)
+            for name in _COPIED:
+                row[name] = getattr(self.params, name)
+            row["n_logprobs"] = self.params.logprobs or 0
+            row["seed"] = self.seed
+            self._row = row.tobytes()
+        return self._row
+
     @property
     def history(self) -> tuple[Ints, Ints]:
         """(ids [H], how often each occurs in the output [H]); 0: in the prompt alone."""
         return self._ids[: self._used], self._counts[: self._used]
 
 
-def sampling_arrays(rows: SequenceOf[SamplerState | None], dtype: Any) -> dict[str, Any]:
-    """Arguments of `_core.SamplingBatch`, one row per logits row; None: greedy, no extras."""
-    table = np.zeros(len(rows), dtype)
-    table["top_p"] = 1.0
-    table["repetition_penalty"] = 1.0
-    history: list[tuple[Ints, Ints]] = []
-    bias: list[tuple[Ints, NDArray[np.float32]]] = []
-    nothing = np.zeros(0, np.int32)
-    for row, state in zip(table, rows, strict=True):
-        if state is None:
-            history.append((nothing, nothing))
-            bias.append((nothing, nothing.astype(np.float32)))
-            continue
-        params = state.params
-        for name in (
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        ):
-            row[name] = getattr(params, name)
-        row["n_logprobs"] = params.logprobs or 0
-        row["seed"] = state.seed
-        row["draw"] = state.drawn
-        history.append(state.history)
-        bias.append((state.bias_ids, state.bias_values))
+_GREEDY = SamplerState(SamplingParams(temperature=0), 0, ())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one row of logits becomes a token.
+
+    ahead: how many draws of the same text come before it in this step. mask: a bit for each token
+    that may be drawn; None: any may.
+    """
+
+    state: SamplerState | None  # None: greedy, no extras
+    ahead: int = 0
+    mask: NDArray[np.uint32] | None = None
+
+
+def sampling_arrays(draws: SequenceOf[Draw], dtype: Any) -> dict[str, Any]:
+    """Arguments of `_core.SamplingBatch`, one row per logits row."""
+    states = [draw.state or _GREEDY for draw in draws]
+    table = np.frombuffer(bytearray(b"".join(state.row(dtype) for state in states)), dtype)
+    table["draw"] = [state.drawn + draw.ahead for state, draw in zip(states, draws, strict=True)]
     arrays: dict[str, Any] = {"rows": table}
-    if any(len(ids) for ids, _ in history):
+    if any(state.tracks for state in states):
+        history = [state.history for state in states]
         arrays["history_start"] = _starts([len(ids) for ids, _ in history])
         arrays["history_ids"] = np.concatenate([ids for ids, _ in history])
         arrays["history_counts"] = np.concatenate([counts for _, counts in history])
-    if any(len(ids) for ids, _ in bias):
-        arrays["bias_start"] = _starts([len(ids) for ids, _ in bias])
-        arrays["bias_ids"] = np.concatenate([ids for ids, _ in bias])
-        arrays["bias_values"] = np.concatenate([values for _, values in bias])
+    if any(len(state.bias_ids) for state in states):
+        arrays["bias_start"] = _starts([len(state.bias_ids) for state in states])
+        arrays["bias_ids"] = np.concatenate([state.bias_ids for state in states])
+        arrays["bias_values"] = np.concatenate([state.bias_values for state in states])
+    masks = [draw.mask for draw in draws if draw.mask is not None]
+    if masks:
+        numbers = iter(range(len(masks)))
+        arrays["masks"] = np.stack(masks)
+        arrays["mask_rows"] = np.array(
+            [-1 if draw.mask is None else next(numbers) for draw in draws], np.int32
+        )
     return arrays
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.grammar import Grammar, json_rule
 from gptoss.harmony import ROLES, HarmonyParser
 from gptoss.tokenizer import Tokenizer
 from gptoss.vocabulary import HARMONY_SIZE, O200K_FILE
@@ -51,11 +52,15 @@ class ChatMessage:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. parameters: its JSON schema, or None."""
+    """A function that the model may call. parameters: its JSON schema, or None.
+
+    strict: whether arguments must fit the schema; otherwise they are what the model writes.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,10 @@ def parse_tools(raw: object) -> list[Tool]:
                     f"{shown(parameters)}"
                 )
             _check_schema(parameters, f"{where}.function.parameters")
-        tools.append(Tool(name, description, parameters))
+        strict = function.get("strict") or False
+        if not isinstance(strict, bool):
+            raise Error(f"{where}.function.strict: expected true or false, found {shown(strict)}")
+        tools.append(Tool(name, description, parameters, strict))
     return tools
 
 
@@ -247,6 +255,12 @@ class PlainChat:
         self._tokenizer = tokenizer
         self.stop_ids = tokenizer.eos_ids
 
+    def grammar(
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False
+    ) -> Grammar | None:
+        """What such a model may write, where its answer must be something: just that."""
+        return answer
+
     def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
         """Raises Error for tools, which such a model knows nothing of."""
         if options.tools or options.built_in:
@@ -272,6 +286,22 @@ class HarmonyChat:
 
     def parser(self) -> HarmonyParser:
         return HarmonyParser(self._tokenizer)
+
+    def grammar(
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False
+    ) -> Grammar | None:
+        """What a model may write so that its answer fits a grammar, and its calls their schemas.
+
+        Thinking stays free; headers are well-formed. None where everything is allowed.
+
+        Args:
+            tools: those that may be called.
+            answer: of the final channel; None: any text.
+            must_call: whether it must call one of the tools instead of answering.
+        """
+        if answer is None and not must_call and not any(tool.strict for tool in tools):
+            return None
+        return Grammar.lark(_harmony_grammar(tools, answer, must_call), what="response format")
 
     def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
         """The tokens up to and including ``<|start|>assistant``.
@@ -309,6 +339,39 @@ class HarmonyChat:
                 oh.Conversation.from_messages(conversation), oh.Role.ASSISTANT
             )
         )
+
+
+# What comes before an answer. That its end is written is what sets it apart from the answer.
+_BEFORE = """
+thinking: <|channel|> "analysis" <|message|> TEXT <|end|> <|start|> "assistant"
+preamble: <|channel|> "commentary" <|message|> TEXT <|end|> <|start|> "assistant"
+TEXT: /(.|\\n)*/
+"""
+_MOST_BEFORE = 16  # messages: a model that may not answer as it likes must not think for ever
+
+
+def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: bool) -> str:
+    """A Lark grammar of what follows ``<|start|>assistant``."""
+    endings = [] if must_call else ["final"]
+    rules = [_BEFORE]
+    if not must_call:
+        body = "TEXT" if answer is None else answer.rule
+        kind = ' (" "? <|constrain|> "json")?' if answer is not None else ""
+        rules.append(f'final: <|channel|> "final"{kind} <|message|> answer <|return|>')
+        rules.append(f"answer: {body}")
+    for i, tool in enumerate(tools):
+        endings.append(f"call_{i}")
+        # Models put the recipient before the channel or behind it.
+        name, kind = f"to=functions.{tool.name}", '(" "? <|constrain|> "json" | " json" | " code")?'
+        rules.append(
+            f'call_{i}: (<|channel|> "commentary {name}" | " {name}" <|channel|> "commentary") '
+            f"{kind} <|message|> arguments_{i} <|call|>"
+        )
+        schema = tool.parameters if tool.strict else None
+        rules.append(f"arguments_{i}: {json_rule(schema or {'type': 'object'})}")
+    before = "thinking | preamble" if tools else "thinking"
+    start = f"start: ({before}){{0,{_MOST_BEFORE}}} ({' | '.join(endings)})"
+    return "\n".join([start, *rules]) + "\n"
 
 
 def _without_old_thinking(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -33,6 +33,7 @@ class Timing:
     """Where the time of one completion went. Durations are in seconds.
 
     Attributes:
+        cached_tokens: those of the prompt that were computed before, for another request.
         queue_seconds: from submission to its first step.
         prefill_seconds: from its first step to its first token; shared steps count in full.
         decode_seconds: from its first token to its last.
@@ -43,6 +44,7 @@ class Timing:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    cached_tokens: int = 0
 
     @property
     def ttft(self) -> float:
@@ -51,7 +53,8 @@ class Timing:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        return _rate(self.prompt_tokens, self.prefill_seconds)
+        """Speed at which the prompt was computed, without what was there already."""
+        return _rate(self.prompt_tokens - self.cached_tokens, self.prefill_seconds)
 
     @property
     def tokens_per_second(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from gptoss.completion import Completion, Delta, join
 from gptoss.errors import Error
+from gptoss.grammar import GrammarVocabulary
 from gptoss.jobs import Generation, Outbox, Outlet, Scoring
 from gptoss.kv_cache import peak_pages
 from gptoss.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.sampling import SEED_LIMIT, SamplingParams, derive_seed
 from gptoss.scheduler import Scheduler
+from gptoss.speculation import Drafter
 from gptoss.stream import Stream, Submitted
 from gptoss.textstream import TextStream
 from gptoss.worker import Worker
@@ -29,6 +32,7 @@ from gptoss.worker import Worker
 if TYPE_CHECKING:
     from gptoss.checkpoint import TensorSource
     from gptoss.config import ModelConfig
+    from gptoss.grammar import CompiledGrammar, Grammar
     from gptoss.tokenizer import Tokenizer
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "nano"
@@ -40,6 +44,8 @@ Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
 # What a step holds at most, by default: enough to keep the device's arithmetic busy.
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 MAX_BATCH = {"cpu": 64, "cuda": 256}
+# Sequences in a step from which on planning the next one beside it is worth another thread.
+OVERLAP_FROM = {"cpu": 6, "cuda": 1}
 
 
 class Engine:
@@ -61,6 +67,10 @@ class Engine:
         max_batch: most sequences in one step; None: 64 on a CPU, 256 on a GPU.
         step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
             None: 512 on a CPU, 4096 on a GPU.
+        prefix_cache: begin behind what was computed before of the same text, for whichever request.
+        speculation: guess tokens from what stands in the text, where that pays; the same texts come
+            of it (see `gptoss.speculation`).
+        overlap: plan a step while the one before it runs, where many sequences share it.
         progress: called with (bytes read, bytes in all) while the weights are loaded.
 
     All calls may be made from any thread, and any number of streams may be open at once; they
@@ -84,6 +94,9 @@ class Engine:
         weights: str | None = None,
         kv: str = "bf16",
         tensor_parallel: int = 1,
+        prefix_cache: bool = True,
+        speculation: bool = True,
+        overlap: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_integer("kv_bytes", kv_bytes, 1)
@@ -108,6 +121,8 @@ class Engine:
         self._source: TensorSource = open_checkpoint(BUNDLED_MODEL if model is None else model)
         self._tokenizer: Tokenizer | None = None
         self._no_tokenizer: Error | None = None  # why there is none
+        self._grammars: GrammarVocabulary | None = None  # made when a grammar is first asked for
+        self._grammars_lock = threading.Lock()
         backend = None
         try:
             self._config = config = self._source.config
@@ -141,7 +156,12 @@ class Engine:
                 )
             backend.alloc_kv(pages)
             scheduler = Scheduler(
-                pages, backend.page_size, config.sliding_window, step_tokens, max_batch
+                pages,
+                backend.page_size,
+                config.sliding_window,
+                step_tokens,
+                max_batch,
+                prefix_cache=prefix_cache,
             )
         except BaseException:
             if backend is not None:
@@ -155,7 +175,9 @@ class Engine:
             _core.SamplingBatch,
             _core.SAMPLING_DTYPE,
             at_end=partial(_free, backend, self._source),
+            overlap_from=OVERLAP_FROM[device] if overlap else None,
         )
+        self._speculates = speculation
         self._worker.start()
         # Runs when the engine is closed, collected, or the interpreter ends, whichever is first.
         self._finalizer = weakref.finalize(self, self._worker.close)
@@ -205,6 +227,9 @@ class Engine:
             "kv_tokens": scheduler.capacity(),
             "max_batch": scheduler.max_running,
             "step_tokens": scheduler.step_tokens,
+            "kv_pages_kept": scheduler.pool.kept,
+            "prompt_tokens": scheduler.prompt_tokens,
+            "cached_tokens": scheduler.cached_tokens,
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
             "steps": self._worker.steps,
@@ -213,11 +238,14 @@ class Engine:
 
     # Work.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Stream:
         """Generate, handing out each token's text as it comes.
 
         Args:
             prompt: text, or token ids. An empty text begins where a document begins.
+            priority: lower goes first, and may send others back to the queue.
 
         Returns:
             An iterator of `Delta`. With n > 1 the deltas of all choices come interleaved, told
@@ -228,7 +256,9 @@ class Engine:
             Error: the prompt or the parameters do not suit the model.
         """
         return Stream(
-            self, self._worker, self._generations(prompt, params or SamplingParams(), Outbox())
+            self,
+            self._worker,
+            self._generations(prompt, params or SamplingParams(), Outbox(), priority=priority),
         )
 
     def generate(
@@ -327,7 +357,14 @@ class Engine:
     # From what the caller wrote to jobs.
 
     def _generations(
-        self, prompt: Prompt, params: SamplingParams, outbox: Outlet, prompt_index: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        outbox: Outlet,
+        prompt_index: int = 0,
+        *,
+        priority: int = 0,
+        client: str = "",
     ) -> list[Generation]:
         if not isinstance(params, SamplingParams):
             raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
@@ -339,6 +376,8 @@ class Engine:
             stop_ids |= set(self._config.eos_token_ids)
             stop_ids |= tokenizer.eos_ids if tokenizer else frozenset()
         seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed
+        cost = self._worker.cost
+        grammar = self._compile(params.grammar) if params.grammar else None
         return [
             Generation(
                 ids,
@@ -351,9 +390,21 @@ class Engine:
                 outbox=outbox,
                 key=(prompt_index, index),
                 index=index,
+                constraint=grammar.begin() if grammar else None,
+                drafter=Drafter(ids, cost) if self._speculates else None,
+                priority=priority,
+                client=client,
             )
             for index in range(params.n)
         ]
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        """A grammar for this model's vocabulary."""
+        with self._grammars_lock:
+            if self._grammars is None:
+                eos = self.tokenizer.eos_ids | set(self._config.eos_token_ids)
+                self._grammars = GrammarVocabulary(self.tokenizer, self._config.vocab_size, eos)
+            return self._grammars.compile(grammar)
 
     def _most_tokens(self, prompt: int, max_tokens: int | None) -> int:
         """How many tokens a request may draw: what it asks for, and what there is room for."""

@@ -154,6 +154,10 @@ class HarmonyParser:
         self._begun = False  # the message being written has given a piece
         self.messages: list[Message] = []
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token marks headers and ends, and so is no text."""
+        return token in self._names
+
     def push(self, token: int) -> list[Piece]:
         """The pieces of text that are complete now that `token` has come."""
         name = self._names.get(token)

@@ -17,9 +17,13 @@ from gptoss.batch import SamplerState
 from gptoss.completion import Delta, FinishReason, Timing, TokenLogprob
 from gptoss.sampling import SamplingParams
 from gptoss.scheduler import Chunk, Sequence
+from gptoss.speculation import Drafter
 from gptoss.textstream import TextStream
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gptoss._core import StepOutput
 
 # (key of the job, what it produced in order; an exception is the last thing it produces)
@@ -33,8 +37,28 @@ class Outlet(Protocol):
     def put(self, item: Entry, /) -> None: ...
 
 
+class Constraint(Protocol):
+    """Says which tokens a text may go on with."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is whole, and nothing may follow, not even an end token."""
+        ...
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """A bit for each token of the vocabulary, those that may come next set; None: any may."""
+        ...
+
+    def push(self, token: int, /) -> None:
+        """The token came."""
+        ...
+
+
 class Job(Sequence):
     """A sequence with a purpose.
+
+    A step's results are taken in two parts: `take` does what the next step must know of, `report`
+    what readers see, which may be done while the next step runs.
 
     Attributes:
         key: tells the jobs of a shared outbox apart.
@@ -44,6 +68,7 @@ class Job(Sequence):
             which spares a reader that waits for the end from being woken by every token.
         sampler: parameters for its rows; None: the most likely token, no extras.
         wants_logits: whether the step must return whole rows of logits.
+        over: whether it is known that no further step is needed.
     """
 
     __slots__ = (
@@ -53,6 +78,7 @@ class Job(Sequence):
         "eager",
         "key",
         "outbox",
+        "over",
         "produced",
         "sampler",
         "started",
@@ -66,13 +92,17 @@ class Job(Sequence):
         outbox: Outlet,
         key: Any = None,
         chunk: int | None = None,
+        *,
+        priority: int = 0,
+        client: str = "",
     ) -> None:
-        super().__init__(tokens, limit, chunk)
+        super().__init__(tokens, limit, chunk, priority=priority, client=client)
         self.outbox = outbox
         self.key = key
         self.demand = 1
         self.produced = 0
         self.eager = True
+        self.over = False
         self._ready: list[Any] = []  # produced, not in the outbox yet
         self.sampler: SamplerState | None = None
         self.created = perf_counter()
@@ -82,9 +112,23 @@ class Job(Sequence):
         """Which tokens of the chunk, counted from its start, want logits."""
         raise NotImplementedError
 
-    def receive(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
-        """Take the rows asked for, output's first_row onwards; True when the job is done."""
+    def begin(self, chunk: Chunk) -> None:
+        """The step is on its way, and the next one is planned before it is over."""
+
+    def undo(self, chunk: Chunk) -> None:
+        """The step that was begun failed."""
+
+    def take(self, chunk: Chunk, output: StepOutput, first_row: int) -> int:
+        """Take the rows asked for, output's first_row onwards; how many items they will make."""
+        return 0
+
+    def report(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
+        """Put what was taken; True when the job is done."""
         raise NotImplementedError
+
+    def masks(self, chunk: Chunk) -> list[NDArray[np.uint32] | None]:
+        """Which tokens each row may draw, a bit each; None: any."""
+        return [None] * len(self.rows(chunk))
 
     def put(self, item: Any) -> None:
         """Produce an item; `deliver` sends it off."""
@@ -103,6 +147,7 @@ class Scoring(Job):
 
     __slots__ = ("_delivered",)
     wants_logits = True
+    reuses = False  # every row is wanted
 
     def __init__(self, tokens: SequenceOf[int], outbox: Outlet, chunk: int) -> None:
         super().__init__(tokens, len(tokens), outbox, chunk=chunk)
@@ -112,7 +157,7 @@ class Scoring(Job):
     def rows(self, chunk: Chunk) -> range:
         return range(max(0, self._delivered - chunk.start), chunk.count)
 
-    def receive(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
+    def report(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
         count = len(self.rows(chunk))
         if count:
             assert output.logits is not None
@@ -129,9 +174,24 @@ class Generation(Job):
         stop_ids: tokens that end it.
         text: the decoder of its text; None where the model has no tokenizer.
         token_bytes: what a token id stands for, for log-probabilities.
+        constraint: says which tokens may come; None: any.
+        drafter: guesses tokens; None: none are guessed.
     """
 
-    __slots__ = ("_first", "_index", "_most", "_prompt", "_stop_ids", "_text", "_token_bytes")
+    __slots__ = (
+        "_constraint",
+        "_drafter",
+        "_first",
+        "_index",
+        "_most",
+        "_prompt",
+        "_reported",
+        "_reserved",
+        "_stop_ids",
+        "_taken",
+        "_text",
+        "_token_bytes",
+    )
     sampler: SamplerState
 
     def __init__(
@@ -147,9 +207,14 @@ class Generation(Job):
         outbox: Outlet,
         key: Any = None,
         index: int = 0,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
+        priority: int = 0,
+        client: str = "",
     ) -> None:
         # The last token drawn is never fed back, so it needs no keys and values.
-        super().__init__(prompt, len(prompt) + most - 1, outbox, key)
+        limit = len(prompt) + most - 1
+        super().__init__(prompt, limit, outbox, key, priority=priority, client=client)
         self.sampler = SamplerState(params, seed, prompt)
         self._prompt = len(prompt)
         self._most = most
@@ -157,48 +222,102 @@ class Generation(Job):
         self._text = text
         self._token_bytes = token_bytes
         self._index = index
+        self._constraint = constraint
+        # What is allowed or punished behind a guess would have to be known before it is right.
+        free = constraint is None and not self.sampler.tracks
+        self._drafter = drafter if free else None
         self._first = 0.0  # when its first token came
+        self._reserved = False  # the last of `tokens` stands for one that is being computed
+        self._taken: list[tuple[int, int]] = []  # (token, row of the output), not reported yet
+        self._reported = 0
+
+    def draft(self, most: int, sequences: int) -> tuple[int, ...]:
+        return self._drafter.guess(most, sequences) if self._drafter is not None else ()
 
     def rows(self, chunk: Chunk) -> range:
-        return range(chunk.count - 1 if chunk.reaches_end else chunk.count, chunk.count)
+        wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0
+        return range(chunk.count - wanted, chunk.count)
 
-    def receive(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
+    def masks(self, chunk: Chunk) -> list[NDArray[np.uint32] | None]:
+        if self._constraint is None or not chunk.reaches_end:
+            return super().masks(chunk)
+        return [self._constraint.mask()]
+
+    def begin(self, chunk: Chunk) -> None:
+        if chunk.reaches_end and self.sampler.drawn + 1 < self._most:
+            self.tokens.append(0)
+            self._reserved = True
+
+    def undo(self, chunk: Chunk) -> None:
+        if self._reserved:
+            self.tokens.pop()
+            self._reserved = False
+
+    def take(self, chunk: Chunk, output: StepOutput, first_row: int) -> int:
+        if not chunk.reaches_end:
+            return 0
+        assert output.tokens is not None
+        self.undo(chunk)
+        for i in range(1 + len(chunk.draft)):
+            token = int(output.tokens[first_row + i])
+            self.tokens.append(token)
+            self.sampler.push(token)
+            if self._drafter is not None:
+                self._drafter.push(token)
+            self._taken.append((token, first_row + i))
+            self.over = token in self._stop_ids or self.sampler.drawn == self._most
+            if self._constraint is not None and not self.over:
+                self._constraint.push(token)
+                self.over = self._constraint.ended
+            if self.over or i == len(chunk.draft) or token != chunk.draft[i]:
+                break
+        if self._drafter is not None and chunk.draft:
+            self._drafter.learn(right=len(self._taken) - 1, made=len(chunk.draft))
+        return len(self._taken)
+
+    def report(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
         if not chunk.reaches_end:
             return False
-        assert output.tokens is not None
+        taken, self._taken = self._taken, []
         now = perf_counter()
-        if self.sampler.drawn == 0:
+        if self._reported == 0:
             self._first = now
-        token = int(output.tokens[first_row])
-        self.tokens.append(token)
-        self.sampler.push(token)
-        text, finish = self._advance(token)
-        self.put(
-            Delta(
-                text=text,
-                token_ids=(token,),
-                finish_reason=finish,
-                logprobs=self._logprobs(token, output, first_row),
-                index=self._index,
-                timing=self._timing(now) if finish else None,
+        for token, row in taken:
+            self._reported += 1
+            last = self.over and row == taken[-1][1]
+            text, finish = self._advance(token, last)
+            self.put(
+                Delta(
+                    text=text,
+                    token_ids=(token,),
+                    finish_reason=finish,
+                    logprobs=self._logprobs(token, output, row),
+                    index=self._index,
+                    timing=self._timing(now) if finish else None,
+                )
             )
-        )
-        return finish is not None
+            if finish is not None:
+                return True
+        return False
 
-    def _advance(self, token: int) -> tuple[str, FinishReason | None]:
+    def _advance(self, token: int, last: bool) -> tuple[str, FinishReason | None]:
         """(text that the token adds, why it is the last one, if it is)."""
         ends = token in self._stop_ids
-        exhausted = self.sampler.drawn == self._most
         text, stopped = "", False
         if self._text is not None:
             if not ends:
                 text, stopped = self._text.push(token)
-            if not stopped and (ends or exhausted):
+            if not stopped and last:
                 rest, stopped = self._text.finish()
                 text += rest
-        if ends or stopped:
-            return text, "stop"
-        return text, "length" if exhausted else None
+        if not (last or stopped):
+            return text, None
+        exhausted = self._reported == self._most and not ends and not stopped
+        return text, "length" if exhausted and not self._is_whole() else "stop"
+
+    def _is_whole(self) -> bool:
+        """Whether a constraint says that nothing may follow."""
+        return self._constraint is not None and self._constraint.ended
 
     def _logprobs(
         self, token: int, output: StepOutput, row: int
@@ -222,7 +341,8 @@ class Generation(Job):
         started = self.created if self.started is None else self.started
         return Timing(
             prompt_tokens=self._prompt,
-            completion_tokens=self.sampler.drawn,
+            cached_tokens=min(self.cached or 0, self._prompt),
+            completion_tokens=self._reported,
             queue_seconds=started - self.created,
             prefill_seconds=self._first - started,
             decode_seconds=now - self._first,

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.grammar import Grammar
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 100
@@ -52,6 +53,7 @@ class SamplingParams:
             (0: of the chosen one alone); None reports nothing.
         ignore_eos: go on past the model's end tokens.
         n: independent completions of each prompt.
+        grammar: what the text must be; None: anything.
 
     Log-probabilities are the model's own, before bias, penalties, temperature and filters.
 
@@ -74,6 +76,7 @@ class SamplingParams:
     logprobs: int | None = None
     ignore_eos: bool = False
     n: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -102,6 +105,8 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise _refuse("ignore_eos", "True or False", self.ignore_eos)
         self._set("n", _integer("n", self.n, 1, MAX_CHOICES))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise _refuse("grammar", "a gptoss.Grammar", self.grammar)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from gptoss.cli.opening import open_engine
-from gptoss.cli.serve import application
+from gptoss.cli.serve import application, log_to_stderr
 from gptoss.errors import Error
 
 
@@ -35,14 +35,16 @@ def main() -> int:
     threading.Thread(target=_end_with, args=[line], daemon=True).start()
     options = json.loads(asked)
     arguments = argparse.Namespace(**options)
+    log_to_stderr(arguments.no_access_log)
     try:
         with open_engine(arguments, show=options["replica"] == 0) as engine:
-            app = application(arguments, engine)
+            app = application(arguments, engine, behind_front=True)
             config = uvicorn.Config(
                 app,
                 host=arguments.host,
                 port=arguments.port,
-                log_level="warning",  # the front has a line for each request
+                log_level="warning",
+                access_log=False,
                 server_header=False,
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=60,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import logging
 import os
 import secrets
 import sys
@@ -48,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at a time, for each replica (default: 256)",
     )
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS",
+        help="that an answer may take; 0: for ever (default: 3600)")  # fmt: skip
+    add("--no-access-log", action="store_true", help="do not log requests, a line of JSON each")
     add("--origin", action="append", default=[], metavar="URL", help="of web pages that may ask")
     add(
         "--replicas",
@@ -75,6 +79,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
     if not 1 <= arguments.replicas <= _MOST_REPLICAS:
         raise Error(f"--replicas: expected 1 to {_MOST_REPLICAS}, found {arguments.replicas}")
+    if not arguments.timeout >= 0:
+        raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
+    log_to_stderr(arguments.no_access_log)
     keys = arguments.api_key = [
         *arguments.api_key,
         *filter(None, [os.environ.get("GPTOSS_API_KEY")]),
@@ -95,7 +102,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0 if server.started else 1
 
 
-def application(arguments: argparse.Namespace, engine: Engine) -> Starlette:
+def application(
+    arguments: argparse.Namespace, engine: Engine, *, behind_front: bool = False
+) -> Starlette:
     """What answers requests with this engine, as the options of the command say."""
     from gptoss.server.app import ServerOptions, create_app
 
@@ -104,6 +113,8 @@ def application(arguments: argparse.Namespace, engine: Engine) -> Starlette:
         tuple(arguments.api_key),
         arguments.max_requests,
         origins=tuple(arguments.origin),
+        timeout=arguments.timeout or None,
+        behind_front=behind_front,
     )
     return create_app(engine, options)
 
@@ -116,6 +127,7 @@ def _config(arguments: argparse.Namespace, app: Starlette) -> uvicorn.Config:
         host=arguments.host,
         port=arguments.port,
         log_level="info",
+        access_log=False,  # ours says more
         server_header=False,
         timeout_graceful_shutdown=60,
     )
@@ -190,6 +202,17 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         command = [sys.executable, "-m", "gptoss.cli.replica", str(i)]
         plans.append(Plan(command, {**asked, "replica": i}, environment))
     return plans
+
+
+def log_to_stderr(no_access: bool) -> None:
+    """Our own log, a line of JSON for each request unless `no_access`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("gptoss")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    if no_access:
+        logging.getLogger("gptoss.access").setLevel(logging.WARNING)
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,17 +15,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gptoss.async_engine import AsyncEngine
 from gptoss.chat import HarmonyChat, PlainChat, load_chat
 from gptoss.completion import Timing
 from gptoss.engine import Engine
 from gptoss.errors import Error, shown
+from gptoss.server.access import Access
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
 from gptoss.server.guard import (
+    CALLER_HEADER,
+    CLIENT_HEADER,
     CLIENT_LEFT,
     MISTAKE,
     check_key,
@@ -37,15 +40,20 @@ from gptoss.server.guard import (
     unless_left,
 )
 from gptoss.server.metrics import Metrics
-from gptoss.server.requests import parse_body
+from gptoss.server.page import page_routes
+from gptoss.server.requests import Caller, parse_body
 from gptoss.server.responses import ResponsesRequest
+
+_GRACE = 5.0  # seconds that a client has to read why its answer ended
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """model_name: what clients call the model; any other name is refused. api_keys: one of them
     must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
-    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all.
+    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
+    seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
+    client may take to say what it wants. behind_front: who asks is in headers that a front adds.
     """
 
     model_name: str
@@ -53,13 +61,22 @@ class ServerOptions:
     max_requests: int = 256
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
+    timeout: float | None = 3600.0
+    body_timeout: float = 60.0
+    behind_front: bool = False
 
 
-_Running = TypeVar("_Running")
+_Running = TypeVar("_Running", bound="_Work")
 _Result = TypeVar("_Result")
 
 
-class _Answer(Protocol):
+class _Work(Protocol):
+    def timings(self) -> list[Timing]: ...
+    def fail(self, error: Error) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class _Answer(_Work, Protocol):
     object: str
     chunk_object: str
     prefix: str
@@ -69,8 +86,6 @@ class _Answer(Protocol):
 
     def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
     def join(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
-    def timings(self) -> list[Timing]: ...
-    def cancel(self) -> None: ...
 
 
 def create_app(engine: Engine, options: ServerOptions) -> Starlette:
@@ -90,6 +105,7 @@ class _Server:
             self._chat = error
         self._created = int(time.time())
         self._running = 0
+        self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
         post, get = ["POST"], ["GET"]
         self.app = Starlette(
@@ -103,6 +119,7 @@ class _Server:
                 Route("/detokenize", self._guarded(self._detokenize), methods=post),
                 Route("/metrics", self._guarded(self._show_metrics), methods=get),
                 Route("/health", self._health, methods=get),
+                *page_routes(),
             ],
             middleware=for_origins(options.origins),
             exception_handlers={HTTPException: no_route, Exception: failed},
@@ -115,6 +132,9 @@ class _Server:
 
         async def guarded(request: Request) -> Response:
             status = 500
+            response: Response | None = None
+            access = Access(request.method, request.url.path, self._client(request))
+            request.state.access = access
             try:
                 check_key(request, self._options.api_keys)
                 response = await endpoint(request)
@@ -130,12 +150,27 @@ class _Server:
                 response = Response(status_code=status)
             finally:
                 self._metrics.answered(request.scope["route"].path, status)
+                if not isinstance(response, _EventStream):  # which goes on
+                    access.end(status)
             return response
 
         return guarded
 
     async def _body(self, request: Request) -> dict[str, Any]:
-        return parse_body(await read_body(request, self._options.max_body))
+        options = self._options
+        return parse_body(await read_body(request, options.max_body, options.body_timeout))
+
+    def _client(self, request: Request) -> str:
+        if self._options.behind_front:
+            return request.headers.get(CLIENT_HEADER, "")
+        return request.client.host if request.client else ""
+
+    def _caller(self, request: Request) -> Caller:
+        """Clients are told apart by their keys, or else by their addresses."""
+        client = request.headers.get("authorization", "") if self._options.api_keys else ""
+        if self._options.behind_front:  # all come with one key
+            client = request.headers.get(CALLER_HEADER, "")
+        return Caller(asyncio.get_running_loop(), client or self._client(request))
 
     def _format(self) -> HarmonyChat | PlainChat:
         if isinstance(self._chat, Error):
@@ -144,24 +179,28 @@ class _Server:
 
     async def _responses(self, request: Request) -> Response:
         body = await self._body(request)
-        chat, loop, name = self._format(), asyncio.get_running_loop(), self._options.model_name
+        chat, caller, name = self._format(), self._caller(request), self._options.model_name
         answer = await self._submit(
-            body, lambda: ResponsesRequest(self._async, chat, body, loop, name)
+            body, lambda: ResponsesRequest(self._async, chat, body, caller, name)
         )
         if answer.streams:
-            return _EventStream(_named_events(answer), lambda: self._end(answer))
+            return self._stream(request, answer, _named_events(answer))
         found = await self._whole(request, answer, answer.response())
         return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
 
     async def _chat_completions(self, request: Request) -> Response:
         body = await self._body(request)
-        chat, loop = self._format(), asyncio.get_running_loop()
-        return await self._answer(request, body, lambda: ChatRequest(self._async, chat, body, loop))
+        chat, caller = self._format(), self._caller(request)
+        return await self._answer(
+            request, body, lambda: ChatRequest(self._async, chat, body, caller)
+        )
 
     async def _completions(self, request: Request) -> Response:
         body = await self._body(request)
-        loop = asyncio.get_running_loop()
-        return await self._answer(request, body, lambda: CompletionRequest(self._async, body, loop))
+        caller = self._caller(request)
+        return await self._answer(
+            request, body, lambda: CompletionRequest(self._async, body, caller)
+        )
 
     async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
         """The request at work. Raises ApiError when it may not be, or is none."""
@@ -176,21 +215,38 @@ class _Server:
         self._running += 1
         try:
             # On another thread: to render and to split a long text takes a while.
-            return await asyncio.to_thread(submit)
+            answer = await asyncio.to_thread(submit)
         except BaseException:
             self._running -= 1
             raise
+        seconds = self._options.timeout
+        if seconds is not None:
+            late = ApiError(f"the answer took longer than {seconds:g} seconds", 504, code="timeout")
+            self._timers[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, late)
+        return answer
+
+    def _stream(self, request: Request, answer: _Work, events: AsyncIterator[str]) -> Response:
+        request.state.access.note(stream=True)
+        # A client that does not read what it is sent is cut off a little later than one that does.
+        seconds = self._options.timeout
+        return _EventStream(
+            events,
+            lambda status: self._end(request, answer, status),
+            None if seconds is None else seconds + _GRACE,
+        )
 
     async def _whole(
-        self, request: Request, answer: _Answer | ResponsesRequest, result: Awaitable[_Result]
+        self, request: Request, answer: _Work, result: Awaitable[_Result]
     ) -> _Result | None:
         """The answer when it is done; None when the client leaves first."""
         try:
             return await unless_left(request, result)
+        except ApiError:
+            raise
         except Error as error:  # the request was fit to run: this is not its fault
             raise ApiError(str(error), 500) from None
         finally:
-            self._end(answer)
+            self._end(request, answer)
 
     async def _answer(
         self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
@@ -202,7 +258,7 @@ class _Server:
             "model": self._options.model_name,
         }
         if answer.streams:
-            return _EventStream(_events(answer, head), lambda: self._end(answer))
+            return self._stream(request, answer, _events(answer, head))
         choices = await self._whole(request, answer, _all(answer))
         if choices is None:
             return Response(status_code=CLIENT_LEFT)
@@ -211,10 +267,17 @@ class _Server:
              "usage": answer.usage}
         )  # fmt: skip
 
-    def _end(self, answer: _Answer | ResponsesRequest) -> None:
+    def _end(self, request: Request, answer: _Work, status: int | None = None) -> None:
+        """The answer is sent or given up. status: of a stream, whose log line is written here."""
         self._running -= 1
         answer.cancel()
+        timer = self._timers.pop(answer, None)
+        if timer is not None:
+            timer.cancel()
         self._metrics.generated(answer.timings())
+        request.state.access.generated(answer.timings())
+        if status is not None:
+            request.state.access.end(status)
 
     def _check_model(self, name: object) -> None:
         if name is not None and name != self._options.model_name:
@@ -232,6 +295,8 @@ class _Server:
             "created": self._created,
             "owned_by": "gptoss",
             "context_length": self._engine.info()["context_length"],
+            # How it takes a conversation; null: it cannot.
+            "format": None if isinstance(self._chat, Error) else self._chat.name,
         }
 
     async def _models(self, request: Request) -> Response:
@@ -266,20 +331,31 @@ class _Server:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events. Whatever ends them, even before the first, `at_end` is called."""
+    """Server-sent events. Whatever ends them, even before the first, `at_end` is called with the
+    status: 200, or 499 where the client left. seconds: after which the connection is cut.
+    """
 
-    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+    def __init__(
+        self, events: AsyncIterator[str], at_end: Callable[[int], None], seconds: float | None
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._at_end = at_end
+        self._seconds = seconds
+        self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting(message: Message) -> None:
+            await send(message)
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            self._complete = self._complete or last
+
         try:
-            await super().__call__(scope, receive, send)
-        except ClientDisconnect:
+            await asyncio.wait_for(super().__call__(scope, receive, noting), self._seconds)
+        except (ClientDisconnect, asyncio.TimeoutError):
             pass
         finally:
-            self._at_end()
+            self._at_end(self.status_code if self._complete else CLIENT_LEFT)
 
 
 async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
@@ -292,7 +368,7 @@ async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
             yield _event({**head, "choices": [], "usage": answer.usage})
         yield "data: [DONE]\n\n"
     except Error as error:  # the status is long sent: the stream itself has to say it
-        yield _event(ApiError(str(error), 500).body())
+        yield _event(_as_api_error(error).body())
     except Exception:
         log.exception("a stream ended")
         yield _event(MISTAKE.body())
@@ -306,8 +382,12 @@ async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
     except Exception as error:
         if not isinstance(error, Error):
             log.exception("a stream ended")
-        said = ApiError(str(error), 500) if isinstance(error, Error) else MISTAKE
+        said = _as_api_error(error) if isinstance(error, Error) else MISTAKE
         yield f"event: error\n{_event({**said.body()['error'], 'type': 'error'})}"
+
+
+def _as_api_error(error: Error) -> ApiError:
+    return error if isinstance(error, ApiError) else ApiError(str(error), 500)
 
 
 async def _all(answer: _Answer) -> list[dict[str, Any]]:

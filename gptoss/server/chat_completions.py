@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import secrets
-from asyncio import AbstractEventLoop
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from gptoss.async_engine import AsyncEngine
-from gptoss.chat import ChatOptions, HarmonyChat, PlainChat, parse_messages, parse_tools
+from gptoss.chat import (
+    ChatOptions,
+    HarmonyChat,
+    PlainChat,
+    Tool,
+    parse_messages,
+    parse_tools,
+)
 from gptoss.completion import Delta, Timing, TokenLogprob
 from gptoss.errors import Error, shown
 from gptoss.harmony import ANALYSIS, HarmonyParser, Message
 from gptoss.server.errors import ApiError
 from gptoss.server.requests import (
+    Caller,
+    answer_grammar,
     flag,
+    priority_of,
     refuse_unsupported,
     sampling_params,
     stop_strings,
@@ -23,7 +33,7 @@ from gptoss.server.requests import (
 )
 from gptoss.textstream import StopMatcher
 
-_UNSUPPORTED = ("audio", "functions", "function_call", "prediction", "guided_json", "guided_regex")
+_UNSUPPORTED = ("audio", "functions", "function_call", "prediction")
 _FUNCTIONS = "functions."
 
 
@@ -39,10 +49,13 @@ class ChatRequest:
         engine: AsyncEngine,
         chat: HarmonyChat | PlainChat,
         body: Mapping[str, Any],
-        loop: AbstractEventLoop,
+        caller: Caller,
+        format_name: str = "response_format",
     ) -> None:
+        """format_name: what the request's API calls the form of the answer, for messages."""
         refuse_unsupported(body, _UNSUPPORTED)
-        _check_response_format(body.get("response_format"))
+        answer = answer_grammar(body, format_name)
+        priority = priority_of(body)
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
         self._chat = chat
@@ -52,7 +65,7 @@ class ChatRequest:
         # In harmony stop strings are looked for in the answer, not in thinking or headers.
         self._stop = stop if harmony else ()
         wanted = body.get("max_completion_tokens")
-        params = sampling_params(
+        options = sampling_params(
             body,
             max_tokens=body.get("max_tokens") if wanted is None else wanted,
             logprobs=(body.get("top_logprobs") or 0) if self._logprobs else None,
@@ -60,13 +73,27 @@ class ChatRequest:
         )
         try:
             messages = parse_messages(body.get("messages"))
-            tools = parse_tools(body.get("tools"))
-            options = ChatOptions(
-                effort=body.get("reasoning_effort") or "medium",
-                tools=_chosen(tools, body.get("tool_choice")),
-                today=date.today(),
+            tools, may_call, must_call = _chosen(
+                parse_tools(body.get("tools")), body.get("tool_choice")
             )
-            self._stream = engine.stream(chat.prompt(messages, options), params, loop=loop)
+            prompt = chat.prompt(
+                messages,
+                ChatOptions(
+                    effort=body.get("reasoning_effort") or "medium",
+                    tools=tools,
+                    today=date.today(),
+                ),
+            )
+            self._has_tools = bool(tools)
+            self._stream = engine.stream(
+                prompt,
+                replace(options, grammar=chat.grammar(may_call, answer, must_call)),
+                loop=caller.loop,
+                priority=priority,
+                client=caller.client,
+            )
+        except ApiError:
+            raise
         except Error as error:
             raise ApiError(str(error), param=_param_of(str(error))) from None
         self.usage: dict[str, Any] = {}
@@ -75,6 +102,10 @@ class ChatRequest:
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
         return list(self._stream.timings)
+
+    def fail(self, error: Error) -> None:
+        """End it with an error."""
+        self._stream.fail(error)
 
     def cancel(self) -> None:
         """Stop what is still running."""
@@ -101,12 +132,13 @@ class ChatRequest:
             "prompt_tokens": prompt,
             "completion_tokens": self._completion,
             "total_tokens": prompt + self._completion,
+            "prompt_tokens_details": {"cached_tokens": _cached(self._stream.timings)},
             "completion_tokens_details": {"reasoning_tokens": self._thinking},
         }
 
     def _choice(self, index: int) -> _Choice:
         parser = self._chat.parser() if isinstance(self._chat, HarmonyChat) else None
-        return _Choice(index, parser, self._stop, self._logprobs)
+        return _Choice(index, parser, self._stop, self._logprobs, self._has_tools)
 
     @staticmethod
     def join(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,7 +173,12 @@ class _Choice:
     """One answer while it is written."""
 
     def __init__(
-        self, index: int, parser: HarmonyParser | None, stop: tuple[str, ...], logprobs: bool
+        self,
+        index: int,
+        parser: HarmonyParser | None,
+        stop: tuple[str, ...],
+        logprobs: bool,
+        has_tools: bool,
     ) -> None:
         self.index = index
         self.ended = False
@@ -149,7 +186,9 @@ class _Choice:
         self._parser = parser
         self._stop = StopMatcher(stop)
         self._logprobs = logprobs
+        self._has_tools = has_tools
         self._calls: list[Message] = []
+        self._held: list[TokenLogprob] = []  # of tokens whose text is still to come
 
     def first(self) -> dict[str, Any]:
         """The piece that says who speaks."""
@@ -169,25 +208,34 @@ class _Choice:
         if delta.finish_reason is not None:
             written += self._parser.finish()
         self.thinks = any(piece.message.channel == ANALYSIS for piece in written)
+        special = any(map(self._parser.is_special, delta.token_ids))
+        if self._logprobs and not special:
+            self._held += delta.logprobs or ()
         for piece in written:
             changes = self._changes(piece.message, piece.text)
             if changes:
-                in_answer = "content" in changes
-                logprobs = delta.logprobs if self._logprobs and in_answer else None
-                pieces.append(self._piece(changes, logprobs))
+                pieces.append(self._piece(changes, self._take_held("content" in changes)))
             if self.ended:
                 return [*pieces, self._piece({}, finish="stop")]
+        if special:
+            self._take_held(False)  # of a header
         if delta.finish_reason is not None:
             rest = self._stop.flush()
             if rest:
-                pieces.append(self._piece({"content": rest}))
+                pieces.append(self._piece({"content": rest}, self._take_held(True)))
             self.ended = True
             finish = "tool_calls" if self._calls else delta.finish_reason
             pieces.append(self._piece({}, finish=finish))
         return pieces
 
+    def _take_held(self, in_answer: bool) -> tuple[TokenLogprob, ...] | None:
+        """What was held back: of all tokens since the last text, if that is the answer's."""
+        held, self._held = self._held, []
+        return tuple(held) if in_answer else None
+
     def _changes(self, message: Message, text: str) -> dict[str, Any]:
-        if message.is_call:
+        # A call where nothing can be called is shown as what it is: text of the model.
+        if message.is_call and self._has_tools:
             return self._call(message, text)
         if not text:
             return {}
@@ -233,30 +281,56 @@ def _one(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
-def _check_response_format(wanted: object) -> None:
-    if wanted is None:
-        return
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else wanted
-    if kind != "text":
-        raise ApiError(
-            f"response_format: expected type text (others are not enforced yet), found "
-            f"{shown(kind)}",
-            param="response_format",
-            code="unsupported",
-        )
+def _cached(timings: Iterable[Timing]) -> int:
+    """Tokens of the prompt that were there already, for whichever choice came first."""
+    return min((timing.cached_tokens for timing in timings), default=0)
 
 
-def _chosen(tools: list[Any], choice: object) -> list[Any]:
-    """The tools that are declared. A call cannot be forced yet, so it is not promised."""
+def _chosen(tools: list[Tool], choice: object) -> tuple[list[Tool], list[Tool], bool]:
+    """(tools that are declared, those of them that may be called, whether one must be)."""
     if choice is None or choice == "auto":
-        return tools
+        return tools, tools, False
     if choice == "none":
-        return []
-    raise ApiError(
-        f"tool_choice: expected auto or none (a call cannot be forced yet), found {shown(choice)}",
-        param="tool_choice",
-        code="unsupported",
-    )
+        return [], [], False
+    if choice == "required":
+        may_call = tools
+    else:
+        may_call, must_call = _named(tools, choice)
+        if not must_call:
+            return may_call, may_call, False
+    if not may_call:
+        raise ApiError("tool_choice: expected tools to choose from, found none", param="tools")
+    return tools, may_call, True
+
+
+def _named(tools: list[Tool], choice: object) -> tuple[list[Tool], bool]:
+    """(the tools that a choice names, whether one must be called)."""
+    if not isinstance(choice, Mapping) or choice.get("type") not in ("function", "allowed_tools"):
+        raise ApiError(
+            f"tool_choice: expected auto, none, required or a function, found {shown(choice)}",
+            param="tool_choice",
+        )
+    listed: object = [choice]
+    must_call = True
+    if choice["type"] == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)  # the responses API has no inner object
+        listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
+        must_call = isinstance(allowed, Mapping) and allowed.get("mode") == "required"
+    if not isinstance(listed, list):
+        raise ApiError("tool_choice.tools: expected a list", param="tool_choice")
+    known = {tool.name: tool for tool in tools}
+    found = []
+    for each in listed:
+        function = each.get("function", each) if isinstance(each, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or name not in known:
+            raise ApiError(
+                f"tool_choice: expected one of {', '.join(known) or 'no tools'}, found "
+                f"{shown(name)}",
+                param="tool_choice",
+            )
+        found.append(known[name])
+    return found, must_call
 
 
 def _param_of(message: str) -> str | None:

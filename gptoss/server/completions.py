@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -12,14 +11,17 @@ from gptoss.engine import Prompt
 from gptoss.errors import Error, shown
 from gptoss.server.errors import ApiError
 from gptoss.server.requests import (
+    Caller,
+    answer_grammar,
     flag,
+    priority_of,
     refuse_unsupported,
     sampling_params,
     stop_strings,
     wants_usage,
 )
 
-_UNSUPPORTED = ("suffix", "best_of", "response_format", "guided_json", "guided_regex")
+_UNSUPPORTED = ("suffix", "best_of")
 _MOST_PROMPTS = 64
 
 
@@ -30,9 +32,7 @@ class CompletionRequest:
     chunk_object = "text_completion"
     prefix = "cmpl"
 
-    def __init__(
-        self, engine: AsyncEngine, body: Mapping[str, Any], loop: AbstractEventLoop
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, body: Mapping[str, Any], caller: Caller) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
@@ -42,7 +42,9 @@ class CompletionRequest:
             max_tokens=16 if body.get("max_tokens") is None else body["max_tokens"],
             logprobs=logprobs,
             stop=stop_strings(body),
+            grammar=answer_grammar(body),
         )
+        priority = priority_of(body)
         prompts = _prompts(body.get("prompt"))
         if flag(body, "echo"):
             raise ApiError("echo: this server cannot do that", param="echo", code="unsupported")
@@ -51,7 +53,15 @@ class CompletionRequest:
         self._streams = []
         try:
             for prompt in prompts:
-                self._streams.append(engine.stream(prompt, params, loop=loop))
+                self._streams.append(
+                    engine.stream(
+                        prompt,
+                        params,
+                        loop=caller.loop,
+                        priority=priority,
+                        client=caller.client,
+                    )
+                )
         except Error as error:
             self.cancel()
             raise ApiError(str(error), param="prompt") from None
@@ -59,6 +69,11 @@ class CompletionRequest:
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
         return [timing for stream in self._streams for timing in stream.timings]
+
+    def fail(self, error: Error) -> None:
+        """End it with an error."""
+        for stream in self._streams:
+            stream.fail(error)
 
     def cancel(self) -> None:
         """Stop what is still running."""

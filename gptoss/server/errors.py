@@ -10,9 +10,11 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
+    408: "timeout_error",
     500: "server_error",
     502: "server_error",
     503: "server_error",
+    504: "timeout_error",
 }
 
 

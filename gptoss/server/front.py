@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -22,9 +23,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gptoss.errors import Error
+from gptoss.server.access import Access
 from gptoss.server.errors import ApiError
 from gptoss.server.front_metrics import FrontMetrics
 from gptoss.server.guard import (
+    CALLER_HEADER,
+    CLIENT_HEADER,
     CLIENT_LEFT,
     check_key,
     failed,
@@ -42,7 +46,7 @@ _LARGE = 1 << 18  # bytes of a body that are cut into keys on another thread
 _NOT_PASSED = {
     *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
     *("host", "content-length", "expect", "authorization", "proxy-authorization"),
-    *("origin", "date", "server"),
+    *("origin", "date", "server", CLIENT_HEADER, CALLER_HEADER),
 }
 
 
@@ -89,14 +93,15 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """api_keys, max_body, origins: as `ServerOptions` has them. inner_key: what the replicas ask
-    for, so that nobody gets to them past the front.
+    """api_keys, max_body, origins, body_timeout: as `ServerOptions` has them. inner_key: what the
+    replicas ask for, so that nobody gets to them past the front.
     """
 
     inner_key: str
     api_keys: tuple[str, ...] = ()
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
+    body_timeout: float = 60.0
 
 
 def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
@@ -129,15 +134,16 @@ class _Front:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
             status = 500
+            host = request.client.host if request.client else ""
+            access = Access(request.method, request.url.path, host)
             try:
                 response = await endpoint(request)
                 status = response.status_code
-            except Broken as error:
-                status = 502
-                response = JSONResponse(ApiError(str(error), status).body(), status)
-            except ApiError as error:
-                status = error.status
-                response = JSONResponse(error.body(), status, headers=error.headers)
+            except (Broken, ApiError) as error:
+                said = error if isinstance(error, ApiError) else ApiError(str(error), 502)
+                status = said.status
+                response = JSONResponse(said.body(), status, headers=said.headers)
+                access.end(status)  # what replicas answer they log themselves, with more to say
             except ClientDisconnect:
                 status = CLIENT_LEFT
                 response = Response(status_code=status)
@@ -150,7 +156,7 @@ class _Front:
     async def _generate(self, request: Request) -> Response:
         """A request that computes: where its beginning was read, and not more than may."""
         check_key(request, self._options.api_keys)
-        data = await read_body(request, self._options.max_body)
+        data = await self._body(request)
         path = request.url.path
         if len(data) > _LARGE:
             keys = await asyncio.to_thread(prefix_keys, path, data)
@@ -188,7 +194,7 @@ class _Front:
         that we know the request comes there without any, and without its body.
         """
         known = knows_key(request, self._options.api_keys)
-        data = await read_body(request, self._options.max_body) if known else b""
+        data = await self._body(request) if known else b""
         call = self._call(request, data, known)
         tried: set[int] = set()
         while (replica := self._router.pick(tried)) is not None:
@@ -202,12 +208,20 @@ class _Front:
             return await self._whole(request, reply)
         raise _none_up()
 
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self._options.max_body, self._options.body_timeout)
+
     def _call(self, request: Request, data: bytes, known: bool) -> Call:
         headers = {
             name: value
             for name, value in request.headers.items()
             if name not in _NOT_PASSED and not name.startswith("access-control-")
         }
+        host = request.client.host if request.client else ""
+        headers[CLIENT_HEADER] = headers[CALLER_HEADER] = host
+        if self._options.api_keys:
+            given = request.headers.get("authorization", "").encode()
+            headers[CALLER_HEADER] = blake2b(given, digest_size=16).hexdigest()
         if known:
             headers["authorization"] = f"Bearer {self._options.inner_key}"
         query = request.url.query

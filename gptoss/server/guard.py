@@ -22,6 +22,9 @@ log = logging.getLogger("gptoss.server")
 MISTAKE = ApiError("the server made a mistake; its log says more", 500)
 CLIENT_LEFT = 499  # nginx's; nobody reads it
 
+# Who asks, as a front tells a replica: an address for the log, and what tells clients apart.
+CLIENT_HEADER, CALLER_HEADER = "x-gptoss-client", "x-gptoss-caller"
+
 _Result = TypeVar("_Result")
 
 
@@ -47,14 +50,21 @@ def check_key(request: Request, keys: Iterable[str]) -> None:
         )
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The request's body. Raises ApiError when it has more than `most` bytes."""
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise ApiError(f"body: expected at most {most} bytes", 413)
-    return bytes(data)
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The request's body. Raises ApiError when it has more than `most` bytes, or takes longer."""
+
+    async def read() -> bytes:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise ApiError(f"body: expected at most {most} bytes", 413)
+        return bytes(data)
+
+    try:
+        return await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(f"body: expected it within {seconds:g} seconds", 408) from None
 
 
 def for_origins(origins: Sequence[str]) -> list[Middleware]:

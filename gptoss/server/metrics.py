@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,13 +66,27 @@ class _OfEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         info = self._engine.info()
         pages = GaugeMetricFamily("gptoss_kv_pages", "Pages of the cache.", labels=["state"])
         pages.add_metric(["free"], info["kv_pages_free"])
         pages.add_metric(["used"], info["kv_pages"] - info["kv_pages_free"])
+        pages.add_metric(["kept"], info["kv_pages_kept"])  # free ones that the prefix cache knows
         yield pages
         sequences = GaugeMetricFamily("gptoss_sequences", "Texts in work.", labels=["state"])
         for state in ("running", "waiting"):
             sequences.add_metric([state], info[state])
         yield sequences
+        for name, text in (
+            ("steps", "Steps of the model; tokens of all requests share them."),
+            ("preemptions", "Requests sent back to the queue for want of pages."),
+        ):
+            yield CounterMetricFamily(f"gptoss_{name}", text, value=info[name])
+        prompts = CounterMetricFamily(
+            "gptoss_admitted_prompt_tokens",
+            "Tokens of admitted prompts, by whether the prefix cache had them.",
+            labels=["cache"],
+        )
+        prompts.add_metric(["hit"], info["cached_tokens"])
+        prompts.add_metric(["miss"], info["prompt_tokens"] - info["cached_tokens"])
+        yield prompts

@@ -62,6 +62,7 @@ class Arguments(BaseModel):
     api_keys: list[str] = []
     max_requests: int = Field(default=256, ge=1)
     origins: list[str] = []
+    timeout: float = Field(default=3600, ge=0)
 
 
 class EngineActor:
@@ -84,7 +85,10 @@ class EngineActor:
         name = arguments.name or Path(str(self._engine.info()["model"])).name
         # The front counts. A request that was cancelled may be here a moment longer than there.
         most = 2 * arguments.max_requests
-        self._app = create_app(self._engine, ServerOptions(name, (inner_key,), most))
+        options = ServerOptions(
+            name, (inner_key,), most, timeout=arguments.timeout or None, behind_front=True
+        )
+        self._app = create_app(self._engine, options)
 
     async def ask(self, call: Call) -> AsyncIterator[Any]:
         """The answer to a request: its status and headers, then the body as it comes."""

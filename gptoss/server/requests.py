@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.grammar import Grammar
 from gptoss.sampling import SamplingParams
 from gptoss.server.errors import ApiError
 
@@ -20,7 +23,19 @@ _SAMPLING = (
     "repetition_penalty",
     "seed",
     "n",
+    "ignore_eos",
 )
+
+
+MOST_PRIORITY = 1000
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and the event loop that the answer is read in."""
+
+    loop: AbstractEventLoop
+    client: str = ""
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
@@ -59,6 +74,85 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
             f"stream_options: expected an object, found {shown(options)}", param="stream_options"
         )
     return flag(options, "include_usage")
+
+
+_GUIDES: dict[str, Callable[[Any], Grammar]] = {
+    "json": Grammar.json,
+    "regex": Grammar.regex,
+    "choice": Grammar.choice,
+    "grammar": Grammar.lark,
+}
+_FORMATS = ("text", "json_object", "json_schema")
+
+
+def answer_grammar(body: Mapping[str, Any], format_name: str = "response_format") -> Grammar | None:
+    """What the answer must be: OpenAI's `response_format`, or as vLLM has it `structured_outputs`
+    ({"json" | "regex" | "choice" | "grammar": …}) and `guided_json`, `guided_regex` and so on.
+
+    Raises ApiError: it is none, cannot be carried out, or there are several.
+    """
+    found: list[tuple[str, Grammar]] = []
+    wanted = body.get("response_format")
+    if wanted is not None:
+        grammar = _of_format(wanted, format_name)
+        if grammar is not None:
+            found.append((format_name, grammar))
+    structured = body.get("structured_outputs")
+    if structured is not None and not isinstance(structured, Mapping):
+        raise ApiError(
+            f"structured_outputs: expected an object, found {shown(structured)}",
+            param="structured_outputs",
+        )
+    for kind, make in _GUIDES.items():
+        for name, value in (
+            (f"guided_{kind}", body.get(f"guided_{kind}")),
+            (f"structured_outputs.{kind}", (structured or {}).get(kind)),
+        ):
+            if value is not None:
+                found.append((name, _grammar(make, value, name)))
+    if len(found) > 1:
+        names = " and ".join(name for name, _ in found)
+        raise ApiError(f"{names}: expected one of them", param=found[1][0])
+    return found[0][1] if found else None
+
+
+def _of_format(wanted: object, name: str) -> Grammar | None:
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else wanted
+    if kind not in _FORMATS:
+        raise ApiError(
+            f"{name}: expected type {', '.join(_FORMATS)}, found {shown(kind)}", param=name
+        )
+    assert isinstance(wanted, Mapping)
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _grammar(Grammar.json, None, name)
+    described = wanted.get("json_schema", wanted)  # the responses API has no inner object
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ApiError(f"{name}.schema: expected a JSON schema, found {shown(schema)}", param=name)
+    return _grammar(Grammar.json, schema, name)
+
+
+def _grammar(make: Callable[[Any], Grammar], value: Any, name: str) -> Grammar:
+    try:
+        return make(value)
+    except Error as error:
+        raise ApiError(f"{name}: {error}", param=name) from None
+
+
+def priority_of(body: Mapping[str, Any]) -> int:
+    """`priority`: a whole number, lower goes first; 0 where it is missing. Raises ApiError."""
+    value = body.get("priority")
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_PRIORITY:
+        raise ApiError(
+            f"priority: expected an integer from {-MOST_PRIORITY} to {MOST_PRIORITY}, found "
+            f"{shown(value)}",
+            param="priority",
+        )
+    return value
 
 
 def stop_strings(body: Mapping[str, Any]) -> tuple[str, ...]:

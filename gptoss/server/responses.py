@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import secrets
 import time
-from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from gptoss.async_engine import AsyncEngine
 from gptoss.chat import HarmonyChat, PlainChat
 from gptoss.completion import Timing
-from gptoss.errors import shown
+from gptoss.errors import Error, shown
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.errors import ApiError
-from gptoss.server.requests import flag, refuse_unsupported
+from gptoss.server.requests import Caller, flag, refuse_unsupported
 
 # A conversation that is kept here, work in the background, tools of OpenAI's own.
 _UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt")
-_SAME = ("temperature", "top_p", "top_k", "min_p", "seed", "tool_choice", "top_logprobs")
+_SAME = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "logit_bias", "seed", "stop", "tool_choice", "top_logprobs", "priority",
+    "structured_outputs",
+)  # fmt: skip
 
 Event = dict[str, Any]
 
@@ -31,12 +34,12 @@ class ResponsesRequest:
         engine: AsyncEngine,
         chat: HarmonyChat | PlainChat,
         body: Mapping[str, Any],
-        loop: AbstractEventLoop,
+        caller: Caller,
         model: str,
     ) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         self.streams = flag(body, "stream")
-        self._chat = ChatRequest(engine, chat, _as_chat(body), loop)
+        self._chat = ChatRequest(engine, chat, _as_chat(body), caller, "text.format")
         self._body = body
         self._head = {
             "id": f"resp_{secrets.token_hex(16)}",
@@ -49,6 +52,10 @@ class ResponsesRequest:
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
         return self._chat.timings()
+
+    def fail(self, error: Error) -> None:
+        """End it with an error."""
+        self._chat.fail(error)
 
     def cancel(self) -> None:
         """Stop what is still running."""
@@ -113,14 +120,14 @@ class ResponsesRequest:
             "previous_response_id": None,
             "reasoning": {"effort": effort or "medium", "summary": None},
             "temperature": body.get("temperature", 1.0),
-            "text": {"format": {"type": "text"}},
+            "text": body.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
             "tools": body.get("tools") or [],
             "top_p": body.get("top_p", 1.0),
             "truncation": "disabled",
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": usage["prompt_tokens_details"],
                 "output_tokens": usage["completion_tokens"],
                 "output_tokens_details": usage["completion_tokens_details"],
                 "total_tokens": usage["total_tokens"],

@@ -22,13 +22,17 @@ struct Example {
   std::vector<int32_t> history_start = {0, 0, 1}, history_ids = {7}, history_counts = {1};
   std::vector<int32_t> bias_start = {0, 1, 1}, bias_ids = {9};
   std::vector<float> bias_values = {0.5f};
+  std::vector<int32_t> mask_rows = {-1, 1};
+  std::vector<uint32_t> masks = std::vector<uint32_t>(64, ~0u);
 
   static SamplingRow plain() { return {1.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0}; }
 
   TokenIndex index() {
-    const Sampling sampling = {sampling_rows.data(),  history_start.data(), history_ids.data(),
-                               history_counts.data(), bias_start.data(),    bias_ids.data(),
-                               bias_values.data()};
+    const Sampling sampling = {sampling_rows.data(), history_start.data(),
+                               history_ids.data(),   history_counts.data(),
+                               bias_start.data(),    bias_ids.data(),
+                               bias_values.data(),   mask_rows.data(),
+                               masks.data(),         2};
     Batch b;
     b.num_tokens = static_cast<int32_t>(token_ids.size());
     b.num_sequences = static_cast<int32_t>(context_len.size());
@@ -110,4 +114,6 @@ TEST(each_wrong_sampling_parameter_is_named) {
   CHECK_THROWS(index_with([](auto& e) { e.history_start = {0, 1, 0}; }), "must not fall");
   CHECK_THROWS(index_with([](auto& e) { e.bias_ids[0] = -1; }), "bias id must lie in");
   CHECK_THROWS(index_with([&](auto& e) { e.bias_values[0] = nan; }), "logit bias must be finite");
+  CHECK_THROWS(index_with([](auto& e) { e.mask_rows[0] = 2; }), "mask must lie in -1..1, found 2");
+  CHECK_THROWS(index_with([](auto& e) { e.mask_rows[0] = -2; }), "mask must lie in");
 }

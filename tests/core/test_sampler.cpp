@@ -20,14 +20,24 @@ struct Draw {
   SamplingRow row = {1.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 42, 0};
   std::vector<int32_t> history_ids, history_counts, bias_ids;
   std::vector<float> bias_values;
+  std::vector<uint32_t> mask;
   std::vector<int32_t> top_ids = std::vector<int32_t>(8, -1);
   std::vector<float> top_logprobs = std::vector<float>(8, 0.0f);
 
   Sampled once() {
     const int32_t history[2] = {0, static_cast<int32_t>(history_ids.size())};
     const int32_t bias[2] = {0, static_cast<int32_t>(bias_ids.size())};
-    const Sampling sampling = {&row, history,         history_ids.data(), history_counts.data(),
-                               bias, bias_ids.data(), bias_values.data()};
+    const int32_t mask_row = mask.empty() ? -1 : 0;
+    const Sampling sampling = {&row,
+                               history,
+                               history_ids.data(),
+                               history_counts.data(),
+                               bias,
+                               bias_ids.data(),
+                               bias_values.data(),
+                               &mask_row,
+                               mask.data(),
+                               mask.empty() ? 0 : 1};
     SamplerScratch scratch;
     return sample_row(logits.data(), static_cast<int32_t>(logits.size()), sampling, 0,
                       top_ids.data(), top_logprobs.data(), scratch);
@@ -144,6 +154,23 @@ TEST(penalties_and_bias) {
   draw.bias_ids = {0};
   draw.bias_values = {-100};
   CHECK(draw.once().token == 1);
+}
+
+TEST(a_mask_leaves_out_whatever_is_likely) {
+  Draw draw{logs(std::vector<float>(70, 1.0f / 70))};
+  draw.logits[0] = 50.0f;
+  draw.mask = {1u << 5, 1u << 31, 1u << 2};  // 5, 63 and 66
+  const std::vector<int> counts = draw.many(300);
+  CHECK(counts[5] + counts[63] + counts[66] == 300);
+  CHECK(counts[5] > 60 && counts[63] > 60 && counts[66] > 60);
+  draw.row.temperature = 0;
+  CHECK(draw.once().token == 5);
+  draw.bias_ids = {66, 1};
+  draw.bias_values = {1, 100};  // a bias opens nothing
+  CHECK(draw.once().token == 66);
+  CHECK_NEAR(draw.once().logprob, std::log(1.0 / 70) - 50, 1e-4);
+  draw.mask = {0, 0, 0};
+  CHECK_THROWS(draw.once(), "mask leave no token possible");
 }
 
 TEST(logprobs_are_of_the_unmodified_distribution) {

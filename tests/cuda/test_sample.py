@@ -9,7 +9,7 @@ ROW = np.dtype(
         ("temperature", "<f4"), ("top_p", "<f4"), ("min_p", "<f4"), ("top_k", "<i4"),
         ("repetition_penalty", "<f4"), ("presence_penalty", "<f4"), ("frequency_penalty", "<f4"),
         ("n_logprobs", "<i4"), ("uniform", "<f8"), ("history_begin", "<i4"), ("history_end", "<i4"),
-        ("bias_begin", "<i4"), ("bias_end", "<i4"),
+        ("bias_begin", "<i4"), ("bias_end", "<i4"), ("mask", "<i4"), ("unused", "<i4"),
     ]
 )  # fmt: skip
 RESULT = np.dtype([("token", "<i4"), ("logprob", "<f4"), ("status", "<i4")])
@@ -19,23 +19,25 @@ OK, NAN, NOT_FINITE, NOTHING_LEFT = range(4)
 def row(**options):
     result = np.zeros(1, ROW)
     result["top_p"] = result["repetition_penalty"] = 1
+    result["mask"] = -1
     for name, value in options.items():
         result[name] = value
     return result
 
 
-def sample(cuda, logits, rows, *, history=((), ()), bias=((), ())):
+def sample(cuda, logits, rows, *, history=((), ()), bias=((), ()), masks=()):
     rows = np.ascontiguousarray(rows)
     count, vocab = logits.shape
     width = int(rows["n_logprobs"].max())
     results = np.empty(count, RESULT)
     top_ids, top_logprobs = ints(count, width), floats(count, width)
     lists = [np.array(history[0], np.int32), np.array(history[1], np.int32),
-             np.array(bias[0], np.int32), np.array(bias[1], np.float32)]  # fmt: skip
+             np.array(bias[0], np.int32), np.array(bias[1], np.float32),
+             np.array(masks, np.uint32).reshape(len(masks), -1)]  # fmt: skip
     arrays = [(logits, "in"), (floats(count, vocab), "out"), (rows, "in")]
     arrays += [(a, "in") for a in lists]
     arrays += [(results, "out"), (top_ids, "out"), (top_logprobs, "out")]
-    sizes = [count, vocab, width, len(lists[0]), len(lists[2])]
+    sizes = [count, vocab, width, len(lists[0]), len(lists[2]), len(masks)]
     cuda("sample", arrays, sizes)
     return results, top_ids, top_logprobs
 
@@ -151,3 +153,33 @@ def test_tokens_that_cannot_be_are_not_drawn(cuda):
     rows = np.concatenate([row(temperature=1, uniform=u) for u in uniform])
     results, _, _ = sample(cuda, logits, rows)
     assert np.array_equal(results["token"], np.where(uniform < 0.5, 3, 40))
+
+
+@pytest.mark.parametrize("vocab", [64, 70])
+def test_masks(cuda, random, vocab):
+    """Greedy rows take the best of what their mask leaves; logprobs are the model's own."""
+    logits = random.normal(size=(5, vocab)).astype(np.float32)
+    allowed = random.uniform(size=(3, vocab)) < 0.3
+    allowed[:, 3] = True
+    allowed[2] = False
+    words = -(-vocab // 32)
+    padded = np.zeros((3, words * 32), bool)
+    padded[:, :vocab] = allowed
+    masks = np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
+    bias = ([7], [np.float32(0.5)])
+    rows = np.concatenate(
+        [row(mask=0), row(), row(mask=1, bias_begin=0, bias_end=1), row(mask=2),
+         row(mask=1, temperature=1, uniform=0.7)]
+    )  # fmt: skip
+    results, _, _ = sample(cuda, logits, rows, bias=bias, masks=masks)
+    assert results["status"].tolist() == [OK, OK, OK, NOTHING_LEFT, OK]
+    biased = logits[2].copy()
+    biased[7] += 0.5
+    wanted = [np.where(allowed[0], logits[0], -np.inf).argmax(), logits[1].argmax(),
+              np.where(allowed[1], biased, -np.inf).argmax()]  # fmt: skip
+    assert results["token"][:3].tolist() == wanted
+    weight = np.where(allowed[1], np.exp(logits[4].astype(np.float64)), 0)
+    assert results["token"][4] == np.searchsorted(np.cumsum(weight) / weight.sum(), 0.7)
+    for r in (0, 1, 2, 4):
+        exact = log_softmax(logits[r])[results["token"][r]]
+        assert abs(results["logprob"][r] - exact) <= 1e-5

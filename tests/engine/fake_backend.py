@@ -33,13 +33,19 @@ SAMPLING_DTYPE = np.dtype(
 )
 
 
-def expected_logits(tokens: list[int], position: int, window: int) -> np.ndarray:
-    """float32 [VOCABULARY]: what the "model" says after tokens[: position + 1]."""
+def expected_logits(tokens: list[int], position: int, window: int, period: int = 0) -> np.ndarray:
+    """float32 [VOCABULARY]: what the "model" says after tokens[: position + 1].
+
+    period: it likes to repeat the token that came so many before, nine times out of ten.
+    """
     full = tokens[: position + 1]
     sliding = tokens[max(0, position - window + 1) : position + 1]
     digest = hashlib.sha256(repr((full, sliding)).encode()).digest()
     seed = int.from_bytes(digest[:8], "little")
-    return np.random.default_rng(seed).normal(0, 3, VOCABULARY).astype(np.float32)
+    logits = np.random.default_rng(seed).normal(0, 3, VOCABULARY).astype(np.float32)
+    if period and position + 1 >= period and seed % 10:
+        logits[tokens[position + 1 - period]] += 30
+    return logits
 
 
 class SamplingBatch:
@@ -51,6 +57,11 @@ class SamplingBatch:
         count = len(rows)
         self.history = _per_row(arrays, "history", ("ids", "counts"), count)
         self.bias = _per_row(arrays, "bias", ("ids", "values"), count)
+        self.allowed = [np.ones(VOCABULARY, bool)] * count
+        for r, mask in enumerate(arrays.get("mask_rows", ())):
+            if mask >= 0:
+                bits = arrays["masks"][mask].view(np.uint8)
+                self.allowed[r] = np.unpackbits(bits, bitorder="little")[:VOCABULARY].astype(bool)
 
 
 def _per_row(arrays: dict, name: str, parts: tuple[str, str], count: int) -> list[tuple]:
@@ -78,8 +89,9 @@ class FakeBackend:
     page_size = PAGE
     page_bytes = 1000
 
-    def __init__(self, window: int = 20, pages: int = 0) -> None:
+    def __init__(self, window: int = 20, pages: int = 0, period: int = 0) -> None:
         self.window = window
+        self.period = period
         self.pages: list[dict[int, tuple[int, int]]] = [{} for _ in range(pages)]
         self.steps: list[tuple[int, int]] = []  # (sequences, tokens) of each step
         self.closed = False
@@ -137,9 +149,17 @@ class FakeBackend:
         assert ((token_ids >= 0) & (token_ids < VOCABULARY)).all()
         assert (np.diff(logits_rows) > 0).all()
         assert not len(logits_rows) or 0 <= logits_rows[0] <= logits_rows[-1] < len(token_ids)
-        held = block_table[block_table >= 0]
-        assert len(set(held.tolist())) == len(held), "a page is in two places"
-        assert len(held) == 0 or held.max() < len(self.pages)
+        held = block_table[block_table >= 0].tolist()
+        assert not held or max(held) < len(self.pages)
+        written = [
+            int(block_table[group, s, block])
+            for s in range(count)
+            for group in (0, 1)
+            for block in range(
+                int(context_len[s] - new[s]) // PAGE, -(-int(context_len[s]) // PAGE)
+            )
+        ]
+        assert all(held.count(page) == 1 for page in written), "a page that is written is shared"
         for s in range(count):
             last = -(-int(context_len[s]) // PAGE)
             first = max(0, int(context_len[s] - new[s]) - self.window + 1) // PAGE
@@ -160,7 +180,7 @@ class FakeBackend:
         tokens = [self._read(block_table, 0, s, p) for p in range(position + 1)]
         for p in range(max(0, position - self.window + 1), position + 1):
             assert self._read(block_table, 1, s, p) == tokens[p], "the groups disagree"
-        return expected_logits(tokens, position, self.window)
+        return expected_logits(tokens, position, self.window, self.period)
 
     def _read(self, block_table: np.ndarray, group: int, s: int, position: int) -> int:
         entry = self._page(block_table, group, s, position // PAGE).get(position % PAGE)
@@ -207,6 +227,7 @@ def sample(logits: np.ndarray, sampling: SamplingBatch | None, r: int) -> int:
     ids, values = sampling.bias[r]
     for token, value in zip(ids, values, strict=True):
         x[token] += value
+    x[~sampling.allowed[r]] = -np.inf
     if row["temperature"] == 0:
         return int(x.argmax())
     x = x / row["temperature"]
@@ -223,9 +244,9 @@ def sample(logits: np.ndarray, sampling: SamplingBatch | None, r: int) -> int:
     return int(order[min(int((np.cumsum(p) < u).sum()), len(order) - 1)])
 
 
-def reference_greedy(prompt: list[int], count: int, window: int) -> list[int]:
+def reference_greedy(prompt: list[int], count: int, window: int, period: int = 0) -> list[int]:
     """The greedy continuation, computed without pages."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(int(expected_logits(tokens, len(tokens) - 1, window).argmax()))
+        tokens.append(int(expected_logits(tokens, len(tokens) - 1, window, period).argmax()))
     return tokens[len(prompt) :]

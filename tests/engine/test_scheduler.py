@@ -1,8 +1,11 @@
 """The scheduler and the worker on a backend that notices every wrong page."""
 
+import time
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import fake_backend as fake
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,20 +15,29 @@ from gptoss.errors import Error
 from gptoss.jobs import Generation, Scoring
 from gptoss.sampling import SamplingParams
 from gptoss.scheduler import Scheduler, Sequence
+from gptoss.speculation import Drafter
 from gptoss.worker import Worker
 
 WINDOW = 20
 GREEDY = SamplingParams(temperature=0)
 
 
-def make_worker(pages, step_tokens=32, max_running=8, window=WINDOW):
+def make_worker(
+    pages, step_tokens=32, max_running=8, window=WINDOW, period=0, cache=True, overlap=False
+):
     """A worker without a thread: tests call serve()."""
-    backend = fake.FakeBackend(window, pages)
-    scheduler = Scheduler(pages, fake.PAGE, window, step_tokens, max_running)
-    return Worker(backend, scheduler, fake.SamplingBatch, fake.SAMPLING_DTYPE)
+    backend = fake.FakeBackend(window, pages, period)
+    scheduler = Scheduler(pages, fake.PAGE, window, step_tokens, max_running, prefix_cache=cache)
+    return Worker(
+        backend,
+        scheduler,
+        fake.SamplingBatch,
+        fake.SAMPLING_DTYPE,
+        overlap_from=1 if overlap else None,
+    )
 
 
-def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0):
+def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0, cost=None, **more):
     job = Generation(
         prompt,
         params,
@@ -35,6 +47,8 @@ def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0):
         text=None,
         token_bytes=lambda token: bytes([token]),
         outbox=SimpleQueue(),
+        drafter=Drafter(prompt, cost) if cost else None,
+        **more,
     )
     job.demand = most + 1
     return job
@@ -46,7 +60,7 @@ def submit(worker, job):
 
 
 def busy(worker):
-    return worker._wanted() or not worker._inbox.empty()
+    return worker._wanted() or worker._flight is not None or not worker._inbox.empty()
 
 
 def run(worker):
@@ -299,6 +313,10 @@ request = st.fixed_dictionaries(
         "frequency_penalty": st.sampled_from([0.0, 0.7]),
         "stop_ids": st.sets(st.integers(0, fake.VOCABULARY - 1), max_size=2),
         "score": st.booleans(),
+        "guesses": st.booleans(),
+        "masked": st.booleans(),
+        "priority": st.integers(0, 2),
+        "client": st.sampled_from(["a", "b"]),
     }
 )
 action = st.one_of(
@@ -308,7 +326,23 @@ action = st.one_of(
 )
 
 
-def job_from(spec, seed):
+class EveryOther:
+    """A constraint that depends on what came before."""
+
+    ended = False
+
+    def __init__(self):
+        self._last = 0
+
+    def mask(self):
+        allowed = (np.arange(64) + self._last) % 3 != 0
+        return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+    def push(self, token):
+        self._last = token
+
+
+def job_from(spec, seed, worker):
     prompt = prompt_of(spec["length"], spec["salt"])
     if spec["score"]:
         return Scoring(prompt, SimpleQueue(), chunk=1 + spec["most"] // 3)
@@ -319,7 +353,17 @@ def job_from(spec, seed):
         logit_bias={5: 3.0},
         logprobs=3,
     )
-    return make_job(prompt, spec["most"], params, spec["stop_ids"], seed)
+    return make_job(
+        prompt,
+        spec["most"],
+        params,
+        spec["stop_ids"],
+        seed,
+        cost=worker.cost if spec["guesses"] else None,
+        constraint=EveryOther() if spec["masked"] else None,
+        priority=spec["priority"],
+        client=spec["client"],
+    )
 
 
 def results(job):
@@ -329,20 +373,25 @@ def results(job):
     return [(d.token_ids, d.finish_reason, d.logprobs) for d in items(job) if isinstance(d, Delta)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     actions=st.lists(action, min_size=1, max_size=25),
     pages=st.integers(14, 60),
     step_tokens=st.sampled_from([4, 16, 33, 128]),
     max_running=st.integers(1, 4),
     window=st.sampled_from([1, 16, 20, 47]),
+    period=st.sampled_from([0, 3, 7]),
+    cache=st.booleans(),
+    overlap=st.booleans(),
 )
-def test_any_mixture_equals_one_by_one(actions, pages, step_tokens, max_running, window):
-    worker = make_worker(pages, step_tokens, max_running, window)
+def test_any_mixture_equals_one_by_one(
+    actions, pages, step_tokens, max_running, window, period, cache, overlap
+):
+    worker = make_worker(pages, step_tokens, max_running, window, period, cache, overlap)
     jobs, cancelled = [], set()
     for kind, what in actions:
         if kind == "submit":
-            job = job_from(what, seed=len(jobs))
+            job = job_from(what, len(jobs), worker)
             try:
                 worker.submit(job)
             except Error:
@@ -359,9 +408,284 @@ def test_any_mixture_equals_one_by_one(actions, pages, step_tokens, max_running,
     run(worker)
     assert_nothing_leaked(worker)
     for i, (job, spec, seed) in enumerate(jobs):
-        alone = make_worker(200, 512, 1, window)
-        reference = job_from(spec, seed)
+        alone = make_worker(200, 512, 1, window, period, cache=False)
+        reference = job_from({**spec, "guesses": False}, seed, alone)
         submit(alone, reference)
         run(alone)
         expected, found = results(reference), results(job)
         assert found == (expected[: len(found)] if i in cancelled else expected)
+
+
+def computed(worker):
+    """Tokens that steps were given."""
+    return sum(tokens for _, tokens in worker.backend.steps)
+
+
+def finish(worker, *jobs):
+    for job in jobs:
+        worker.submit(job)
+    run(worker)
+    return [tokens_of(job) for job in jobs]
+
+
+# The prefix cache.
+
+
+@pytest.mark.parametrize("window", [1, 16, 20, 47, 100])
+def test_a_repeated_prompt_is_computed_once(window):
+    worker, prompt = make_worker(pages=60, window=window), prompt_of(100)
+    ((*first,),) = finish(worker, make_job(prompt, 5))
+    before = computed(worker)
+    job = make_job(prompt, 5)
+    assert finish(worker, job) == [first]
+    assert computed(worker) - before == 100 - 96 + 4  # the rest of the last block, and 4 drawn
+    assert job.cached == 96
+    assert_nothing_leaked(worker)
+
+
+def test_a_conversation_goes_on_where_it_was():
+    """Prompt, answer and next question: what the first turn computed is not computed again."""
+    worker, prompt = make_worker(pages=60), prompt_of(50)
+    (answer,) = finish(worker, make_job(prompt, 30))
+    longer = [*prompt, *answer, *prompt_of(20, 1)]
+    job = make_job(longer, 3)
+    (found,) = finish(worker, job)
+    assert found == fake.reference_greedy(longer, 3, WINDOW)
+    assert job.cached == 64  # of 79 tokens with keys and values, whole blocks
+
+
+@pytest.mark.parametrize("shared", [0, 15, 16, 40, 64, 90])
+def test_what_is_shared_is_used_and_no_more(shared):
+    worker = make_worker(pages=100)
+    one = prompt_of(100)
+    other = one[:shared] + [(token + 1) % fake.VOCABULARY for token in one[shared:]]
+    finish(worker, make_job(one, 3))
+    job = make_job(other, 3)
+    assert finish(worker, job) == [fake.reference_greedy(other, 3, WINDOW)]
+    assert job.cached == shared // 16 * 16
+    assert_nothing_leaked(worker)
+
+
+def test_a_window_that_lost_a_page_cuts_the_beginning():
+    worker, prompt = make_worker(pages=60, window=40), prompt_of(100)
+    finish(worker, make_job(prompt, 1))
+    node = worker.scheduler._cache.root
+    for _ in range(5):
+        node = next(iter(node.children.values()))
+    page = node.pages[1]  # the sliding page of positions 64 to 79
+    worker.scheduler.pool._kept.move_to_end(page, last=False)
+    others = worker.scheduler.pool.free - worker.scheduler.pool.kept + 1
+    taken = [worker.scheduler.pool.take() for _ in range(others)]
+    assert taken[-1] == page and node.pages[1] == -1
+    for each in taken:
+        worker.scheduler.pool.give_back(each)
+    job = make_job(prompt, 3)
+    assert finish(worker, job) == [fake.reference_greedy(prompt, 3, 40)]
+    assert job.cached == 64
+    again = make_job(prompt, 1)  # which mended it
+    finish(worker, again)
+    assert again.cached == 96
+
+
+def test_kept_pages_give_way():
+    """A pool full of beginnings is as good as an empty one, and the oldest go first."""
+    worker = make_worker(pages=40)
+    for salt in range(6):
+        finish(worker, make_job(prompt_of(100, salt), 2))
+    assert worker.scheduler.pool.kept > 0
+    recent, old = make_job(prompt_of(100, 5), 2), make_job(prompt_of(100, 0), 2)
+    finish(worker, recent)
+    finish(worker, old)
+    assert recent.cached == 96 and old.cached == 0
+    assert_nothing_leaked(worker)
+    assert worker.scheduler.preemptions == 0
+
+
+def test_forgotten_beginnings_leave_no_nodes():
+    worker = make_worker(pages=20)
+    for salt in range(40):
+        finish(worker, make_job(prompt_of(60, salt), 2))
+
+    def count(node):
+        return 1 + sum(count(child) for child in node.children.values())
+
+    assert count(worker.scheduler._cache.root) <= 1 + 20
+
+
+def test_prompts_that_come_together_are_computed_once():
+    worker, prompt = make_worker(pages=200, step_tokens=32), prompt_of(100)
+    jobs = [make_job(prompt, 4) for _ in range(6)]
+    found = finish(worker, *jobs)
+    assert found == [fake.reference_greedy(prompt, 4, WINDOW)] * 6
+    assert [job.cached for job in jobs] == [0] + [96] * 5
+    assert computed(worker) == 100 + 5 * 4 + 6 * 3
+
+
+def test_a_preempted_sequence_takes_up_what_is_left():
+    worker = make_worker(pages=10, step_tokens=64)
+    jobs = [make_job(prompt_of(10, i), 50) for i in range(2)]
+    finish(worker, *jobs)
+    without = make_worker(pages=10, step_tokens=64, cache=False)
+    finish(without, *(make_job(prompt_of(10, i), 50) for i in range(2)))
+    assert worker.scheduler.preemptions and computed(worker) < computed(without)
+
+
+def test_scoring_computes_every_row():
+    worker, prompt = make_worker(pages=60), prompt_of(70)
+    finish(worker, make_job(prompt, 2))
+    job = Scoring(prompt, SimpleQueue(), chunk=20)
+    submit(worker, job)
+    run(worker)
+    assert sum(len(rows) for _, rows in items(job)) == 70
+
+
+# Guesses.
+
+CHEAP = SimpleNamespace(share=lambda sequences: 0.05)  # what a token more in a step costs
+
+
+def test_right_guesses_save_steps_and_change_nothing():
+    worker = make_worker(pages=60, period=4)
+    prompt = prompt_of(12)
+    job = make_job(prompt, 100, cost=CHEAP)
+    (found,) = finish(worker, job)
+    assert found == fake.reference_greedy(prompt, 100, WINDOW, 4)
+    assert len(worker.backend.steps) < 60
+    assert_nothing_leaked(worker)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 5.0])
+def test_seeded_draws_are_the_same_with_guesses(temperature):
+    params = SamplingParams(temperature=temperature, top_p=0.9)
+    with_guesses, without = make_worker(60, period=3), make_worker(60, period=3)
+    guessing = make_job(prompt_of(20), 80, params, seed=5, cost=CHEAP)
+    (found,) = finish(with_guesses, guessing)
+    assert finish(without, make_job(prompt_of(20), 80, params, seed=5)) == [found]
+    assert len(found) == 80
+
+
+def test_guesses_take_no_pages_from_others():
+    worker = make_worker(pages=10, step_tokens=64, period=3)
+    jobs = [make_job(prompt_of(10, i), 40, cost=CHEAP) for i in range(2)]
+    found = finish(worker, *jobs)
+    assert found == [fake.reference_greedy(prompt_of(10, i), 40, WINDOW, 3) for i in range(2)]
+    assert_nothing_leaked(worker)
+
+
+def test_a_text_that_ends_among_guesses_ends_there():
+    continuation = fake.reference_greedy(prompt_of(12), 60, WINDOW, 4)
+    for stop in set(continuation):
+        worker = make_worker(pages=60, period=4)
+        job = make_job(prompt_of(12), 60, stop_ids=[stop], cost=CHEAP)
+        (found,) = finish(worker, job)
+        assert found == continuation[: continuation.index(stop) + 1]
+    for most in range(1, 20):
+        worker = make_worker(pages=60, period=4)
+        (found,) = finish(worker, make_job(prompt_of(12), most, cost=CHEAP))
+        assert found == continuation[:most]
+
+
+# Steps that overlap.
+
+
+def test_overlapped_steps_give_the_same():
+    plain, overlapped = make_worker(pages=200), make_worker(pages=200, overlap=True)
+    found = [
+        finish(worker, *(make_job(prompt_of(5 + 9 * i, i), 20 + i) for i in range(8)))
+        for worker in (plain, overlapped)
+    ]
+    assert found[0] == found[1]
+    assert plain.backend.steps == overlapped.backend.steps  # nothing was computed in vain
+    assert_nothing_leaked(overlapped)
+
+
+def test_a_step_is_planned_while_the_one_before_runs():
+    worker = make_worker(pages=60, overlap=True)
+    job, events = make_job(prompt_of(5), 10), []
+    step, plan = worker.backend.step, worker.scheduler.plan
+
+    def slow_step(*args, **kwargs):
+        time.sleep(0.01)
+        output = step(*args, **kwargs)
+        events.append("end")
+        return output
+
+    worker.backend.step = slow_step
+    worker.scheduler.plan = lambda: events.append("plan") or plan()
+    finish(worker, job)
+    # All but the first are planned before the step in front of them ends.
+    assert events == ["plan"] + ["plan", "end"] * 10
+
+
+def test_an_error_in_an_overlapped_step_fails_only_its_sequence():
+    worker = make_worker(pages=100, overlap=True)
+    jobs = [make_job(prompt_of(4, i), 10) for i in range(3)]
+    poison = make_job([1, 2, 3], 30)
+
+    def fail(token_ids):
+        if poison.produced == 12:
+            raise MemoryError("no room")
+
+    worker.backend.fail_when = fail
+    for job in (jobs[0], poison, *jobs[1:]):
+        worker.submit(job)
+    run(worker)
+    assert isinstance(items(poison)[-1], MemoryError)
+    for i, job in enumerate(jobs):
+        assert tokens_of(job) == fake.reference_greedy(prompt_of(4, i), 10, WINDOW)
+    assert_nothing_leaked(worker)
+
+
+# Who comes first.
+
+
+def test_a_lower_number_goes_first():
+    worker = make_worker(pages=200, max_running=1)
+    jobs = [make_job(prompt_of(4, i), 3, priority=p) for i, p in enumerate((5, 1, 3))]
+    for job in jobs:
+        worker.submit(job)
+    order = []
+    while busy(worker):
+        worker.serve()
+        order += [j for j in worker.scheduler.running if j not in order]
+    assert order == [jobs[1], jobs[2], jobs[0]]
+
+
+def test_one_of_higher_priority_takes_the_place_of_a_running_one():
+    worker = make_worker(pages=200, max_running=2)
+    low = [make_job(prompt_of(4, i), 40, priority=1) for i in range(2)]
+    for job in low:
+        submit(worker, job)
+    urgent = make_job(prompt_of(4, 7), 3, priority=0)
+    submit(worker, urgent)
+    assert worker.scheduler.running == [urgent, low[0]]
+    run(worker)
+    assert low[0].preemptions == 0 and low[1].preemptions == 1
+    assert [len(tokens_of(job)) for job in (*low, urgent)] == [40, 40, 3]
+
+
+def test_a_client_with_many_requests_does_not_keep_out_one_with_few():
+    worker = make_worker(pages=400, max_running=2)
+    many = [make_job(prompt_of(30, i), 10, client="many") for i in range(12)]
+    for job in many:
+        worker.submit(job)
+    for _ in range(5):
+        worker.serve()
+    few = make_job(prompt_of(30, 99), 10, client="few")
+    worker.submit(few)
+    while not few.produced:
+        worker.serve()
+    assert sum(job.produced == 10 for job in many) <= 4  # it came next, not thirteenth
+    run(worker)
+    assert all(len(tokens_of(job)) == 10 for job in (*many, few))
+
+
+def test_clients_share_alike():
+    worker = make_worker(pages=400, max_running=1)
+    for i in range(12):
+        worker.submit(make_job(prompt_of(20, i), 5, client="ab"[i >= 6]))
+    order = []
+    while busy(worker):
+        worker.serve()
+        order += [j for j in worker.scheduler.running if j not in order]
+    assert "".join(job.client for job in order) in ("abababababab", "aabababababb")

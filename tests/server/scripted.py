@@ -34,7 +34,7 @@ class Scripted:
     def __init__(self, written, finish="stop"):
         self.written, self.finish, self.params = written, finish, None
 
-    def stream(self, prompt, params, *, loop):
+    def stream(self, prompt, params, *, loop, priority, client):
         self.params = params
         tokens = WORDS.encode(self.written)
         deltas = [
@@ -50,6 +50,9 @@ class Stream:
     def __init__(self, deltas, prompt_tokens, choices):
         self._deltas, self.prompt_tokens, self.choices = deltas, prompt_tokens, choices
         self._cancelled, self.timings = False, []
+
+    def fail(self, error):
+        raise error
 
     def cancel(self):
         self._cancelled = True

@@ -8,6 +8,7 @@ import pytest
 from serving import serving
 
 from gptoss.server.front import Broken, Call, FrontOptions, Unreached, create_front
+from gptoss.server.guard import CALLER_HEADER, CLIENT_HEADER
 from gptoss.server.routing import CHAT, COMPLETIONS, RESPONSES, Router
 
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -96,6 +97,27 @@ def test_keys():
     # Whether other routes need one is the replica's to say: it gets them without key and body.
     ask([replica], post("/tokenize", **bad), api_keys=("good",))
     assert "authorization" not in replica.calls[-1].headers and replica.calls[-1].body == b""
+
+
+def test_replicas_learn_who_asks():
+    replica, callers = Replica(), []
+    for key in ("one", "two", "one"):
+        headers = {"Authorization": f"Bearer {key}", CALLER_HEADER: "x", CLIENT_HEADER: "x"}
+        ask([replica], post(headers=headers), api_keys=("one", "two"))
+        assert replica.calls[-1].headers[CLIENT_HEADER] == "127.0.0.1"
+        callers.append(replica.calls[-1].headers[CALLER_HEADER])
+    assert callers[0] == callers[2] != callers[1] and "x" not in callers
+    ask([replica], post(headers={CALLER_HEADER: "x"}))
+    assert replica.calls[-1].headers[CALLER_HEADER] == "127.0.0.1"
+
+
+def test_what_the_front_refuses_it_logs(caplog):
+    caplog.set_level("INFO", "gptoss.access")
+    requests = [("POST", COMPLETIONS, {"content": b" " * 101}), post()]
+    ask([Replica()], *requests, max_body=100)
+    (line,) = [json.loads(record.message) for record in caplog.records
+               if record.name == "gptoss.access"]  # fmt: skip
+    assert line["path"] == COMPLETIONS and line["status"] == 413 and line["client"] == "127.0.0.1"
 
 
 def test_bodies_that_are_too_large():

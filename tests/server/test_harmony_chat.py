@@ -120,6 +120,21 @@ def test_logprobs_are_those_of_the_answer(ask):
     assert "".join(token.token for token in found.content) == "It is four."
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_of_tokens_that_are_part_of_a_character(ask, stream):
+    text = "四, naïve"
+    written = THINKING + ANSWER.replace("It is four.", text)
+    answer = ask(written, logprobs=True, stop=["naive"], stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    found = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
+    assert b"".join(bytes(token.bytes) for token in found) == text.encode()
+
+
+def test_logprobs_of_an_answer_that_has_no_header(ask):
+    found = ask("I will not.<|return|>", logprobs=True).choices[0].logprobs
+    assert "".join(token.token for token in found.content) == "I will not."
+
+
 def test_an_answer_that_was_cut(ask):
     done = ask(THINKING + "<|channel|>final<|message|>It is", finish="length")
     assert done.choices[0].message.content == "It is"

@@ -178,6 +178,13 @@ def test_the_surface_is_that_of_one_engine(server, client, engine):
         assert refused.status_code == 404 and "expected nano" in refused.text
         assert plain.post("/v1/completions", content=b"{").status_code == 400
         assert plain.get("/v1/completions").status_code == 405
+        # The page needs no key, as where there is one engine.
+        page = httpx.get(server.address)
+        assert page.status_code == 200 and "content-security-policy" in page.headers
+        # Replicas log what they answered, and for whom.
+        logged = [json.loads(line) for line in server.lines if line.startswith("{")]
+        chat = next(line for line in logged if line["path"] == "/v1/chat/completions")
+        assert chat["client"] == "127.0.0.1" and chat["completion_tokens"] == 12
         # A path that looks like another place stays a path.
         assert plain.get(f"{server.address}//127.0.0.1:1/v1/models").status_code == 404
 
@@ -198,9 +205,9 @@ def test_several_at_a_time_are_spread(server, client, engine):
 
 
 def test_a_conversation_stays_where_it_began(server, client):
-    homes = []
+    homes, known = [], server.metric("gptoss_admitted_prompt_tokens_total", cache="hit")
     for name in ("Tom", "Ann", "Ben", "Sue"):
-        talk, home = [{"role": "user", "content": f"{name} had a dog."}], set()
+        talk, home = [{"role": "user", "content": f"{name} had a dog. " * 8}], set()
         for _ in range(3):
             before = server.generations()
             done = client.chat.completions.create(model="nano", messages=talk, max_tokens=4)
@@ -212,6 +219,9 @@ def test_a_conversation_stays_where_it_began(server, client):
         assert len(home) == 1
         homes += home
     assert homes in ([0, 1] * 2, [1, 0] * 2)
+    # Which is worth it: eight turns found at least two pages of their first one.
+    found = server.metric("gptoss_admitted_prompt_tokens_total", cache="hit") - known
+    assert found >= 8 * 2 * 16
 
 
 def test_a_client_that_leaves_ends_its_request(server, client, long):
@@ -330,7 +340,7 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked = {"host": "127.0.0.1", "port": 0, "api_key": ["inner"], "origin": [], "name": "nano"}
     asked |= {"max_requests": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
-    asked |= {"tensor_parallel": 1, "replica": 0}
+    asked |= {"tensor_parallel": 1, "replica": 0, "timeout": 60.0, "no_access_log": True}
 
     async def run():
         command = [sys.executable, "-m", "gptoss.cli.replica", "0"]

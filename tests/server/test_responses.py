@@ -108,7 +108,10 @@ def test_a_model_that_was_not_taught_it(engine):
         ({"input": [{"type": "reasoning", "content": [5]}]}, "input[0].content: expected parts"),
         ({"input": "a", "reasoning": 5}, "reasoning: expected an object"),
         ({"input": "a", "text": 5}, "text: expected an object"),
-        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "response_format: expected"),
+        (
+            {"input": "a", "text": {"format": {"type": "json_schema"}}},
+            "format.schema: expected",
+        ),
         ({"input": "a", "previous_response_id": "x"}, "previous_response_id: this server cannot"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type: expected function"),
     ],
@@ -123,7 +126,7 @@ def test_a_step_that_fails_ends_the_events_with_an_error(engine, monkeypatch):
     def fails(chunks):
         raise Error("no luck")
 
-    monkeypatch.setattr(engine._worker, "_compute", fails)
+    monkeypatch.setattr(engine._worker, "_prepare", fails)
     with serving(create_app(engine, ServerOptions("nano"))) as address:
         body = {"input": "a", "stream": True}
         answer = httpx.post(f"{address}/v1/responses", json=body)

@@ -1,0 +1,50 @@
+"""A line of JSON for each request: who asked for what, what came of it, how long it took."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptoss.completion import Timing
+
+log = logging.getLogger("gptoss.access")
+
+
+class Access:
+    """One request. What was asked and answered is not written down, nor any key."""
+
+    def __init__(self, method: str, path: str, client: str) -> None:
+        self._begun = time.perf_counter()
+        self._entry: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "client": client,
+            "method": method,
+            "path": path,
+        }
+
+    def note(self, **values: Any) -> None:
+        """More to say at the end."""
+        self._entry.update(values)
+
+    def generated(self, timings: Iterable[Timing]) -> None:
+        """The texts that came to their end."""
+        all_of_them = list(timings)
+        if not all_of_them:
+            return
+        self.note(
+            prompt_tokens=all_of_them[0].prompt_tokens,
+            cached_tokens=min(timing.cached_tokens for timing in all_of_them),
+            completion_tokens=sum(timing.completion_tokens for timing in all_of_them),
+            queue_seconds=round(max(timing.queue_seconds for timing in all_of_them), 4),
+            first_token_seconds=round(min(timing.ttft for timing in all_of_them), 4),
+        )
+
+    def end(self, status: int) -> None:
+        """The last byte is sent, or the client has left."""
+        if log.isEnabledFor(logging.INFO):
+            seconds = round(time.perf_counter() - self._begun, 4)
+            log.info(json.dumps({**self._entry, "status": status, "seconds": seconds}))

@@ -1,0 +1,205 @@
+"""Clients that are slow, greedy or hostile, and an engine that is full: others go on."""
+
+import json
+import logging
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from fake_engine import settle
+from serving import serving
+
+from gptoss import Engine, SamplingParams
+from gptoss.server.app import ServerOptions, create_app
+
+LONG = {"prompt": "Once upon a time", "max_tokens": 800, "temperature": 1, "ignore_eos": True}
+
+
+def post(address, body, path="/v1/completions"):
+    return httpx.post(address + path, json=body, timeout=60)
+
+
+def events(address, body):
+    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
+        return [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+
+
+@pytest.fixture
+def slow(engine, monkeypatch):
+    """Steps that take their time."""
+    prepare = engine._worker._prepare
+    monkeypatch.setattr(engine._worker, "_prepare", lambda c: time.sleep(0.02) or prepare(c))
+    yield engine
+    monkeypatch.undo()
+    settle(engine)
+
+
+def test_an_answer_that_takes_too_long(slow):
+    with serving(create_app(slow, ServerOptions("nano", timeout=0.3))) as address:
+        answer = post(address, LONG)
+        error = answer.json()["error"]
+        assert answer.status_code == 504 and error["code"] == "timeout"
+        assert "longer than 0.3 seconds" in error["message"]
+        found = events(address, {**LONG, "stream": True})
+        assert len(found) > 3  # what was written came, and then why it ended
+        assert json.loads(found[-1])["error"]["code"] == "timeout"
+        settle(slow)
+        assert httpx.get(f"{address}/health").json()["running"] == 0
+        assert post(address, {**LONG, "max_tokens": 2}).status_code == 200
+
+
+def raw(address, text):
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.settimeout(10)
+    connection.sendall(text.encode())
+    return connection
+
+
+def test_a_body_that_does_not_come(engine):
+    with serving(create_app(engine, ServerOptions("nano", body_timeout=0.3))) as address:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        with raw(address, head) as connection:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_reader_that_does_not_read(engine):
+    """It holds up nobody, and finds everything when it comes."""
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        body = json.dumps({**LONG, "stream": True, "logprobs": 20, "seed": 1})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            host, port = address.removeprefix("http://").split(":")
+            connection.connect((host, int(port)))
+            connection.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
+            for _ in range(3):
+                assert post(address, {**LONG, "max_tokens": 30}).status_code == 200
+            settle(engine)  # computed to the end, though nothing was read
+            received = b""
+            while part := connection.recv(1 << 16):
+                received += part
+        assert b"data: [DONE]" in received and b'"finish_reason": "length"' in received
+
+
+def test_a_reader_that_never_reads_is_cut_off(slow, monkeypatch):
+    monkeypatch.setattr("gptoss.server.app._GRACE", 0.2)
+    with serving(create_app(slow, ServerOptions("nano", timeout=0.3))) as address:
+        body = json.dumps({**LONG, "stream": True})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with raw(address, head + body):
+            end = time.monotonic() + 10
+            while httpx.get(f"{address}/health").json()["running"] and time.monotonic() < end:
+                time.sleep(0.02)
+            assert httpx.get(f"{address}/health").json()["running"] == 0
+        settle(slow)
+
+
+def test_a_cache_that_is_full():
+    """Requests wait for pages and send each other back, and all are answered; one that can never
+    fit is told so."""
+    with small() as few:
+        with serving(create_app(few, ServerOptions("nano"))) as address:
+            room = few.info()["kv_tokens"]
+            body = {"prompt": [5, 6, 7] * 10, "max_tokens": room // 2, "ignore_eos": True}
+            with ThreadPoolExecutor(10) as pool:
+                asked = [{**body, "seed": i} for i in range(10)]
+                found = list(pool.map(lambda each: post(address, each), asked))
+            assert [answer.status_code for answer in found] == [200] * 10
+            alone = [
+                few.generate([5, 6, 7] * 10, SamplingParams(max_tokens=room // 2, ignore_eos=True,
+                                                            seed=i))[0].text
+                for i in range(10)
+            ]  # fmt: skip
+            assert [answer.json()["choices"][0]["text"] for answer in found] == alone
+            assert few.info()["preemptions"] > 0
+            answer = post(address, {"prompt": [5] * (room + 20), "max_tokens": 5})
+            assert answer.status_code == 400
+            assert "raise kv_bytes" in answer.json()["error"]["message"]
+        settle(few)
+
+
+def small():
+    """An engine with room for about two hundred tokens."""
+    with Engine(threads=1) as engine:
+        page = engine.info()["kv_page_bytes"]
+    return Engine(activation="f32", kv_bytes=2 * 40 * page, threads=1, step_tokens=64)
+
+
+def test_ten_megabytes_of_prompt(engine):
+    """Others go on while it is taken apart."""
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        with ThreadPoolExecutor(1) as pool:
+            big = pool.submit(post, address, {"prompt": "word " * 2_000_000})
+            others = 0
+            while not big.done() or not others:
+                assert post(address, {**LONG, "max_tokens": 3}).status_code == 200
+                others += 1
+            answer = big.result()
+        assert answer.status_code == 400
+        assert "prompt: expected at most" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"), [(10**9, 200), (10**12, 400), (-1, 400), (0, 400), (1.5, 400)]
+)
+def test_huge_max_tokens(engine, asked, status):
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        context = engine.info()["context_length"]
+        body = {"prompt": [5] * (context - 10), "max_tokens": asked, "ignore_eos": True}
+        answer = post(address, body)
+        assert answer.status_code == status
+        if status == 200:
+            assert answer.json()["usage"]["completion_tokens"] == 10
+            assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_access_log(engine, caplog):
+    secret = "a very private question"
+    with caplog.at_level(logging.INFO, logger="gptoss.access"):
+        with serving(create_app(engine, ServerOptions("nano", api_keys=("pass",)))) as address:
+            headers = {"Authorization": "Bearer pass"}
+            body = {"prompt": secret, "max_tokens": 5, "ignore_eos": True}
+            with httpx.Client(base_url=address, headers=headers) as client:
+                client.post("/v1/completions", json=body)
+                list(client.post("/v1/completions", json={**body, "stream": True}).iter_lines())
+                client.post("/v1/completions", json={"prompt": 5})
+            httpx.get(f"{address}/v1/models")
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [(line["path"], line["status"]) for line in lines] == [
+        ("/v1/completions", 200), ("/v1/completions", 200), ("/v1/completions", 400),
+        ("/v1/models", 401),
+    ]  # fmt: skip
+    for line in lines[:2]:
+        assert line["completion_tokens"] == 5 and line["prompt_tokens"] > 0
+        assert 0 <= line["first_token_seconds"] <= line["seconds"]
+        assert line["client"] == "127.0.0.1" and line["method"] == "POST"
+    assert lines[1]["stream"] is True
+    text = json.dumps(lines)
+    assert secret not in text and "pass" not in text
+
+
+def test_a_client_that_left_is_in_the_log(slow, caplog):
+    with caplog.at_level(logging.INFO, logger="gptoss.access"):
+        with serving(create_app(slow, ServerOptions("nano"))) as address:
+            body = {**LONG, "stream": True}
+            with httpx.stream("POST", f"{address}/v1/completions", json=body) as answer:
+                next(answer.iter_lines())
+            end = time.monotonic() + 10
+            while not caplog.records and time.monotonic() < end:
+                time.sleep(0.02)
+    assert json.loads(caplog.records[0].message)["status"] == 499
+
+
+def test_hits_of_the_cache_are_told(engine):
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        message = {"role": "user", "content": "Tell me of the sea and of ships. " * 8}
+        body = {"messages": [message], "max_tokens": 3}
+        for _ in range(2):
+            usage = post(address, body, "/v1/chat/completions").json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] >= 32
+        text = httpx.get(f"{address}/metrics").text
+    hits = [line for line in text.splitlines() if 'prompt_tokens_total{cache="hit"}' in line]
+    assert float(hits[0].split()[1]) >= 32
