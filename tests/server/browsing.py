@@ -42,7 +42,7 @@ class Writer:
     def go(self):
         self._go.release()
 
-    def stream(self, prompt, params, *, loop):
+    def stream(self, prompt, params, *, loop, priority, client):
         self.params.append(params)
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         return _Stream(self, text, len(prompt), params.logprobs)
@@ -59,6 +59,9 @@ class _Stream:
         self.prompt_tokens = prompt_tokens
         self._writer, self._text, self._logprobs = writer, text, logprobs
         self._ended = self._left = False
+
+    def fail(self, error):
+        raise error
 
     def cancel(self):
         if not self._ended and not self._left:

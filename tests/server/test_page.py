@@ -192,9 +192,17 @@ def test_a_call_is_shown_and_answered(visit):
     assert [m.call_id for m in results] == [c.id for c in call.calls] and user.role == "user"
 
 
+def declare(page):
+    """Fill in a tool: without one, a call would be text like any other."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Tools").fill(json.dumps([TOOL]))
+    page.get_by_role("button", name="Done").click()
+
+
 @in_browser
 def test_a_call_that_was_passed_over_takes_no_result(visit):
     seen = visit(CALL, ANSWER)
+    declare(seen.page)
     seen.ask()
     expect(seen.page.get_by_label("Result of add")).to_be_visible()
     seen.ask("Never mind.")
@@ -242,6 +250,7 @@ def test_hostile_words_stay_words(visit):
     assert links and {tuple(link) for link in links} == {
         ("https:", "noopener noreferrer nofollow", "evil.example")
     }
+    declare(seen.page)
     seen.ask()
     expect(seen.done.locator(".call pre")).to_have_text(HOSTILE[0])
     seen.page.get_by_role("button", name="Token probabilities").click()
@@ -575,6 +584,7 @@ def test_a_phone_has_nothing_to_scroll_sideways(visit):
     assert seen.page.evaluate(over) == 0
     table = seen.done.locator(".table")
     assert table.evaluate("(e) => e.scrollWidth > e.clientWidth")  # it scrolls by itself
+    declare(seen.page)
     seen.ask()
     expect(seen.page.get_by_label("Result of add")).to_be_visible()
     seen.page.get_by_role("button", name="Settings").click()
