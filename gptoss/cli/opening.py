@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from gptoss import Engine
 
 
-def open_engine(arguments: argparse.Namespace) -> Engine:
-    """The model that `arguments.add_model` named, with a bar while it loads."""
+def open_engine(arguments: argparse.Namespace, *, show: bool = True) -> Engine:
+    """The model that `arguments.add_model` named, with a bar while it loads if `show`."""
     from gptoss.engine import Engine
 
     with Progress("loading") as progress:
@@ -25,5 +25,5 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
             tensor_parallel=arguments.tensor_parallel,
             kv_bytes=arguments.kv_bytes,
             threads=arguments.threads,
-            progress=progress,
+            progress=progress if show else None,
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,8 +12,6 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,15 +26,25 @@ from gptoss.server.access import Access
 from gptoss.server.chat_completions import ChatRequest
 from gptoss.server.completions import CompletionRequest
 from gptoss.server.errors import ApiError
+from gptoss.server.guard import (
+    CALLER_HEADER,
+    CLIENT_HEADER,
+    CLIENT_LEFT,
+    MISTAKE,
+    check_key,
+    failed,
+    for_origins,
+    log,
+    no_route,
+    read_body,
+    unless_left,
+)
 from gptoss.server.metrics import Metrics
 from gptoss.server.page import page_routes
 from gptoss.server.requests import Caller, parse_body
 from gptoss.server.responses import ResponsesRequest
 
-log = logging.getLogger("gptoss.server")
-_MISTAKE = ApiError("the server made a mistake; its log says more", 500)
 _GRACE = 5.0  # seconds that a client has to read why its answer ended
-_CLIENT_LEFT = 499  # nginx's; nobody reads it
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class ServerOptions:
     must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
     come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
     seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
-    client may take to say what it wants.
+    client may take to say what it wants. behind_front: who asks is in headers that a front adds.
     """
 
     model_name: str
@@ -57,6 +63,7 @@ class ServerOptions:
     origins: tuple[str, ...] = ()
     timeout: float | None = 3600.0
     body_timeout: float = 60.0
+    behind_front: bool = False
 
 
 _Running = TypeVar("_Running", bound="_Work")
@@ -101,16 +108,6 @@ class _Server:
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
         post, get = ["POST"], ["GET"]
-        middleware = []
-        if options.origins:
-            middleware.append(
-                Middleware(
-                    CORSMiddleware,
-                    allow_origins=list(options.origins),
-                    allow_methods=["GET", "POST"],
-                    allow_headers=["Authorization", "Content-Type"],
-                )
-            )
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._guarded(self._chat_completions), methods=post),
@@ -124,8 +121,8 @@ class _Server:
                 Route("/health", self._health, methods=get),
                 *page_routes(),
             ],
-            middleware=middleware,
-            exception_handlers={HTTPException: _no_route, Exception: _failed},
+            middleware=for_origins(options.origins),
+            exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
     def _guarded(
@@ -136,11 +133,10 @@ class _Server:
         async def guarded(request: Request) -> Response:
             status = 500
             response: Response | None = None
-            host = request.client.host if request.client else ""
-            access = Access(request.method, request.url.path, host)
+            access = Access(request.method, request.url.path, self._client(request))
             request.state.access = access
             try:
-                self._check_key(request)
+                check_key(request, self._options.api_keys)
                 response = await endpoint(request)
                 status = response.status_code
             except ApiError as error:
@@ -150,7 +146,7 @@ class _Server:
                 status = 400
                 response = JSONResponse(ApiError(str(error)).body(), status)
             except ClientDisconnect:
-                status = _CLIENT_LEFT
+                status = CLIENT_LEFT
                 response = Response(status_code=status)
             finally:
                 self._metrics.answered(request.scope["route"].path, status)
@@ -160,43 +156,21 @@ class _Server:
 
         return guarded
 
-    def _check_key(self, request: Request) -> None:
-        if not self._options.api_keys:
-            return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        # All are compared, each in constant time: how long it takes tells nothing.
-        good = [hmac.compare_digest(given.encode(), key.encode()) for key in self._options.api_keys]
-        if kind.lower() != "bearer" or not any(good):
-            raise ApiError(
-                "Authorization: expected a bearer token that this server knows",
-                401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
     async def _body(self, request: Request) -> dict[str, Any]:
-        most, seconds = self._options.max_body, self._options.body_timeout
+        options = self._options
+        return parse_body(await read_body(request, options.max_body, options.body_timeout))
 
-        async def read() -> bytes:
-            data = bytearray()
-            async for part in request.stream():
-                data += part
-                if len(data) > most:
-                    raise ApiError(f"body: expected at most {most} bytes", 413)
-            return bytes(data)
-
-        try:
-            data = await asyncio.wait_for(read(), seconds)
-        except asyncio.TimeoutError:
-            raise ApiError(f"body: expected it within {seconds:g} seconds", 408) from None
-        return parse_body(data)
+    def _client(self, request: Request) -> str:
+        if self._options.behind_front:
+            return request.headers.get(CLIENT_HEADER, "")
+        return request.client.host if request.client else ""
 
     def _caller(self, request: Request) -> Caller:
         """Clients are told apart by their keys, or else by their addresses."""
         client = request.headers.get("authorization", "") if self._options.api_keys else ""
-        if not client and request.client is not None:
-            client = request.client.host
-        return Caller(asyncio.get_running_loop(), client)
+        if self._options.behind_front:  # all come with one key
+            client = request.headers.get(CALLER_HEADER, "")
+        return Caller(asyncio.get_running_loop(), client or self._client(request))
 
     def _format(self) -> HarmonyChat | PlainChat:
         if isinstance(self._chat, Error):
@@ -212,7 +186,7 @@ class _Server:
         if answer.streams:
             return self._stream(request, answer, _named_events(answer))
         found = await self._whole(request, answer, answer.response())
-        return Response(status_code=_CLIENT_LEFT) if found is None else JSONResponse(found)
+        return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
 
     async def _chat_completions(self, request: Request) -> Response:
         body = await self._body(request)
@@ -266,7 +240,7 @@ class _Server:
     ) -> _Result | None:
         """The answer when it is done; None when the client leaves first."""
         try:
-            return await _unless_left(request, result)
+            return await unless_left(request, result)
         except ApiError:
             raise
         except Error as error:  # the request was fit to run: this is not its fault
@@ -287,7 +261,7 @@ class _Server:
             return self._stream(request, answer, _events(answer, head))
         choices = await self._whole(request, answer, _all(answer))
         if choices is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         return JSONResponse(
             {**head, "object": answer.object, "choices": answer.join(choices),
              "usage": answer.usage}
@@ -381,7 +355,7 @@ class _EventStream(StreamingResponse):
         except (ClientDisconnect, asyncio.TimeoutError):
             pass
         finally:
-            self._at_end(self.status_code if self._complete else _CLIENT_LEFT)
+            self._at_end(self.status_code if self._complete else CLIENT_LEFT)
 
 
 async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
@@ -397,7 +371,7 @@ async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
         yield _event(_as_api_error(error).body())
     except Exception:
         log.exception("a stream ended")
-        yield _event(_MISTAKE.body())
+        yield _event(MISTAKE.body())
 
 
 async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
@@ -408,8 +382,8 @@ async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
     except Exception as error:
         if not isinstance(error, Error):
             log.exception("a stream ended")
-        said = _as_api_error(error) if isinstance(error, Error) else _MISTAKE
-        yield f"event: error\n{_event({'type': 'error', **said.body()['error']})}"
+        said = _as_api_error(error) if isinstance(error, Error) else MISTAKE
+        yield f"event: error\n{_event({**said.body()['error'], 'type': 'error'})}"
 
 
 def _as_api_error(error: Error) -> ApiError:
@@ -420,34 +394,5 @@ async def _all(answer: _Answer) -> list[dict[str, Any]]:
     return [choice async for choice in answer.chunks()]
 
 
-async def _unless_left(request: Request, answer: Awaitable[_Result]) -> _Result | None:
-    """The answer; None when the client leaves first, which cancels it."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work = asyncio.ensure_future(answer)
-    watch = asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        return await work if work.done() else None
-    finally:
-        for task in (work, watch):
-            task.cancel()
-        await asyncio.gather(work, watch, return_exceptions=True)
-
-
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(ApiError(message, error.status_code).body(), error.status_code)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    log.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return JSONResponse(_MISTAKE.body(), 500)

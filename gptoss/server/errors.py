@@ -12,6 +12,7 @@ _TYPES = {
     429: "rate_limit_error",
     408: "timeout_error",
     500: "server_error",
+    502: "server_error",
     503: "server_error",
     504: "timeout_error",
 }

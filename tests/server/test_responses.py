@@ -1,12 +1,14 @@
 """/v1/responses, by OpenAI's own client."""
 
+import json
+
 import httpx
 import openai
 import pytest
 from scripted import ANSWER, CALL, THINKING, scene
 from serving import serving
 
-from gptoss import SamplingParams
+from gptoss import Error, SamplingParams
 from gptoss.server.app import ServerOptions, create_app
 
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}}
@@ -118,3 +120,16 @@ def test_what_cannot_be_answered_is_named(engine, body, message):
     with serving(create_app(engine, ServerOptions("nano"))) as address:
         answer = httpx.post(f"{address}/v1/responses", json=body)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_a_step_that_fails_ends_the_events_with_an_error(engine, monkeypatch):
+    def fails(chunks):
+        raise Error("no luck")
+
+    monkeypatch.setattr(engine._worker, "_prepare", fails)
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        body = {"input": "a", "stream": True}
+        answer = httpx.post(f"{address}/v1/responses", json=body)
+    name, data = answer.text.strip().split("\n\n")[-1].split("\n")
+    found = json.loads(data.removeprefix("data: "))
+    assert name == "event: error" and found["type"] == "error" and found["message"] == "no luck"

@@ -1,0 +1,82 @@
+"""One of several engines behind `gptoss serve --replicas`; `gptoss.server.replicas` starts it.
+
+    python -m gptoss.cli.replica NUMBER DESCRIPTOR
+
+The number is for whoever looks at a list of processes; the descriptor is a socket's. The first
+line that comes over it is a JSON object with the options of `gptoss serve`; one line goes back:
+{"port": N} when requests can come, or {"error": "…"}. Its end means that whoever started us is
+gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+import uvicorn
+
+from gptoss.cli.opening import open_engine
+from gptoss.cli.serve import application, log_to_stderr
+from gptoss.errors import Error
+
+
+def main() -> int:
+    """Serve on loopback until SIGTERM."""
+    line = socket.socket(fileno=int(sys.argv[2]))
+    asked = line.makefile("r", encoding="utf-8").readline()
+    if not asked:
+        return 1
+    # A thread, not the event loop: it is there while the model is loaded, too.
+    threading.Thread(target=_end_with, args=[line], daemon=True).start()
+    options = json.loads(asked)
+    arguments = argparse.Namespace(**options)
+    log_to_stderr(arguments.no_access_log)
+    try:
+        with open_engine(arguments, show=options["replica"] == 0) as engine:
+            app = application(arguments, engine, behind_front=True)
+            config = uvicorn.Config(
+                app,
+                host=arguments.host,
+                port=arguments.port,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=60,
+            )
+            _Server(config, line).run()
+    except (Error, OSError, MemoryError) as error:
+        message = str(error) or "out of memory"
+        line.sendall(json.dumps({"error": message}).encode() + b"\n")
+        return 1
+    return 0
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, line: socket.socket) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, *arguments: Any, **options: Any) -> None:
+        await super().startup(*arguments, **options)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self._line.sendall(json.dumps({"port": port}).encode() + b"\n")
+
+
+def _end_with(line: socket.socket) -> None:
+    try:
+        while line.recv(4096):
+            pass
+    except OSError:
+        pass
+    os._exit(1)  # nobody is left to hear more
+
+
+if __name__ == "__main__":
+    sys.exit(main())

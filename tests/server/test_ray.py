@@ -1,0 +1,252 @@
+"""The application on Ray Serve: two engines on this machine, each an actor."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from importlib.util import find_spec
+from unittest import mock
+
+import httpx
+import openai
+import pytest
+
+if find_spec("ray") is None:
+    pytest.skip("ray is not installed (pip install 'gptoss[ray]')", allow_module_level=True)
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from gptoss import SamplingParams
+from gptoss.server.front import Call
+
+# Of Ray's own classes.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+GREEDY = {"temperature": 0, "max_tokens": 12}
+KEY = {"Authorization": "Bearer good"}
+PATIENCE = 40.0
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the application answers."""
+    import socket
+
+    import ray
+    from ray import serve
+
+    from gptoss.server.ray_app import Arguments, build_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        options = {"activation": "f32", "kv_bytes": 32 << 20, "api_keys": ["better"]}
+        with mock.patch.dict(os.environ, GPTOSS_API_KEY="good"):
+            app = build_app(Arguments(name="nano", replicas=2, **options))
+        serve.run(app, logging_config={"log_level": "ERROR"})
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="good", max_retries=0) as client:
+        yield client
+
+
+def metrics(address):
+    text = httpx.get(f"{address}/metrics", headers=KEY, timeout=30).text
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def of_replica(replica, what, **labels):
+    labels = {**labels, "replica": replica}
+    inside = ",".join(f'{name}="{value}"' for name, value in sorted(labels.items()))
+    return f"{what}{{{inside}}}"
+
+
+def chats(address):
+    """Conversations that each replica had."""
+    found = metrics(address)
+    labels = {"route": "/v1/chat/completions", "status": 200}
+    names = [of_replica(i, "gptoss_requests_total", **labels) for i in range(2)]
+    return [found.get(name, 0.0) for name in names]
+
+
+def health(address):
+    return httpx.get(f"{address}/health", timeout=30).json()
+
+
+def until(done, what):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := done():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited too long: {what}")
+
+
+def test_the_surface_is_that_of_one_engine(address, client, engine):
+    wanted = engine.generate("Once upon a time", SamplingParams(**GREEDY))[0].text
+    done = client.completions.create(model="nano", prompt="Once upon a time", **GREEDY)
+    assert done.choices[0].text == wanted
+    messages = [{"role": "user", "content": "Once upon a time"}]
+    stream = client.chat.completions.create(model="nano", messages=messages, stream=True, **GREEDY)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == wanted
+    assert len(chunks) > 5  # and not all at once
+    asked = {"model": "nano", "input": "Once upon a time", "temperature": 0}
+    with client.responses.create(**asked, max_output_tokens=12, stream=True) as events:
+        assert list(events)[-1].response.output_text == wanted
+    assert client.models.list().data[0].id == "nano"
+    with httpx.Client(base_url=address, headers=KEY, timeout=30) as plain:
+        tokens = plain.post("/tokenize", json={"prompt": "Once upon"}).json()["tokens"]
+        assert tokens == engine.tokenizer.encode("Once upon")
+        refused = plain.post("/v1/completions", json={"prompt": "a", "model": "other"})
+        assert refused.status_code == 404 and "expected nano" in refused.text
+        assert plain.post("/v1/completions", content=b"{").status_code == 400
+        assert plain.post("/v1/completions", content=b" " * (17 << 20)).status_code == 413
+
+
+def test_keys(address):
+    for headers in ({}, {"Authorization": "Bearer bad"}):
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models")):
+            answer = httpx.request(method, address + path, headers=headers, timeout=30)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+    for key in ("good", "better"):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200
+    assert health(address)["status"] == "ok"
+
+
+def test_a_conversation_stays_where_it_began(address, client):
+    homes = []
+    for name in ("Tom", "Ann", "Ben", "Sue"):
+        talk, home = [{"role": "user", "content": f"{name} had a dog."}], set()
+        for _ in range(2):
+            before = chats(address)
+            done = client.chat.completions.create(model="nano", messages=talk, max_tokens=4)
+            new = [after - then for after, then in zip(chats(address), before, strict=True)]
+            assert sum(new) == 1
+            home.add(new.index(1))
+            talk.append({"role": "assistant", "content": done.choices[0].message.content or "So"})
+            talk.append({"role": "user", "content": "And then?"})
+        assert len(home) == 1
+        homes += home
+    assert homes in ([0, 1] * 2, [1, 0] * 2)
+
+
+@pytest.fixture(scope="module")
+def long(engine):
+    """A request of some seconds: no text of it may end by itself."""
+    bias = {str(token): -100 for token in engine.tokenizer.eos_ids}
+    return {"max_tokens": 900, "n": 16, "logit_bias": bias}
+
+
+def idle(address):
+    found = metrics(address)
+    names = [of_replica(i, "gptoss_kv_pages", state="used") for i in range(2)]
+    return not any(found[name] for name in names) and health(address)["running"] == 0
+
+
+def written(address):
+    found = metrics(address)
+    return sum(
+        found.get(of_replica(i, "gptoss_tokens_total", kind="completion"), 0.0) for i in range(2)
+    )
+
+
+def test_a_client_that_leaves_ends_its_request(address, long):
+    before = written(address)
+    options = {"headers": KEY, "timeout": 30}
+    body = {**long, "prompt": "The cat", "stream": True}
+    with httpx.stream("POST", f"{address}/v1/completions", json=body, **options) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert not idle(address)
+    until(lambda: idle(address), "an end of the stream")
+    body = {**long, "prompt": "The cat"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{address}/v1/completions", json=body, headers=KEY, timeout=0.3)
+    until(lambda: idle(address), "an end of the request")
+    assert written(address) == before  # none came to its end
+
+
+def test_one_that_is_killed_is_started_again(address, client, long):
+    from ray import serve
+
+    handles = [serve.get_deployment_handle(f"replica-{i}", "default") for i in range(2)]
+    old = [handle.here.remote().result() for handle in handles]
+    options = {"headers": KEY, "timeout": 60}
+    body = {**long, "prompt": "One day", "stream": True}
+    with httpx.stream("POST", f"{address}/v1/completions", json=body, **options) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running = [each["running"] for each in health(address)["replicas"]]
+        assert sorted(running) == [0, 1]
+        victim = running.index(1)
+        os.kill(old[victim], signal.SIGKILL)
+        *_, last = [line for line in lines if line]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert f"replica {victim} ended" in error["message"] and error["type"] == "server_error"
+    assert client.completions.create(model="nano", prompt="One day", **GREEDY).choices[0].text
+    until(lambda: health(address)["status"] == "ok", "the replica's return")
+    new = [handle.here.remote().result() for handle in handles]
+    assert new[victim] != old[victim] and new[1 - victim] == old[1 - victim]
+
+
+def test_an_application_is_called_without_a_socket():
+    from gptoss.server.ray_app import call_app
+
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope["path"], scope["query_string"], dict(scope["headers"])))
+        seen.append(await receive())
+        await send({"type": "http.response.start", "status": 201, "headers": [(b"a", b"b")]})
+        try:
+            for part in (b"one", b"", b"two"):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            if scope["path"] == "/raises":
+                raise RuntimeError("no luck")
+        finally:
+            seen.append("ended")
+
+    async def run(path, most):
+        found = []
+        answer = call_app(app, Call("POST", path, {"x": "y"}, b"data"))
+        async for part in answer:
+            found.append(part)
+            if len(found) == most:
+                break
+        await answer.aclose()
+        assert seen[-1] == "ended"
+        return found
+
+    assert asyncio.run(run("/path?a=b", 10)) == [(201, {"a": "b"}), b"one", b"two"]
+    assert seen[0] == ("/path", b"a=b", {b"x": b"y"}) and seen[1]["body"] == b"data"
+    assert asyncio.run(run("/path", 2)) == [(201, {"a": "b"}), b"one"]
+    assert len(asyncio.run(run("/raises", 10))) == 3
+
+
+def test_arguments_are_checked():
+    from gptoss.server.ray_app import Arguments
+
+    for bad in ({"replicas": 0}, {"model_name": "x"}, {"max_requests": "many"}, {"threads": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Arguments(**bad)
