@@ -28,6 +28,7 @@ _ENDS = {END: "end", RETURN: "return", CALL: "call", "<|endoftext|>": "end"}
 _RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
 # What may stand before <|message|>; the rest of it is text.
 _AUTHOR = re.compile(rf"(?:\s*(?:{'|'.join(ROLES)})(?::\S+)?(?=\s|$))?(?:\s*to=\S+)?")
+_AUTHOR_FIRST = re.compile(rf"\s*(?:{'|'.join(ROLES)})?(?:\s*to=\S+)?")
 _CHANNEL = re.compile(rf"(?:\s*(?:{'|'.join(CHANNELS)}))?(?:\s+to=\S+)?(?:\s+(?:json|code)\b)?")
 
 
@@ -65,6 +66,7 @@ class _Header:
     """The text of a header, split at its special tokens: before, behind channel, …"""
 
     author: str = ""
+    begun: bool = False  # behind a <|start|>: an author comes first, whatever follows it
     channel: str | None = None
     constrain: str | None = None
     written: str = ""
@@ -104,7 +106,8 @@ class _Header:
     def text(self) -> str:
         """What is no part of a header."""
         if self.channel is None:
-            return self.author[_end_of(_AUTHOR, self.author) :]
+            pattern = _AUTHOR_FIRST if self.begun else _AUTHOR
+            return self.author[_end_of(pattern, self.author) :]
         written = self.channel + (self.constrain or "")
         return written[_end_of(_CHANNEL, written) :]
 
@@ -182,7 +185,7 @@ class HarmonyParser:
             return self._end(_ENDS[name])
         if name == START:
             pieces = self._end(None) if self._header is None or self._header.written else []
-            self._header = _Header()
+            self._header = _Header(begun=True)
             return pieces
         if name == MESSAGE:
             if self._header is not None:

@@ -148,18 +148,20 @@ def norm(random: np.random.Generator, c: ModelConfig, rows: int) -> Case:
 
 def sample(random: np.random.Generator, c: ModelConfig, rows: int, **options: float) -> Case:
     names = ("temperature", "top_p", "min_p", "top_k", "repetition", "presence", "frequency",
-             "n_logprobs", "uniform", "history0", "history1", "bias0", "bias1")  # fmt: skip
-    formats = ("<f4",) * 3 + ("<i4",) + ("<f4",) * 3 + ("<i4", "<f8") + ("<i4",) * 4
+             "n_logprobs", "uniform", "history0", "history1", "bias0", "bias1", "mask",
+             "unused")  # fmt: skip
+    formats = ("<f4",) * 3 + ("<i4",) + ("<f4",) * 3 + ("<i4", "<f8") + ("<i4",) * 6
     row = np.zeros(rows, list(zip(names, formats, strict=True)))
     row["top_p"] = row["repetition"] = 1
+    row["mask"] = -1
     for name, value in options.items():
         row[name] = value
     logits = f32(random, rows, c.vocab_size)
     result = np.empty((rows, 3), np.int32)
-    arrays: Arrays = [(logits, "in"), (None, "in"), (row, "in"), *((None, "in") for _ in range(4))]
+    arrays: Arrays = [(logits, "in"), (None, "in"), (row, "in"), *((None, "in") for _ in range(5))]
     arrays += [(result, "out"), (None, "out"), (None, "out")]
     text = ", ".join(f"{name} {value}" for name, value in options.items()) or "greedy"
-    return Case("sample", f"{rows} rows, {text}", arrays, [rows, c.vocab_size, 0, 0, 0],
+    return Case("sample", f"{rows} rows, {text}", arrays, [rows, c.vocab_size, 0, 0, 0, 0],
                 bytes=2.0 * logits.nbytes)  # fmt: skip
 
 

@@ -68,6 +68,8 @@ def test_calls(header):
         ("Hello there, friend.<|return|>", [("final", "Hello there, friend.")]),
         (" Hello there, friend.<|return|>", [("final", " Hello there, friend.")]),
         ("<|start|>assistant Hello there.<|return|>", [("final", " Hello there.")]),
+        ("<|start|>assistantHello there.<|return|>", [("final", "Hello there.")]),
+        ("assistantship<|return|>", [("final", "assistantship")]),
         # <|message|> forgotten behind the channel.
         ("<|channel|>final The answer is 4.<|return|>", [("final", " The answer is 4.")]),
         ("<|channel|>analysis We think.<|end|>", [("analysis", " We think.")]),

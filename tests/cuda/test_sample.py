@@ -33,7 +33,7 @@ def sample(cuda, logits, rows, *, history=((), ()), bias=((), ()), masks=()):
     top_ids, top_logprobs = ints(count, width), floats(count, width)
     lists = [np.array(history[0], np.int32), np.array(history[1], np.int32),
              np.array(bias[0], np.int32), np.array(bias[1], np.float32),
-             np.array(masks, np.uint32).reshape(len(masks), -1)]  # fmt: skip
+             np.array(masks, np.uint32)]  # fmt: skip
     arrays = [(logits, "in"), (floats(count, vocab), "out"), (rows, "in")]
     arrays += [(a, "in") for a in lists]
     arrays += [(results, "out"), (top_ids, "out"), (top_logprobs, "out")]
