@@ -314,6 +314,8 @@ class Scheduler:
             sequence = self._next(set())
             if sequence is None or sequence.priority >= self.running[-1].priority:
                 return
+            if self._enters_already(sequence, self._known_blocks(sequence)):
+                return  # it waits by itself
             if len(self.running) < self.max_running:
                 pages = self._room_for(sequence)
                 if pages is not None:
@@ -371,6 +373,12 @@ class Scheduler:
             return None
         self._blocked = None
         return pages
+
+    def _known_blocks(self, sequence: Sequence) -> int:
+        """Blocks of its beginning that the cache has."""
+        if self._cache is None or not sequence.reuses:
+            return 0
+        return len(self._cache.find(sequence.tokens))
 
     def _enters_already(self, sequence: Sequence, blocks: int) -> bool:
         """Whether a running prompt is about to compute a good part of what this one needs."""

@@ -129,6 +129,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs that hold a part of the model each (default: 1)",
     )
+    add("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
+    add("--no-speculation", action="store_true", help="do not guess repetitions ahead")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

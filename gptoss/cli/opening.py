@@ -25,5 +25,7 @@ def open_engine(arguments: argparse.Namespace, *, show: bool = True) -> Engine:
             tensor_parallel=arguments.tensor_parallel,
             kv_bytes=arguments.kv_bytes,
             threads=arguments.threads,
+            prefix_cache=not arguments.no_prefix_cache,
+            speculation=not arguments.no_speculation,
             progress=progress if show else None,
         )

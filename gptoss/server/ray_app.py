@@ -59,6 +59,8 @@ class Arguments(BaseModel):
     kv_bytes: int | None = None
     threads: int | None = Field(default=None, ge=1)
     tensor_parallel: int | None = Field(default=None, ge=1)
+    prefix_cache: bool = True
+    speculation: bool = True
     api_keys: list[str] = []
     max_requests: int = Field(default=256, ge=1)
     origins: list[str] = []
@@ -81,6 +83,8 @@ class EngineActor:
             kv_bytes=arguments.kv_bytes,
             threads=arguments.threads or max(1, int(arguments.cpus)),
             tensor_parallel=arguments.tensor_parallel or max(1, arguments.gpus),
+            prefix_cache=arguments.prefix_cache,
+            speculation=arguments.speculation,
         )
         name = arguments.name or Path(str(self._engine.info()["model"])).name
         # The front counts. A request that was cancelled may be here a moment longer than there.
