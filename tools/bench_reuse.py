@@ -1,0 +1,88 @@
+"""What guesses and overlapped steps are worth: the same texts with and without, in turn.
+
+    python tools/bench_reuse.py                      # the bundled model
+    python tools/bench_reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
+
+Guesses: one text at a time, greedy (a small model repeats itself) and drawn at temperature 1 (it
+does not). Overlap: so many texts at a time. In float32 the texts of both ways are compared, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from statistics import median
+from time import perf_counter
+
+from gptoss import Engine, SamplingParams
+
+PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
+
+
+def rate(engine: Engine, prompts: list[str], params: SamplingParams) -> tuple[float, list[str]]:
+    """(tokens a second, texts)."""
+    begun = perf_counter()
+    found = engine.generate(prompts, params)
+    tokens = sum(len(completion.token_ids) for completion in found)
+    return tokens / (perf_counter() - begun), [completion.text for completion in found]
+
+
+def compare(
+    name: str, ways: tuple[Engine, Engine], prompts: list[str], params: SamplingParams, repeat: int
+) -> bool:
+    """Print how much faster the second way is; whether both wrote the same."""
+    same, ratios, speeds = True, [], []
+    for engine in ways:
+        rate(engine, prompts, params)
+    for _ in range(repeat):
+        (before, texts), (after, others) = (rate(engine, prompts, params) for engine in ways)
+        ratios.append(after / before)
+        speeds.append(after)
+        same &= texts == others
+    print(f"{name:<34} {median(speeds):8.1f} tokens/s, {median(ratios):.2f} times "
+          f"({min(ratios):.2f} to {max(ratios):.2f}) as fast"
+          + ("" if same else ", other texts"), flush=True)  # fmt: skip
+    return same
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Guesses and overlapped steps, timed.")
+    add = parser.add_argument
+    add("--model")
+    add("--tokens", type=int, default=300, metavar="N")
+    add("--batch", default="1,8,64", help="texts at a time, for overlap (default: 1,8,64)")
+    add("--repeat", type=int, default=5, metavar="N")
+    add("--threads", type=int, metavar="N")
+    add("--activation", default="f32", help="bf16, or f32, where texts must be the same")
+    arguments = parser.parse_args()
+    common = {
+        "model": arguments.model,
+        "activation": arguments.activation,
+        "threads": arguments.threads,
+        "prefix_cache": False,
+    }
+    same = True
+    plain = Engine(speculation=False, overlap=False, **common)
+    with plain, Engine(speculation=True, overlap=False, **common) as guessing:
+        for name, options in (("greedy", {"temperature": 0}), ("temperature 1", {"seed": 1})):
+            params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, **options)
+            same &= compare(
+                f"guesses, {name}", (plain, guessing), [PROMPT], params, arguments.repeat
+            )
+    plain = Engine(speculation=False, overlap=False, **common)
+    with plain, Engine(speculation=False, overlap=True, **common) as overlapped:
+        for count in map(int, arguments.batch.split(",")):
+            params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, seed=1)
+            prompts = [f"Number {i}: {PROMPT}" for i in range(count)]
+            same &= compare(
+                f"overlap, {count} at a time",
+                (plain, overlapped),
+                prompts,
+                params,
+                arguments.repeat,
+            )
+    return 0 if same or arguments.activation != "f32" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
