@@ -44,8 +44,6 @@ Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
 # What a step holds at most, by default: enough to keep the device's arithmetic busy.
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 MAX_BATCH = {"cpu": 64, "cuda": 256}
-# Sequences in a step from which on planning the next one beside it is worth another thread.
-OVERLAP_FROM = {"cpu": 6, "cuda": 1}
 
 
 class Engine:
@@ -70,7 +68,8 @@ class Engine:
         prefix_cache: begin behind what was computed before of the same text, for whichever request.
         speculation: guess tokens from what stands in the text, where that pays; the same texts come
             of it (see `gptoss.speculation`).
-        overlap: plan a step while the one before it runs, where many sequences share it.
+        overlap: plan a step while the one before it runs; None: on a GPU. (On a CPU planning takes
+            the cores that compute.)
         progress: called with (bytes read, bytes in all) while the weights are loaded.
 
     All calls may be made from any thread, and any number of streams may be open at once; they
@@ -96,7 +95,7 @@ class Engine:
         tensor_parallel: int = 1,
         prefix_cache: bool = True,
         speculation: bool = True,
-        overlap: bool = True,
+        overlap: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         _check_integer("kv_bytes", kv_bytes, 1)
@@ -175,7 +174,7 @@ class Engine:
             _core.SamplingBatch,
             _core.SAMPLING_DTYPE,
             at_end=partial(_free, backend, self._source),
-            overlap_from=OVERLAP_FROM[device] if overlap else None,
+            overlap_from=1 if (device == "cuda" if overlap is None else overlap) else None,
         )
         self._speculates = speculation
         self._worker.start()

@@ -111,4 +111,7 @@ class Drafter:
                 break  # nor has a longer one
             begin = at + len(end)
             found = tuple(array("i", bytes(text[begin : begin + count * size])))
-        return found
+        if not found:
+            return ()
+        # What followed may run into the end itself: the text goes round in circles, and on.
+        return tuple(found[i % len(found)] for i in range(count))

@@ -200,7 +200,19 @@ class Worker:
             compute = self._prepare(chunks)
         except Exception as error:
             return _Flight(chunks, partial(_raise, error))
-        return _Flight(chunks, device.submit(compute).result if device is not None else compute)
+        if device is None:
+            return _Flight(chunks, compute)
+        # The interpreter is this thread's for milliseconds unless it is given away: the device would
+        # begin when all is planned and reported, which is what this is to avoid.
+        begun = threading.Event()
+
+        def begin() -> StepOutput:
+            begun.set()
+            return compute()
+
+        result = device.submit(begin).result
+        begun.wait()
+        return _Flight(chunks, result)
 
     def _prepare(self, chunks: SequenceOf[Chunk]) -> Callable[[], StepOutput]:
         """The step as a call that touches nothing of this thread's."""

@@ -3,6 +3,9 @@
     python tools/bench_reuse.py                      # the bundled model
     python tools/bench_reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
 
+With --device-ms N overlap is measured on a device that takes N milliseconds a step and no core, as
+a GPU would; it computes nothing, so texts are not compared.
+
 Guesses: one text at a time, greedy (a small model repeats itself) and drawn at temperature 1 (it
 does not). Overlap: so many texts at a time. In float32 the texts of both ways are compared, too.
 """
@@ -12,11 +15,29 @@ from __future__ import annotations
 import argparse
 import sys
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
+from typing import Any
 
-from gptoss import Engine, SamplingParams
+import numpy as np
+
+from gptoss import Engine, SamplingParams, _core
 
 PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
+
+
+class Sleeping:
+    """A device that takes its time and draws the same token for everyone."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def step(self, *arrays: Any, sampling: Any, **options: Any) -> _core.StepOutput:
+        sleep(self._seconds)
+        output = _core.StepOutput()
+        rows = len(sampling.rows) if sampling is not None else 0
+        output.tokens = np.full(rows, 65, np.int32)
+        output.logprobs = np.zeros(rows, np.float32)
+        return output
 
 
 def rate(engine: Engine, prompts: list[str], params: SamplingParams) -> tuple[float, list[str]]:
@@ -45,6 +66,22 @@ def compare(
     return same
 
 
+def sleeping(arguments: argparse.Namespace, common: dict[str, Any]) -> int:
+    plain = Engine(speculation=False, overlap=False, **common)
+    with plain, Engine(speculation=False, overlap=True, **common) as overlapped:
+        for engine in (plain, overlapped):
+            engine._worker.backend = Sleeping(arguments.device_ms / 1e3)  # type: ignore[assignment]
+        for count in map(int, arguments.batch.split(",")):
+            compare(
+                f"overlap, {count} at a time",
+                (plain, overlapped),
+                [f"Number {i}: {PROMPT}" for i in range(count)],
+                SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, seed=1),
+                arguments.repeat,
+            )
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Guesses and overlapped steps, timed.")
     add = parser.add_argument
@@ -54,14 +91,20 @@ def main() -> int:
     add("--repeat", type=int, default=5, metavar="N")
     add("--threads", type=int, metavar="N")
     add("--activation", default="f32", help="bf16, or f32, where texts must be the same")
+    add(
+        "--device-ms", type=float, metavar="N", help="overlap beside a device that computes nothing"
+    )
     arguments = parser.parse_args()
     common = {
         "model": arguments.model,
         "activation": arguments.activation,
         "threads": arguments.threads,
         "prefix_cache": False,
+        "kv_bytes": 1 << 30,  # room for all of them at once
     }
     same = True
+    if arguments.device_ms is not None:
+        return sleeping(arguments, common)
     plain = Engine(speculation=False, overlap=False, **common)
     with plain, Engine(speculation=True, overlap=False, **common) as guessing:
         for name, options in (("greedy", {"temperature": 0}), ("temperature 1", {"seed": 1})):

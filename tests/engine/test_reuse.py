@@ -13,7 +13,7 @@ OPTIONS = {"activation": "f32", "kv_bytes": 64 << 20, "threads": 1}
 
 @pytest.fixture(scope="module")
 def engine():
-    with Engine(**OPTIONS) as engine:
+    with Engine(overlap=True, **OPTIONS) as engine:
         yield engine
 
 
