@@ -53,7 +53,7 @@ class Engine:
         model: a checkpoint directory or file, or "synthetic:…"; None: the bundled nano model.
         device: "cpu", "cuda", or "auto" (the fastest that is available).
         activation: "bf16", or "f32" for exact comparison: operands of products stay float32.
-        kv_bytes: memory for the key/value cache; None: enough for four sequences of full context,
+        kv_bytes: memory for the key/value cache; None: enough for 16 sequences of full context,
             but no more than a quarter of the free memory; on a GPU for 64, but no more than 85%.
         threads: threads of the CPU backend; None: one per core.
         weights: "published" (bf16, exact), or "q8" (int8 in groups of 32) for attention and the

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-SEQUENCES_WANTED = 4  # of full context: more is of use only to those who then ask for it
+SEQUENCES_WANTED = 16  # of full context: more is of use only to those who then ask for it
 SHARE_OF_AVAILABLE = 4  # take at most one part in this many
 TOKENS_NEEDED = 4096  # never less than one sequence of this length
 
@@ -19,7 +19,7 @@ SHARE_OF_DEVICE = 0.85
 def default_kv_bytes(
     pages_for: Callable[[int], int], page_bytes: int, context_length: int, available: int
 ) -> int:
-    """Bytes for four sequences of full context, or a quarter of the available memory if less.
+    """Bytes for 16 sequences of full context, or a quarter of the available memory if less.
 
     But at least what one sequence of 4096 tokens needs.
     """

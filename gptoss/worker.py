@@ -202,8 +202,8 @@ class Worker:
             return _Flight(chunks, partial(_raise, error))
         if device is None:
             return _Flight(chunks, compute)
-        # The interpreter is this thread's for milliseconds unless it is given away: the device would
-        # begin when all is planned and reported, which is what this is to avoid.
+        # The interpreter is this thread's for milliseconds unless it is given away: the device
+        # would begin when all is planned and reported, which is what this is to avoid.
         begun = threading.Event()
 
         def begin() -> StepOutput:

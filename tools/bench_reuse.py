@@ -6,8 +6,8 @@
 With --device-ms N overlap is measured on a device that takes N milliseconds a step and no core, as
 a GPU would; it computes nothing, so texts are not compared.
 
-Guesses: one text at a time, greedy (a small model repeats itself) and drawn at temperature 1 (it
-does not). Overlap: so many texts at a time. In float32 the texts of both ways are compared, too.
+Guesses: one text at a time: one that goes round in circles, a greedy one, and one drawn at
+temperature 1. Overlap: so many texts at a time. In float32 both ways must write the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from gptoss import Engine, SamplingParams, _core
 
+CIRCLES = "one two three " * 4
 PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
 
 
@@ -107,10 +108,14 @@ def main() -> int:
         return sleeping(arguments, common)
     plain = Engine(speculation=False, overlap=False, **common)
     with plain, Engine(speculation=True, overlap=False, **common) as guessing:
-        for name, options in (("greedy", {"temperature": 0}), ("temperature 1", {"seed": 1})):
+        for name, prompt, options in (
+            ("circles", CIRCLES, {"temperature": 0.0}),
+            ("greedy", PROMPT, {"temperature": 0.0}),
+            ("temperature 1", PROMPT, {"seed": 1}),
+        ):
             params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, **options)
             same &= compare(
-                f"guesses, {name}", (plain, guessing), [PROMPT], params, arguments.repeat
+                f"guesses, {name}", (plain, guessing), [prompt], params, arguments.repeat
             )
     plain = Engine(speculation=False, overlap=False, **common)
     with plain, Engine(speculation=False, overlap=True, **common) as overlapped:

@@ -79,7 +79,7 @@ tests=("$python" -m pytest -q -p no:cacheprovider -k real)
 step kernels 120 "${tests[@]}" tests/cuda --ignore tests/cuda/test_backend.py
 step engine 90 "${tests[@]}" tests/cuda/test_backend.py
 if command -v compute-sanitizer >/dev/null; then
-  some="test_a_row or test_several_pairs or test_large_logits or test_decoding or test_routing or test_draws"
+  some="test_a_row or test_several_pairs or test_large_logits or test_decoding or test_routing or test_draws or test_masks"
   checked=("$python" -m pytest -q -p no:cacheprovider -x -k "real and ($some)" tests/cuda)
   step memcheck 100 compute-sanitizer --tool memcheck --error-exitcode 9 "${checked[@]}"
   step racecheck 100 compute-sanitizer --tool racecheck --error-exitcode 9 "${checked[@]}"
@@ -91,6 +91,7 @@ step bench 200 "$python" bench.py --device cuda --model synthetic:gpt-oss-20b --
   --prefill 512,8192 --decode 64 --batch 1,64,256 --json "$results/bench.json"
 step bench_32k 120 "$python" bench.py --device cuda --model synthetic:gpt-oss-20b --repeat 3 \
   --prefill 512 --decode 64 --depth 32768 --json "$results/bench_32k.json"
+step reuse 60 "$python" tools/bench_reuse.py --tokens 100 --batch 1,64 --repeat 3 --activation bf16
 
 printf '\n==== summary (random seed %s)\n' "$seed"
 printf '%s\n' "${summary[@]}"

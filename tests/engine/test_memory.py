@@ -14,8 +14,8 @@ def pages_for(tokens):
 @pytest.mark.parametrize(
     ("context", "available", "tokens"),
     [
-        (1024, 1 << 50, 4 * 1024),  # plenty: four full contexts
-        (131072, 1 << 50, 4 * 131072),
+        (1024, 1 << 50, 16 * 1024),  # plenty: 16 full contexts
+        (131072, 1 << 50, 16 * 131072),
         (131072, 4 * 65536 * 100 // 8, 65536),  # a quarter of what there is
         (131072, 0, 4096),  # nothing: one sequence of 4096 all the same
         (1024, 0, 1024),  # or of the whole context, if that is shorter
