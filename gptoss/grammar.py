@@ -25,13 +25,14 @@ MOST_SOURCE = 1 << 20  # characters of a grammar
 MOST_CHOICES = 1024
 # Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
 _BLANKS = r"( |\n[ \t]{0,64})?"
-_REMEMBERED = 32  # compiled grammars of a vocabulary
+_REMEMBERED = 16  # compiled grammars of a vocabulary
 # What a grammar may cost: of the parser's own limits those that a hostile one would use up.
 _LIMITS = {
     "initial_lexer_fuel": 500_000,  # to build its automata, about a second
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_grammar_size": 500_000,
+    "max_lexer_states": 30_000,  # some 50 MB
 }
 
 

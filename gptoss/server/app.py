@@ -311,7 +311,8 @@ class _Server:
         text = body.get("prompt", body.get("content"))
         if not isinstance(text, str):
             raise ApiError(f"prompt: expected a string, found {shown(text)}", param="prompt")
-        tokens = self._engine.tokenizer.encode(text)
+        # On another thread, as all that may take a while: streams go on meanwhile.
+        tokens = await asyncio.to_thread(self._engine.tokenizer.encode, text)
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
 
     async def _detokenize(self, request: Request) -> Response:
@@ -321,7 +322,8 @@ class _Server:
             isinstance(token, int) and 0 <= token < size for token in tokens
         ):
             raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
-        return JSONResponse({"prompt": self._engine.tokenizer.decode(tokens)})
+        text = await asyncio.to_thread(self._engine.tokenizer.decode, tokens)
+        return JSONResponse({"prompt": text})
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")

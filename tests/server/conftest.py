@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "chat"), str(HERE.parent / "engine")]
+sys.path[:0] = [
+    str(folder)
+    for folder in (
+        HERE,
+        HERE.parent,
+        *(HERE.parent / name for name in ("chat", "engine", "tokenizer")),
+    )
+]
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client", "openai", "httpx")
 
