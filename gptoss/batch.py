@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.kv_cache import NO_PAGE, blocks_for
+from gptoss.kv_cache import NO_PAGE, SLIDING, blocks_for
 from gptoss.sampling import SamplingParams
 from gptoss.scheduler import Chunk
 
@@ -53,6 +53,20 @@ def step_arrays(chunks: SequenceOf[Chunk], rows: SequenceOf[range], page_size: i
         block_table=block_table,
         logits_rows=np.array(logits_rows, np.int32),
     )
+
+
+def fill_in(arrays: StepArrays, chunks: SequenceOf[Chunk]) -> None:
+    """What was not known when the arrays were made, while the step before ran: the tokens that it
+    drew, and which sliding pages were given back behind it.
+    """
+    ends = [i for i, chunk in enumerate(chunks) if chunk.reaches_end]
+    arrays.token_ids[arrays.seq_start[1:][ends] - 1] = [
+        chunks[i].sequence.tokens[chunks[i].end - 1] for i in ends
+    ]
+    for i, chunk in enumerate(chunks):
+        pages = chunk.sequence.pages
+        assert pages is not None
+        arrays.block_table[SLIDING, i, : pages.first_sliding] = NO_PAGE
 
 
 _COPIED = (

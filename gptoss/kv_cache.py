@@ -102,6 +102,7 @@ class SequencePages:
     Attributes:
         table: int32 [2, capacity], rows FULL and SLIDING, NO_PAGE where none is held.
         held: pages out of the pool, both groups together.
+        first_sliding: sliding pages of blocks before this one are not held.
     """
 
     def __init__(self, pool: PagePool, page_size: int, window: int) -> None:
@@ -112,11 +113,11 @@ class SequencePages:
         self.blocks = 0  # blocks 0 … blocks-1 have been given pages
         self.node: Any = None  # of the prefix cache: the last block that it knows of,
         self.cached = 0  # and how many there are
-        self._first_sliding = 0  # sliding pages of blocks before this one have been given back
+        self.first_sliding = 0  # sliding pages of blocks before this one are not held
 
     @property
     def held(self) -> int:
-        return 2 * self.blocks - self._first_sliding
+        return 2 * self.blocks - self.first_sliding
 
     def missing(self, end: int) -> int:
         """Pages to take before tokens 0 … end-1 can be computed."""
@@ -140,8 +141,8 @@ class SequencePages:
         for page in (*full, *sliding):
             self.pool.share(page)
         self.table[FULL, :blocks] = full
-        self._first_sliding = blocks - len(sliding)
-        self.table[SLIDING, self._first_sliding : blocks] = sliding
+        self.first_sliding = blocks - len(sliding)
+        self.table[SLIDING, self.first_sliding : blocks] = sliding
         self.blocks = blocks
 
     def replace(self, row: int, block: int, page: int) -> None:
@@ -160,9 +161,9 @@ class SequencePages:
     def trim(self, position: int) -> None:
         """Give back the sliding pages that no token from `position` on can see."""
         first = self.first_needed(position)
-        while self._first_sliding < min(first, self.blocks):
-            self._release(SLIDING, self._first_sliding)
-            self._first_sliding += 1
+        while self.first_sliding < min(first, self.blocks):
+            self._release(SLIDING, self.first_sliding)
+            self.first_sliding += 1
 
     def release(self) -> None:
         """Give everything back; the sequence starts from nothing.
@@ -171,10 +172,10 @@ class SequencePages:
         beginning no end is of use.
         """
         for block in reversed(range(self.blocks)):
-            if block >= self._first_sliding:
+            if block >= self.first_sliding:
                 self._release(SLIDING, block)
             self._release(FULL, block)
-        self.blocks = self._first_sliding = self.cached = 0
+        self.blocks = self.first_sliding = self.cached = 0
         self.node = None
 
     def _widen(self, blocks: int) -> None:

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-from gptoss.batch import Draw, sampling_arrays, step_arrays
+from gptoss.batch import Draw, StepArrays, fill_in, sampling_arrays, step_arrays
 from gptoss.errors import Error
 from gptoss.jobs import Job
 from gptoss.scheduler import Chunk, Scheduler, Sequence
@@ -147,12 +147,14 @@ class Worker:
             chunks = self.scheduler.add_guesses(self._plan())
             flight = self._launch(chunks, self._device if self._overlaps(chunks) else None)
         following: list[Chunk] = []
+        arrays: StepArrays | None = None
         ahead = self._overlaps(flight.chunks)
         if ahead:
             for chunk in flight.chunks:
                 self.scheduler.begin(chunk)
                 _job(chunk).begin(chunk)
             following = self.scheduler.plan()
+            arrays = self._lay_out(following) if following else None
         try:
             output = flight.result()
         except Exception as error:
@@ -166,11 +168,16 @@ class Worker:
             for chunk in flight.chunks:
                 self.scheduler.begin(chunk)
         owed = self._take(flight.chunks, output)
-        following = [
+        going_on = [
             chunk for chunk in following if _job(chunk) in self._jobs and not _job(chunk).over
         ]
-        if following and self._wanted(owed):
-            self._flight = self._launch(self.scheduler.add_guesses(following), self._device)
+        if going_on and self._wanted(owed):
+            going_on = self.scheduler.add_guesses(going_on)
+            if arrays is not None and going_on == following:
+                fill_in(arrays, going_on)
+            else:
+                arrays = None
+            self._flight = self._launch(going_on, self._device, arrays)
         self._report(flight.chunks, output)
 
     def _plan(self) -> list[Chunk]:
@@ -190,14 +197,22 @@ class Worker:
             and not any(chunk.draft for chunk in chunks)
         )
 
-    def _launch(self, chunks: list[Chunk], device: ThreadPoolExecutor | None) -> _Flight:
-        """Begin a step; without a device's thread it runs when its result is asked for."""
+    def _launch(
+        self,
+        chunks: list[Chunk],
+        device: ThreadPoolExecutor | None,
+        arrays: StepArrays | None = None,
+    ) -> _Flight:
+        """Begin a step; without a device's thread it runs when its result is asked for.
+
+        arrays: of the chunks, where they are laid out already.
+        """
         now = perf_counter()
         for chunk in chunks:
             job = _job(chunk)
             job.started = job.started or now
         try:
-            compute = self._prepare(chunks)
+            compute = self._prepare(chunks, arrays)
         except Exception as error:
             return _Flight(chunks, partial(_raise, error))
         if device is None:
@@ -214,15 +229,20 @@ class Worker:
         begun.wait()
         return _Flight(chunks, result)
 
-    def _prepare(self, chunks: SequenceOf[Chunk]) -> Callable[[], StepOutput]:
+    def _lay_out(self, chunks: SequenceOf[Chunk]) -> StepArrays:
+        rows = [_job(chunk).rows(chunk) for chunk in chunks]
+        return step_arrays(chunks, rows, self.scheduler.page_size)
+
+    def _prepare(
+        self, chunks: SequenceOf[Chunk], arrays: StepArrays | None = None
+    ) -> Callable[[], StepOutput]:
         """The step as a call that touches nothing of this thread's."""
         jobs = [_job(chunk) for chunk in chunks]
-        rows = [job.rows(chunk) for job, chunk in zip(jobs, chunks, strict=True)]
-        arrays = step_arrays(chunks, rows, self.scheduler.page_size)
+        if arrays is None:
+            arrays = self._lay_out(chunks)
         draws = [
             Draw(job.sampler, ahead, mask)
-            for job, chunk, wanted in zip(jobs, chunks, rows, strict=True)
-            if wanted
+            for job, chunk in zip(jobs, chunks, strict=True)
             for ahead, mask in enumerate(job.masks(chunk))
         ]
         sampling = None

@@ -123,10 +123,10 @@ def test_errors_are_the_request_s_own(engine):
 def test_a_step_that_fails_ends_its_own_request_alone(engine, monkeypatch):
     worker, compute = engine._worker, engine._worker._prepare
 
-    def fails_for_long_prompts(chunks):
+    def fails_for_long_prompts(chunks, *arrays):
         if any(len(chunk.sequence.tokens) > 60 for chunk in chunks):
             raise Error("no luck")
-        return compute(chunks)
+        return compute(chunks, *arrays)
 
     monkeypatch.setattr(worker, "_prepare", fails_for_long_prompts)
 

@@ -30,7 +30,7 @@ def events(address, body):
 def slow(engine, monkeypatch):
     """Steps that take their time."""
     prepare = engine._worker._prepare
-    monkeypatch.setattr(engine._worker, "_prepare", lambda c: time.sleep(0.02) or prepare(c))
+    monkeypatch.setattr(engine._worker, "_prepare", lambda *c: time.sleep(0.02) or prepare(*c))
     yield engine
     monkeypatch.undo()
     settle(engine)

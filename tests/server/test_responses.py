@@ -123,7 +123,7 @@ def test_what_cannot_be_answered_is_named(engine, body, message):
 
 
 def test_a_step_that_fails_ends_the_events_with_an_error(engine, monkeypatch):
-    def fails(chunks):
+    def fails(chunks, *arrays):
         raise Error("no luck")
 
     monkeypatch.setattr(engine._worker, "_prepare", fails)

@@ -194,10 +194,10 @@ def test_a_client_that_leaves_ends_its_request(address, engine, path):
 def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, monkeypatch, kind):
     compute = engine._worker._prepare
 
-    def fails(chunks):
+    def fails(chunks, *arrays):
         if any(len(chunk.sequence.tokens) > 40 for chunk in chunks):
             raise kind("no luck")
-        return compute(chunks)
+        return compute(chunks, *arrays)
 
     monkeypatch.setattr(engine._worker, "_prepare", fails)
     body = {"prompt": "a b c d e f g h " * 10, "max_tokens": 5}
@@ -247,7 +247,7 @@ def test_metrics(engine):
 
 def test_no_more_than_may(engine, monkeypatch):
     compute = engine._worker._prepare
-    monkeypatch.setattr(engine._worker, "_prepare", lambda c: time.sleep(0.02) or compute(c))
+    monkeypatch.setattr(engine._worker, "_prepare", lambda *c: time.sleep(0.02) or compute(*c))
     with serving(create_app(engine, ServerOptions("nano", max_requests=1))) as address:
         body = {**LONG, "stream": True}
         with httpx.stream("POST", f"{address}/v1/completions", json=body) as first:
