@@ -1,7 +1,11 @@
-"""What guesses and overlapped steps are worth: the same texts with and without, in turn.
+"""What guesses and overlapped steps are worth: the same texts with and without, in turn. And what
+forms of answers cost.
 
     python tools/bench_reuse.py                      # the bundled model
     python tools/bench_reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
+
+With --forms the masks of forms are timed instead, on the model's vocabulary (for the published one:
+--model 'synthetic:tiny?vocab=201088' where it is at hand).
 
 With --device-ms N overlap is measured on a device that takes N milliseconds a step and no core, as
 a GPU would; it computes nothing, so texts are not compared.
@@ -14,13 +18,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 
-from gptoss import Engine, SamplingParams, _core
+from gptoss import Engine, Grammar, SamplingParams, _core
+from gptoss.grammar import GrammarVocabulary
 
 CIRCLES = "one two three " * 4
 PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
@@ -83,6 +89,49 @@ def sleeping(arguments: argparse.Namespace, common: dict[str, Any]) -> int:
     return 0
 
 
+FORMS: dict[str, tuple[Callable[[Any], Grammar], Any, str]] = {
+    "schema": (
+        Grammar.json,
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "age": {"type": "integer"},
+                "tags": {"type": "array", "items": {"type": "string"}},
+            },
+            "required": ["name", "age", "tags"],
+            "additionalProperties": False,
+        },
+        '{"name": "Ann Bee", "age": 42, "tags": ["a", "bcd ef"]}',
+    ),
+    "any object": (Grammar.json, None, '{"name": "Ann Bee", "age": 42, "tags": ["a"]}'),
+    "expression": (Grammar.regex, r"\d{4}-\d\d-\d\d", "2024-01-02"),
+    "choice": (Grammar.choice, ["yes", "no", "maybe"], "maybe"),
+    "free text": (Grammar.regex, r"(.|\n)*", "We need to think about this, a lot.\n" * 20),
+}
+
+
+def forms(engine: Engine) -> int:
+    """Print how long a vocabulary, a form of it, and each token's mask take."""
+    engine.tokenizer.encode("x")
+    begun = perf_counter()
+    words = GrammarVocabulary(engine.tokenizer, engine.config.vocab_size, engine.tokenizer.eos_ids)
+    print(f"vocabulary of {engine.config.vocab_size}: {perf_counter() - begun:.2f} s")
+    for name, (make, value, text) in FORMS.items():
+        begun = perf_counter()
+        state = words.compile(make(value)).begin()
+        compiled = perf_counter() - begun
+        masks = []
+        for token in engine.tokenizer.encode(text):
+            begun = perf_counter()
+            state.mask()
+            masks.append(perf_counter() - begun)
+            state.push(token)
+        print(f"{name:<12} compiled in {1e3 * compiled:.1f} ms; {len(masks)} masks: "
+              f"{1e6 * median(masks):.0f} us, at most {1e6 * max(masks):.0f} us")  # fmt: skip
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Guesses and overlapped steps, timed.")
     add = parser.add_argument
@@ -95,6 +144,7 @@ def main() -> int:
     add(
         "--device-ms", type=float, metavar="N", help="overlap beside a device that computes nothing"
     )
+    add("--forms", action="store_true", help="time masks instead")
     arguments = parser.parse_args()
     common = {
         "model": arguments.model,
@@ -104,6 +154,9 @@ def main() -> int:
         "kv_bytes": 1 << 30,  # room for all of them at once
     }
     same = True
+    if arguments.forms:
+        with Engine(arguments.model) as engine:
+            return forms(engine)
     if arguments.device_ms is not None:
         return sleeping(arguments, common)
     plain = Engine(speculation=False, overlap=False, **common)
