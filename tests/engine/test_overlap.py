@@ -32,13 +32,15 @@ def test_a_step_is_planned_while_the_one_before_runs():
     job, events = make_job(prompt_of(5), 10), []
     step, plan = worker.backend.step, worker.scheduler.plan
 
-    def slow_step(*args, **kwargs):
-        time.sleep(0.01)
+    def patient_step(*args, **kwargs):
+        end = time.monotonic() + 10
+        while events.count("plan") < events.count("end") + 2 and time.monotonic() < end:
+            time.sleep(0.001)
         output = step(*args, **kwargs)
         events.append("end")
         return output
 
-    worker.backend.step = slow_step
+    worker.backend.step = patient_step
     worker.scheduler.plan = lambda: events.append("plan") or plan()
     finish(worker, job)
     # All but the first are planned before the step in front of them ends.
