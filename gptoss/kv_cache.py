@@ -85,6 +85,14 @@ def blocks_for(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
+def first_block_seen(position: int, window: int, page_size: int) -> int:
+    """The first block whose sliding page a token at `position` sees.
+
+    The token at position p sees keys p - window + 1 … p.
+    """
+    return max(0, position - window + 1) // page_size
+
+
 def peak_pages(length: int, chunk: int, window: int, page_size: int) -> int:
     """Most pages a sequence of `length` tokens holds at once, fed at most `chunk` at a time.
 
@@ -151,16 +159,9 @@ class SequencePages:
         self.pool.give_back(int(self.table[row, block]))
         self.table[row, block] = page
 
-    def first_needed(self, position: int) -> int:
-        """The first block whose sliding page a token at `position` sees.
-
-        The token at position p sees keys p - window + 1 … p.
-        """
-        return max(0, position - self._window + 1) // self._page_size
-
     def trim(self, position: int) -> None:
         """Give back the sliding pages that no token from `position` on can see."""
-        first = self.first_needed(position)
+        first = first_block_seen(position, self._window, self._page_size)
         while self.first_sliding < min(first, self.blocks):
             self._release(SLIDING, self.first_sliding)
             self.first_sliding += 1

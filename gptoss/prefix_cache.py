@@ -14,7 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-from gptoss.kv_cache import FULL, NO_PAGE, SLIDING, PagePool, SequencePages
+from gptoss.kv_cache import (
+    FULL,
+    NO_PAGE,
+    SLIDING,
+    PagePool,
+    SequencePages,
+    first_block_seen,
+)
 
 
 class Node:
@@ -99,7 +106,7 @@ class PrefixCache:
 
     def _first_needed(self, blocks: int) -> int:
         """The first of so many blocks whose sliding page the token behind them sees."""
-        return max(0, blocks * self._page_size - self._window + 1) // self._page_size
+        return first_block_seen(blocks * self._page_size, self._window, self._page_size)
 
     def _key(self, tokens: SequenceOf[int], block: int) -> tuple[int, ...]:
         return tuple(tokens[block * self._page_size : (block + 1) * self._page_size])

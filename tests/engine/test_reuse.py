@@ -69,14 +69,15 @@ def test_logits_are_computed_anew(engine):
     assert engine.logits(ids).shape[0] == 60 == engine.logits(ids).shape[0]
 
 
-def test_repetitions_are_guessed(engine, plain):
-    """A greedy text that goes round in circles takes fewer steps, and is the same."""
-    longer = params(max_tokens=150)
+def test_repetitions_are_guessed(engine, plain, monkeypatch):
+    """A text that goes round in circles takes far fewer steps, and is the same."""
+    monkeypatch.setattr(engine._worker.cost, "share", lambda sequences: 0.05)  # whatever it costs
+    circles, longer = "one two three " * 4, params(max_tokens=150)
     before = engine._worker.steps, plain._worker.steps
-    (found,), (wanted,) = engine.generate(STORY, longer), plain.generate(STORY, longer)
+    (found,), (wanted,) = engine.generate(circles, longer), plain.generate(circles, longer)
     assert found.token_ids == wanted.token_ids
     assert plain._worker.steps - before[1] >= 150
-    assert engine._worker.steps - before[0] <= plain._worker.steps - before[1]
+    assert engine._worker.steps - before[0] < 100
 
 
 def test_a_stream_with_guesses_gives_every_token_once(engine, plain):
