@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gptoss.config import ModelConfig
-from gptoss.dtypes import bf16_to_f32
 from gptoss.errors import Error, shown
+from gptoss.model import ModelConfig, bf16_to_f32
 
 if TYPE_CHECKING:
-    from gptoss.source import TensorSource
+    from gptoss.checkpoint import TensorSource
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]

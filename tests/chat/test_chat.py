@@ -5,15 +5,8 @@ from datetime import date
 import pytest
 
 from gptoss import Error
-from gptoss.chat import (
-    ChatMessage,
-    ChatOptions,
-    HarmonyChat,
-    PlainChat,
-    load_chat,
-    parse_messages,
-    parse_tools,
-)
+from gptoss.chat.formats import ChatOptions, HarmonyChat, PlainChat, load_chat
+from gptoss.chat.messages import ChatMessage, parse_messages, parse_tools
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 USER = {"role": "user", "content": "Hello"}
@@ -119,8 +112,8 @@ def harmony():
     pytest.importorskip("openai_harmony")
     from vocabularies import o200k_path
 
-    from gptoss import vocabulary
-    from gptoss.tokenizer import Tokenizer
+    from gptoss.tokenizer import vocabulary
+    from gptoss.tokenizer.tokenizer import Tokenizer
 
     data = o200k_path().read_bytes()
     tokenizer = Tokenizer(vocabulary.harmony(data, "o200k", vocabulary.HARMONY_SIZE))

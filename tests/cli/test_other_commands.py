@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy():
         "import sys, gptoss.cli\n"
         "try: gptoss.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'tiktoken', 'torch', 'gptoss._core', 'gptoss.engine'}\n"
+        "heavy = {'numpy', 'tiktoken', 'torch', 'gptoss.native._core', 'gptoss.engine.engine'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -48,7 +48,10 @@ def test_importing_the_package_is_light():
 
 
 def test_the_config_needs_no_compiled_core():
-    code = "import sys; sys.modules['gptoss._core'] = None\nfrom gptoss import ModelConfig, Error"
+    code = (
+        "import sys; sys.modules['gptoss.native._core'] = None\n"
+        "from gptoss import ModelConfig, Error"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

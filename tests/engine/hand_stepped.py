@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import fake_backend as fake
 
-from gptoss.jobs import Generation
-from gptoss.sampling import SamplingParams
-from gptoss.scheduler import Scheduler
-from gptoss.speculation import Drafter
-from gptoss.worker import Worker
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.generation import Generation
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.worker import Worker
+from gptoss.request.params import SamplingParams
 
 WINDOW = 20
 GREEDY = SamplingParams(temperature=0)
@@ -24,8 +24,6 @@ def make_worker(
     return Worker(
         backend,
         scheduler,
-        fake.SamplingBatch,
-        fake.SAMPLING_DTYPE,
         overlap_from=1 if overlap else None,
     )
 

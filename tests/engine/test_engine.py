@@ -6,7 +6,7 @@ import pytest
 from fake_engine import CONTEXT, END, PIECES, WINDOW, FakeTokenizer, make_engine, settle
 
 from gptoss import Engine, Error, SamplingParams
-from gptoss.sampling import derive_seed
+from gptoss.request.params import derive_seed
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
 
@@ -395,7 +395,7 @@ def test_info(engine):
 def test_bundled_model_is_the_default(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "gptoss.checkpoint.open_checkpoint", lambda path: seen.append(path) or 1 / 0
+        "gptoss.checkpoint.files.open_checkpoint", lambda path: seen.append(path) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Engine()

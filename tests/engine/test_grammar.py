@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss import Engine, Error, Grammar, SamplingParams
-from gptoss.grammar import GrammarVocabulary
+from gptoss.engine.constraint import GrammarVocabulary
 
 pytest.importorskip("llguidance", reason="the extra grammar is missing")
 

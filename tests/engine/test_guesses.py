@@ -12,7 +12,7 @@ from hand_stepped import (
     prompt_of,
 )
 
-from gptoss.sampling import SamplingParams
+from gptoss.request.params import SamplingParams
 
 
 def test_right_guesses_save_steps_and_change_nothing():

@@ -17,7 +17,7 @@ from hand_stepped import (
     submit,
 )
 
-from gptoss.jobs import Scoring
+from gptoss.engine.job import Scoring
 
 
 @pytest.mark.parametrize("window", [1, 16, 20, 47, 100])

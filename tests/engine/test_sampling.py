@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptoss.errors import Error
-from gptoss.sampling import SamplingParams, derive_seed
+from gptoss.request.params import SamplingParams, derive_seed
 
 NAN, INF = math.nan, math.inf
 

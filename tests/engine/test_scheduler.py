@@ -20,11 +20,12 @@ from hand_stepped import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss.completion import Delta, join
+from gptoss.engine.job import Scoring
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.sequence import Sequence
 from gptoss.errors import Error
-from gptoss.jobs import Scoring
-from gptoss.sampling import SamplingParams
-from gptoss.scheduler import Scheduler, Sequence
+from gptoss.request.params import SamplingParams
+from gptoss.request.result import Delta, join
 
 
 def test_one_sequence():

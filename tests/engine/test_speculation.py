@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.speculation import (
+from gptoss.engine.drafts import (
     LONGEST_MATCH,
     MOST_GUESSES,
     SHORTEST_MATCH,

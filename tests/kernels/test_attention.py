@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from gptoss import _kernels, reference
-from gptoss.checkpoint import open_checkpoint
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss import reference
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.native import _kernels
 
 PAGE = _kernels.PAGE_SIZE
 

@@ -9,7 +9,7 @@ from scripted import ANSWER, CALL, THINKING, scene
 from serving import serving
 
 from gptoss import Error, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}}
 

@@ -11,7 +11,7 @@ from fake_engine import settle
 from serving import serving
 
 from gptoss import Error, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 

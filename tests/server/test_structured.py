@@ -16,8 +16,8 @@ from fake_engine import settle
 from pydantic import BaseModel
 from serving import serving
 
-from gptoss.chat import HarmonyChat
-from gptoss.server import app as server
+from gptoss.chat.formats import HarmonyChat
+from gptoss.server.api import app as server
 
 pytest.importorskip("llguidance", reason="the extra grammar is missing")
 

@@ -15,10 +15,10 @@ import pytest
 
 from gptoss.cli import main
 from gptoss.errors import Error
-from gptoss.train.overrides import from_options, from_table, read_file
-from gptoss.train.presets import get_preset
-from gptoss.train.settings import Settings
-from gptoss.train.state import CHECKPOINT_FILE, load_state
+from gptoss.train.run.overrides import from_options, from_table, read_file
+from gptoss.train.run.presets import get_preset
+from gptoss.train.run.settings import Settings
+from gptoss.train.run.state import CHECKPOINT_FILE, load_state
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_signal_ends_the_run_after_the_step(
     number: signal.Signals,
     code: int,
 ) -> None:
-    from gptoss.train.loop import Trainer
+    from gptoss.train.run.trainer import Trainer
 
     take = Trainer.train_step
 
