@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from gptoss import __version__
 from gptoss.cli.arguments import MODEL
 from gptoss.cli.progress import human_bytes
-from gptoss.model import to_original
 
 if TYPE_CHECKING:
     from gptoss.checkpoint import TensorSource
@@ -48,6 +47,8 @@ def describe_model(source: TensorSource, *, tensors: bool = False) -> dict[str, 
 
     Tensors appear as the engine reads them: those of q, k and v apart.
     """
+    from gptoss.model import to_original
+
     config = source.config
     full_layers = sum(not config.is_sliding(n) for n in range(config.num_hidden_layers))
     layer_bytes = 2 * config.num_key_value_heads * config.head_dim * KV_VALUE_BYTES

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import gptoss as package
-from gptoss.cli.arguments import _size
+from gptoss.cli import arguments
 
 
 def test_version(gptoss):
@@ -198,10 +198,10 @@ def test_warnings_are_one_line(gptoss, tiny_a, tmp_path):
     ],
 )
 def test_sizes(text, size):
-    assert _size(text) == size
+    assert arguments.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1e9", "nan", "2 apples", "1.2.3"])
 def test_bad_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
-        _size(text)
+        arguments.size(text)

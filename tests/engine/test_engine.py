@@ -395,8 +395,8 @@ def test_info(engine):
 def test_bundled_model_is_the_default(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "gptoss.checkpoint.files.open_checkpoint", lambda path: seen.append(path) or 1 / 0
+        "gptoss.engine.engine.open_checkpoint", lambda path: seen.append(path) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Engine()
-    assert seen[0].parts[-3:] == ("gptoss", "models", "nano")
+    assert seen[0].parts[-3:] == ("gptoss", "bundled", "nano")
