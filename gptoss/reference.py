@@ -1,5 +1,6 @@
 """The whole model in plain NumPy, to be read: the specification that kernels are tested against.
 
+docs/spec.md says the same in words and formulas, with the checkpoint and the precision around it.
 No cache, no threads, no tricks: `forward` runs a whole sequence through every layer. Sources, cited
 where they apply: [card] OpenAI, gpt-oss model card, 2025, with its PyTorch code; [yarn] Peng et
 al., "YaRN", 2023; [rope] Su et al., "RoFormer", 2021; [gqa] Ainslie et al., 2023; [sinks] Xiao et

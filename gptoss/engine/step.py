@@ -1,7 +1,7 @@
 """From a plan to the plain arrays of one `Backend.step`.
 
 Shapes: T new tokens in all, S sequences, R rows that want logits, B blocks of the longest
-sequence. DESIGN.md's Batch, without what the backend derives itself.
+sequence. None of them follows from the others (docs/adr/0004).
 """
 
 from __future__ import annotations
