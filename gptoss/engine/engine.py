@@ -20,7 +20,6 @@ from gptoss.checkpoint import BUNDLED_MODEL, TensorSource, open_checkpoint
 from gptoss.engine.constraint import CompiledGrammar, GrammarVocabulary
 from gptoss.engine.drafts import Drafter
 from gptoss.engine.generation import Generation
-from gptoss.engine.job import Outbox, Outlet, Scoring
 from gptoss.engine.load import (
     MAX_BATCH,
     STEP_TOKENS,
@@ -33,8 +32,10 @@ from gptoss.engine.load import (
 from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.engine.pages import peak_pages
 from gptoss.engine.prompts import Prompt, as_params, as_prompts
+from gptoss.engine.request import Outbox, Outlet, Request, Scoring
 from gptoss.engine.scheduler import Scheduler
-from gptoss.engine.stream import Stream, Submitted
+from gptoss.engine.sequence import Account
+from gptoss.engine.stream import Stream, Submission
 from gptoss.engine.text import TextStream
 from gptoss.engine.worker import Worker
 from gptoss.errors import Error
@@ -248,11 +249,8 @@ class Engine:
         Raises:
             Error: the prompt or the parameters do not suit the model.
         """
-        return Stream(
-            self,
-            self._worker,
-            self._generations(prompt, params or SamplingParams(), Outbox(), priority=priority),
-        )
+        outbox = Outbox()
+        return Stream(self.submit(self.prepare(prompt, params, outbox, priority=priority)), outbox)
 
     def generate(
         self,
@@ -274,27 +272,32 @@ class Engine:
         """
         batch = as_prompts(prompts)
         outbox = Outbox()
-        jobs: list[Generation] = []
+        requests: list[Generation] = []
+        account = Account()  # one request to the engine, however many prompts
         for index, (prompt, own) in enumerate(
             zip(batch, as_params(params, len(batch)), strict=True)
         ):
             try:
-                jobs += self._generations(prompt, own, outbox, prompt_index=index)
+                requests += self.prepare(prompt, own, outbox, prompt_index=index, account=account)
             except Error as error:
                 if len(batch) == 1:
                     raise
                 raise Error(f"prompt {index} of {len(batch)}: {error}") from None
-        for job in jobs:
-            job.demand = job.limit + 1  # more than it can produce: run to the end
-            job.eager = False
-        with Submitted(self._worker, jobs):
-            deltas: dict[tuple[int, int], list[Delta]] = {}
-            while len(deltas) < len(jobs):
+        for request in requests:
+            request.demand = request.sequence.limit + 1  # more than it can produce: run to the end
+            request.eager = False
+        deltas: dict[tuple[int, int], list[Delta]] = {}
+        submission = self.submit(requests)
+        try:
+            while len(deltas) < len(requests):
                 key, items = outbox.get()
                 if isinstance(items[-1], BaseException):
                     raise items[-1]
                 deltas[key] = items
-        return [join(deltas[job.key], prompt_index=job.key[0]) for job in jobs]
+                submission.finish(key)
+        finally:
+            submission.close()
+        return [join(deltas[p, c], prompt_index=p) for p, c in sorted(deltas)]
 
     def logits(self, token_ids: SequenceOf[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Logits after every token of a given text ("teacher-forced").
@@ -313,10 +316,11 @@ class Engine:
             )
         vocabulary = self._config.vocab_size
         outbox = Outbox()
-        job = Scoring(ids, outbox, chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
+        scoring = Scoring(ids, outbox, max_chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
         result = np.empty((len(ids), vocabulary), np.float32)
         done = 0
-        with Submitted(self._worker, [job]):
+        submission = self.submit([scoring])
+        try:
             while done < len(ids):
                 _, items = outbox.get()
                 for item in items:
@@ -325,6 +329,8 @@ class Engine:
                     first, rows = item
                     result[first : first + len(rows)] = rows
                     done = first + len(rows)
+        finally:
+            submission.close()
         return result
 
     # The end.
@@ -347,18 +353,35 @@ class Engine:
     ) -> None:
         self.close()
 
-    # From what the caller wrote to jobs.
+    # The seam for front ends: requests, made and submitted.
 
-    def _generations(
+    def prepare(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | None,
         outbox: Outlet,
         prompt_index: int = 0,
         *,
         priority: int = 0,
         client: str = "",
+        account: Account | None = None,
     ) -> list[Generation]:
+        """Check a prompt and its parameters, and make of them the requests to submit.
+
+        Args:
+            prompt: text, or token ids. outbox: where what they produce is to go, as
+                ((prompt_index, choice), list of `Delta`, or an exception as the last item).
+            priority: lower goes first.
+            client: whom it is for; clients share the engine alike, and so do a client's requests.
+            account: shared by what is to count as one request; None: these are one.
+
+        Returns:
+            One for each of the n choices.
+
+        Raises:
+            Error: the prompt or the parameters do not suit the model.
+        """
+        params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
         ids = self._prompt_ids(prompt)
@@ -371,12 +394,14 @@ class Engine:
         seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed
         cost = self._worker.cost
         grammar = self._compile(params.grammar) if params.grammar else None
+        max_tokens = self._max_tokens(len(ids), params.max_tokens)
+        account = account or Account()
         return [
             Generation(
                 ids,
                 params,
                 seed=derive_seed(seed, index),
-                most=self._most_tokens(len(ids), params.max_tokens),
+                max_tokens=max_tokens,
                 stop_ids=stop_ids,
                 text=TextStream(tokenizer.stream(), params.stop_strings) if tokenizer else None,
                 token_bytes=tokenizer.token_bytes if tokenizer else lambda token: b"",
@@ -387,9 +412,18 @@ class Engine:
                 drafter=Drafter(ids, cost) if self._speculates else None,
                 priority=priority,
                 client=client,
+                account=account,
             )
             for index in range(params.n)
         ]
+
+    def submit(self, requests: SequenceOf[Request]) -> Submission:
+        """Let prepared requests run, until they end or the submission is cancelled.
+
+        Raises:
+            Error: one can never fit the cache, or the engine is closed; none runs then.
+        """
+        return Submission(self, self._worker, requests)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         """A grammar for this model's vocabulary."""
@@ -399,8 +433,8 @@ class Engine:
                 self._grammars = GrammarVocabulary(self.tokenizer, self._config.vocab_size, eos)
             return self._grammars.compile(grammar)
 
-    def _most_tokens(self, prompt: int, max_tokens: int | None) -> int:
-        """How many tokens a request may draw: what it asks for, and what there is room for."""
+    def _max_tokens(self, prompt: int, max_tokens: int | None) -> int:
+        """Most tokens that a request may draw: what it asks for, and what there is room for."""
         context = self._config.context_length
         if prompt >= context:
             raise Error(
