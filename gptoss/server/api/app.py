@@ -143,7 +143,7 @@ class _Server:
                 response = JSONResponse(error.body(), status, headers=error.headers)
             except Error as error:
                 status = 400
-                response = JSONResponse(ApiError(str(error)).body(), status)
+                response = JSONResponse(ApiError(str(error), field=error.field).body(), status)
             except ClientDisconnect:
                 status = CLIENT_LEFT
                 response = Response(status_code=status)
@@ -283,7 +283,7 @@ class _Server:
             raise ApiError(
                 f"model: expected {self._options.model_name}, found {shown(name)}",
                 404,
-                param="model",
+                field="model",
                 code="model_not_found",
             )
 
@@ -309,7 +309,7 @@ class _Server:
         body = await self._body(request)
         text = body.get("prompt", body.get("content"))
         if not isinstance(text, str):
-            raise ApiError(f"prompt: expected a string, found {shown(text)}", param="prompt")
+            raise ApiError(f"prompt: expected a string, found {shown(text)}", field="prompt")
         # On another thread, as all that may take a while: streams go on meanwhile.
         tokens = await asyncio.to_thread(self._engine.tokenizer.encode, text)
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
@@ -320,7 +320,7 @@ class _Server:
         if not isinstance(tokens, list) or not all(
             isinstance(token, int) and 0 <= token < size for token in tokens
         ):
-            raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
+            raise ApiError(f"tokens: expected a list of ids below {size}", field="tokens")
         text = await asyncio.to_thread(self._engine.tokenizer.decode, tokens)
         return JSONResponse({"prompt": text})
 

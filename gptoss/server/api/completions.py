@@ -11,6 +11,7 @@ from gptoss.request import Delta, Timing, TokenLogprob
 from gptoss.server.api.fields import (
     Caller,
     answer_grammar,
+    field_names,
     flag,
     priority_of,
     refuse_unsupported,
@@ -36,34 +37,36 @@ class CompletionRequest:
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
         logprobs = body.get("logprobs")
+        asks, answer = answer_grammar(body)
         params = sampling_params(
             body,
             max_tokens=16 if body.get("max_tokens") is None else body["max_tokens"],
             logprobs=logprobs,
             stop=stop_strings(body),
-            grammar=answer_grammar(body),
+            grammar=answer,
         )
         priority = priority_of(body)
         prompts = _prompts(body.get("prompt"))
         if flag(body, "echo"):
-            raise ApiError("echo: this server cannot do that", param="echo", code="unsupported")
+            raise ApiError("echo: this server cannot do that", field="echo", code="unsupported")
         self._params = params
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         self._streams = []
         try:
-            for prompt in prompts:
-                self._streams.append(
-                    engine.stream(
-                        prompt,
-                        params,
-                        loop=caller.loop,
-                        priority=priority,
-                        client=caller.client,
+            with field_names({"grammar": asks}):
+                for prompt in prompts:
+                    self._streams.append(
+                        engine.stream(
+                            prompt,
+                            params,
+                            loop=caller.loop,
+                            priority=priority,
+                            client=caller.client,
+                        )
                     )
-                )
-        except Error as error:
+        except Error:
             self.cancel()
-            raise ApiError(str(error), param="prompt") from None
+            raise
 
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
@@ -129,12 +132,12 @@ def _prompts(raw: object) -> list[Prompt]:
             return [raw]
         if len(raw) > _MOST_PROMPTS:
             raise ApiError(f"prompt: expected at most {_MOST_PROMPTS}, found {len(raw)}",
-                           param="prompt")  # fmt: skip
+                           field="prompt")  # fmt: skip
         if all(isinstance(item, (str, list)) and item != [] for item in raw):
             return list(raw)
     raise ApiError(
         f"prompt: expected a string, token ids, or a list of these, found {shown(raw)}",
-        param="prompt",
+        field="prompt",
     )
 
 
