@@ -32,6 +32,11 @@ class CompiledGrammar:
         )
         if self._matcher.is_error():
             raise Error(f"{grammar.what}: {first_line(self._matcher.get_error())}", field="grammar")
+        # A rule that leads to nothing but itself is found out only by asking how a text begins.
+        try:
+            self.begin().mask()
+        except Error as error:
+            raise Error(f"{error}: no text can begin", field="grammar") from None
 
     def begin(self) -> GrammarState:
         """For a text that has not begun."""

@@ -79,6 +79,7 @@ FORMS = [
     ((CHAT, COMPLETIONS), "guided_regex", "("),
     ((CHAT, COMPLETIONS), "guided_choice", []),
     ((CHAT, COMPLETIONS), "guided_json", {"type": "x"}),
+    ((COMPLETIONS,), "guided_json", {"$ref": "#"}),
 ]
 # (where, the field at fault, what is sent beside a good request's fields).
 TOGETHER = [
