@@ -147,15 +147,15 @@ cdef class Backend:
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
                  weights="published", kv="bf16", tensor_parallel=1):
         if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected bf16 or f32, found {activation!r}")
+            raise Error(f"activation: expected bf16 or f32, found {activation!r}", field="activation")
         cdef Options options
         options.activation = Activation.f32 if activation == "f32" else Activation.bf16
         options.threads = threads
         if weights not in ("published", "q8"):
-            raise Error(f"weights: expected published or q8, found {weights!r}")
+            raise Error(f"weights: expected published or q8, found {weights!r}", field="weights")
         options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
         if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected bf16 or int8, found {kv!r}")
+            raise Error(f"kv: expected bf16 or int8, found {kv!r}", field="kv")
         options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
         options.ranks = tensor_parallel
         nccl = find_nccl() if tensor_parallel > 1 else None

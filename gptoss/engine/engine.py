@@ -105,11 +105,15 @@ class Engine:
         check_integer("step_tokens", step_tokens, 1)
         check_integer("tensor_parallel", tensor_parallel, 1)
         if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected 'bf16' or 'f32', found {activation!r}")
+            raise Error(
+                f"activation: expected 'bf16' or 'f32', found {activation!r}", field="activation"
+            )
         if weights not in (None, "published", "q8"):
-            raise Error(f"weights: expected 'published' or 'q8', found {weights!r}")
+            raise Error(
+                f"weights: expected 'published' or 'q8', found {weights!r}", field="weights"
+            )
         if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected 'bf16' or 'int8', found {kv!r}")
+            raise Error(f"kv: expected 'bf16' or 'int8', found {kv!r}", field="kv")
 
         device = choose_device(device, _core.backends())
         if step_tokens is None:
@@ -150,7 +154,8 @@ class Engine:
             if pages < pages_for(1):
                 raise Error(
                     f"kv_bytes: expected at least {pages_for(1) * backend.page_bytes} "
-                    f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}"
+                    f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}",
+                    field="kv_bytes",
                 )
             backend.alloc_kv(pages)
             scheduler = Scheduler(
@@ -282,7 +287,7 @@ class Engine:
             except Error as error:
                 if len(batch) == 1:
                     raise
-                raise Error(f"prompt {index} of {len(batch)}: {error}") from None
+                raise Error(f"prompt {index} of {len(batch)}: {error}", field=error.field) from None
         for request in requests:
             request.demand = request.sequence.limit + 1  # more than it can produce: run to the end
             request.eager = False
@@ -308,11 +313,12 @@ class Engine:
         Returns:
             float32 [len(token_ids), vocab_size]; row i is the model's guess at token i + 1.
         """
-        ids = self._check_ids(token_ids)
+        ids = self._check_ids(token_ids, "token_ids")
         if len(ids) > self._config.context_length:
             raise Error(
                 f"token_ids: expected at most {self._config.context_length} (the model's "
-                f"context), found {len(ids)}"
+                f"context), found {len(ids)}",
+                field="token_ids",
             )
         vocabulary = self._config.vocab_size
         outbox = Outbox()
@@ -383,7 +389,9 @@ class Engine:
         """
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
-            raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
+            raise Error(
+                f"params: expected SamplingParams, found {type(params).__name__}", field="params"
+            )
         ids = self._prompt_ids(prompt)
         self._check_params(params)
         tokenizer = self._tokenizer_or_none(params)
@@ -439,7 +447,8 @@ class Engine:
         if prompt >= context:
             raise Error(
                 f"prompt: expected at most {context - 1} tokens (the model's context of {context} "
-                f"holds prompt and output), found {prompt}"
+                f"holds prompt and output), found {prompt}",
+                field="prompt",
             )
         if max_tokens is None:
             # Not the caller's number: make do with the cache there is.
@@ -454,7 +463,8 @@ class Engine:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise Error(
-                f"prompt: expected text, found a lone surrogate at index {error.start}"
+                f"prompt: expected text, found a lone surrogate at index {error.start}",
+                field="prompt",
             ) from None
         ids = self.tokenizer.encode(prompt)
         return self._check_ids(ids) if ids else [self._start_token()]
@@ -464,20 +474,25 @@ class Engine:
         for name in ("<|startoftext|>", "<|endoftext|>"):
             if name in special:
                 return special[name]
-        raise Error("prompt: it is empty, and the model has no token that begins a text")
+        raise Error(
+            "prompt: it is empty, and the model has no token that begins a text", field="prompt"
+        )
 
-    def _check_ids(self, ids: Any) -> list[int]:
+    def _check_ids(self, ids: Any, field: str = "prompt") -> list[int]:
         if isinstance(ids, np.ndarray):
             if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
                 raise Error(
                     f"token ids: expected a list of integers or an integer array of one "
-                    f"dimension, found {ids.dtype} {list(ids.shape)}"
+                    f"dimension, found {ids.dtype} {list(ids.shape)}",
+                    field=field,
                 )
             ids = ids.tolist()
         if isinstance(ids, (str, bytes)) or not isinstance(ids, SequenceOf):
-            raise Error(f"prompt: expected text or token ids, found {type(ids).__name__}")
+            raise Error(
+                f"prompt: expected text or token ids, found {type(ids).__name__}", field=field
+            )
         if not ids:
-            raise Error("token ids: expected at least one, found none")
+            raise Error("token ids: expected at least one, found none", field=field)
         top = self._config.vocab_size - 1
         for position, token in enumerate(ids):
             # bool is an int to Python, but not a token to anyone.
@@ -488,7 +503,8 @@ class Engine:
             ):
                 raise Error(
                     f"token ids: expected integers from 0 to {top}, found {token!r} "
-                    f"({type(token).__name__}) at position {position}"
+                    f"({type(token).__name__}) at position {position}",
+                    field=field,
                 )
         return [int(token) for token in ids]
 
@@ -501,10 +517,14 @@ class Engine:
             for token in ids:
                 if token >= vocabulary:
                     raise Error(
-                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}"
+                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}",
+                        field=option,
                     )
         if (params.logprobs or 0) > vocabulary:
-            raise Error(f"logprobs: expected at most {vocabulary}, found {params.logprobs}")
+            raise Error(
+                f"logprobs: expected at most {vocabulary}, found {params.logprobs}",
+                field="logprobs",
+            )
 
     def _tokenizer_or_none(self, params: SamplingParams) -> Tokenizer | None:
         """Token ids can be continued without a vocabulary; the text then stays empty."""

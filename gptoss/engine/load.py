@@ -49,12 +49,14 @@ def check_panels(
         return
     if device != "cpu":
         raise Error(
-            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}"
+            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}",
+            field="device",
         )
     if weights not in (None, source.packed):
         raise Error(
             f"{source.name}: is packed with weights {source.packed!r}, asked for {weights!r}: "
-            f"convert the checkpoint again"
+            f"convert the checkpoint again",
+            field="weights",
         )
     source.verify(threads or _core.cpu_features()["threads"], progress)
 
@@ -69,9 +71,13 @@ def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
     if device == "auto":
         return "cuda" if known.get("cuda", {}).get("available") else "cpu"
     if not isinstance(device, str) or device not in known:
-        raise Error(f"device: expected 'auto' or one of {sorted(known)}, found {device!r}")
+        raise Error(
+            f"device: expected 'auto' or one of {sorted(known)}, found {device!r}", field="device"
+        )
     if not known[device]["available"]:
-        raise Error(f"device: {device!r} is not available: {known[device]['reason']}")
+        raise Error(
+            f"device: {device!r} is not available: {known[device]['reason']}", field="device"
+        )
     return device
 
 
@@ -79,4 +85,6 @@ def check_integer(option: str, value: object, low: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise Error(f"{option}: expected an integer of at least {low}, found {value!r}")
+        raise Error(
+            f"{option}: expected an integer of at least {low}, found {value!r}", field=option
+        )

@@ -60,7 +60,8 @@ class Scheduler:
         if not 1 <= max_running <= step_tokens:
             raise Error(
                 f"max_batch: expected 1 to {step_tokens} (the tokens of one step), "
-                f"found {max_running}"
+                f"found {max_running}",
+                field="max_batch",
             )
         self.pool = PagePool(pages)
         self._cache = PrefixCache(self.pool, page_size, window) if prefix_cache else None
@@ -105,7 +106,8 @@ class Scheduler:
             raise Error(
                 f"request: {sequence.limit} tokens of prompt and output need {need} pages of KV "
                 f"cache, and there are {self.pool.size} (enough for {self.capacity()} tokens); "
-                "raise kv_bytes, or lower max_tokens or the length of the prompt"
+                "raise kv_bytes, or lower max_tokens or the length of the prompt",
+                field="prompt",
             )
 
     def add(self, sequence: Sequence) -> None:

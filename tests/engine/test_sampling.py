@@ -38,7 +38,7 @@ def test_refused(option, value):
     with pytest.raises(Error) as caught:
         SamplingParams(**{option: value})
     message = str(caught.value)
-    assert message.startswith(option)
+    assert message.startswith(option) and caught.value.field == option
     assert "expected" in message and "found" in message
     assert "\n" not in message and len(message) < 300
 
