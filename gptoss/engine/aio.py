@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptoss.engine.engine import Engine
     from gptoss.engine.generation import Generation
     from gptoss.engine.prompts import Prompt
+    from gptoss.engine.sequence import Account
     from gptoss.engine.stream import Submission
 
 
@@ -42,11 +43,13 @@ class AsyncEngine:
         loop: asyncio.AbstractEventLoop | None = None,
         priority: int = 0,
         client: str = "",
+        account: Account | None = None,
     ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
 
         priority: lower goes first. client: whom it is for; those that wait share the engine alike.
+        account: shared by streams that are to count as one request of that client.
         loop: the one that the stream is read in; needed on other threads than the loop's, where
         the splitting of a long text into tokens holds up no other request.
 
@@ -55,7 +58,12 @@ class AsyncEngine:
         """
         outbox = _Outbox(loop or asyncio.get_running_loop())
         requests = self.engine.prepare(
-            prompt, params or SamplingParams(), outbox, priority=priority, client=client
+            prompt,
+            params or SamplingParams(),
+            outbox,
+            priority=priority,
+            client=client,
+            account=account,
         )
         for request in requests:
             request.demand = request.sequence.limit + 1  # more than it can produce

@@ -94,10 +94,9 @@ class Generation(Request):
         wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0
         return range(chunk.count - wanted, chunk.count)
 
-    def masks(self, chunk: Chunk) -> SequenceOf[NDArray[np.uint32] | None]:
-        if self._constraint is None or not chunk.reaches_end:
-            return super().masks(chunk)
-        return [self._constraint.mask()]
+    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+        # One row: nothing is drafted where a constraint is.
+        return None if self._constraint is None else self._constraint.mask()
 
     def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
         if not chunk.reaches_end:

@@ -73,9 +73,9 @@ class Request:
         """Which tokens of the chunk, counted from its start, want logits."""
         raise NotImplementedError
 
-    def masks(self, chunk: Chunk) -> SequenceOf[NDArray[np.uint32] | None]:
-        """Which tokens each row may draw, a bit each; None: any."""
-        return [None] * len(self.rows(chunk))
+    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+        """A bit for each token, those that may be drawn set; None: any may."""
+        return None
 
     def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
         """Take the rows asked for, `rows` of the output; how many items they will make."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gptoss.engine.pages import PagePool, SequencePages, peak_pages
+from gptoss.engine.pages import PagePool, SequencePages, first_block_seen, peak_pages
 from gptoss.engine.prefix_cache import Node, PrefixCache
 from gptoss.engine.queue import Waiting
 from gptoss.engine.sequence import Account, Chunk, Sequence
@@ -192,9 +192,11 @@ class Scheduler:
         end = chunk.end
         if chunk.draft:  # of which some were wrong
             end = sequence.computed = min(end, len(sequence.tokens) - 1)
-        if self._cache is not None and sequence.reuses:
+        completed = end // self.page_size > chunk.start // self.page_size
+        if completed and self._cache is not None and sequence.reuses:
             self._cache.extend(pages, sequence.tokens, end)
-        pages.trim(end)
+        if first_block_seen(end, self.window, self.page_size) > pages.first_sliding:
+            pages.trim(end)
 
     def _client(self, sequence: Sequence) -> Account:
         """What was computed for a sequence's client."""

@@ -107,9 +107,10 @@ class Sequence:
     def settle(self, drawn: SequenceOf[int]) -> None:
         """Append the tokens that a step drew, in the place of the unknown one."""
         if self._unknown:
-            self.tokens.pop()
+            self.tokens[-1:] = drawn
             self._unknown = False
-        self.tokens += drawn
+        else:
+            self.tokens += drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,10 +21,23 @@ from gptoss.engine.pages import NO_PAGE, SLIDING, blocks_for
 from gptoss.engine.request import Request
 from gptoss.engine.sampling import Draw, sampling_batch
 from gptoss.engine.sequence import Chunk
-from gptoss.native.arrays import Ints, StepOutput
+from gptoss.native.arrays import Ints, SamplingBatch, StepOutput
 
-if TYPE_CHECKING:
-    from gptoss.engine.worker import Backend
+
+class Backend(Protocol):
+    """What steps ask of `_core.Backend`."""
+
+    def step(
+        self,
+        token_ids: Ints,
+        seq_start: Ints,
+        context_len: Ints,
+        block_table: Ints,
+        logits_rows: Ints,
+        sampling: SamplingBatch | None = None,
+        *,
+        want_logits: bool = False,
+    ) -> StepOutput: ...
 
 
 @dataclass(frozen=True)
@@ -138,12 +151,11 @@ class Step:
     def _prepare(self, backend: Backend) -> Callable[[], StepOutput]:
         """The step as a call that touches nothing of this thread's."""
         arrays = self._arrays
-        draws = [
-            Draw(request.sampler, ahead, mask)
-            for chunk, request, rows in self
-            if rows
-            for ahead, mask in enumerate(request.masks(chunk))
-        ]
+        draws = []
+        for chunk, request, rows in self:
+            if rows:
+                mask = request.mask(chunk)
+                draws += [Draw(request.sampler, ahead, mask) for ahead in range(len(rows))]
         sampling = sampling_batch(draws) if draws else None
         want_logits = any(request.wants_logits for request in self.requests)
 
@@ -187,13 +199,12 @@ def step_arrays(chunks: SequenceOf[Chunk], rows: SequenceOf[range], page_size: i
     block_table = np.full((2, count, widest), NO_PAGE, np.int32)
     token_ids: list[int] = []
     logits_rows: list[int] = []
-    for i, (chunk, wanted) in enumerate(zip(chunks, rows, strict=True)):
-        pages = chunk.pages
-        blocks = min(pages.blocks, widest)
-        block_table[:, i, :blocks] = pages.table[:, :blocks]
-        first = len(token_ids)
-        token_ids += chunk.token_ids
+    for i, chunk in enumerate(chunks):
+        table = chunk.pages.table[:, :widest]  # NO_PAGE beyond those that it holds
+        block_table[:, i, : table.shape[1]] = table
+        wanted, first = rows[i], len(token_ids)
         logits_rows += range(first + wanted.start, first + wanted.stop)
+        token_ids += chunk.token_ids
     return StepArrays(
         token_ids=np.array(token_ids, np.int32),
         seq_start=seq_start,

@@ -18,31 +18,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Protocol
 
 from gptoss.engine.drafts import StepCost, with_drafts
 from gptoss.engine.request import Request
 from gptoss.engine.scheduler import Scheduler
 from gptoss.engine.sequence import Chunk, Sequence
-from gptoss.engine.step import Step
+from gptoss.engine.step import Backend, Step
 from gptoss.errors import Error
-from gptoss.native.arrays import Ints, SamplingBatch, StepOutput
-
-
-class Backend(Protocol):
-    """What the worker asks of `_core.Backend`."""
-
-    def step(
-        self,
-        token_ids: Ints,
-        seq_start: Ints,
-        context_len: Ints,
-        block_table: Ints,
-        logits_rows: Ints,
-        sampling: SamplingBatch | None = None,
-        *,
-        want_logits: bool = False,
-    ) -> StepOutput: ...
+from gptoss.native.arrays import StepOutput
 
 
 class Worker:

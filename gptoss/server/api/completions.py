@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from gptoss.engine import AsyncEngine, AsyncStream, Prompt
+from gptoss.engine import Account, AsyncEngine, AsyncStream, Prompt
 from gptoss.errors import Error, shown
 from gptoss.request import Delta, Timing, TokenLogprob
 from gptoss.server.api.fields import (
@@ -54,6 +54,7 @@ class CompletionRequest:
         self.usage: dict[str, Any] = {}
         self._streams: list[AsyncStream] = []
         self._merged = Merged(self._streams)
+        account = Account()  # however many prompts, one request
         try:
             with field_names({"grammar": asks}):
                 for prompt in prompts:
@@ -64,6 +65,7 @@ class CompletionRequest:
                             loop=caller.loop,
                             priority=priority,
                             client=caller.client,
+                            account=account,
                         )
                     )
         except Error:
