@@ -13,7 +13,7 @@ from typing import Any
 
 from gptoss import jsonfile
 from gptoss.errors import Error, shown
-from gptoss.vocabulary import HARMONY_END, Vocabulary, dump_ranks, is_o200k
+from gptoss.vocabulary import HARMONY_END, Vocabulary, dump_ranks, is_o200k, is_token_id
 
 NAME = "tokenizer.json"
 _LIMIT = 1 << 28  # bytes; that of gpt-oss has 28 MB
@@ -112,7 +112,7 @@ def _added_tokens(path: Path, entries: Any) -> tuple[dict[str, int], dict[str, i
         if not isinstance(entry, dict):
             raise _unsupported(path, key, "an object", entry)
         name, token = entry.get("content"), entry.get("id")
-        if not isinstance(name, str) or type(token) is not int:
+        if not isinstance(name, str) or not is_token_id(token):
             raise _unsupported(path, key, "content (text) and id (a token id)", entry)
         for option in ("lstrip", "rstrip", "single_word"):
             if entry.get(option):
@@ -131,7 +131,7 @@ def _ranks(path: Path, vocab: dict[str, Any], special: Mapping[str, int]) -> dic
     ranks: dict[bytes, int] = {}
     seen: dict[int, str] = {}
     for text, rank in vocab.items():
-        if type(rank) is not int or rank < 0:
+        if not is_token_id(rank):
             raise _unsupported(path, f"model.vocab: {shown(text)}", "a token id", rank)
         if special.get(text, rank) != rank:
             key = f"model.vocab: {shown(text)}"
