@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from vocabularies import Size, rank_lines, tiny_config, tiny_ranks, write_tiny
 
 from gptoss import Error
-from gptoss.hf_tokenizer import _BYTES
+from gptoss.hf_tokenizer import _BYTES, _merge_to_two
 from gptoss.tokenizer import load_tokenizer
 
 from ..hostile import damaged
@@ -63,6 +64,62 @@ def tokenizer_json(*tokens: bytes, merges: list[list[str]] | None = None) -> dic
 def load(directory: Path, data: Any, size: int = 400) -> Any:
     (directory / "tokenizer.json").write_text(json.dumps(data))
     return load_tokenizer(directory, Size(size))
+
+
+# Long tokens.
+
+
+def merged_by_search(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """What `_merge_to_two` says, by looking through all pairs for each merge."""
+    parts = [token[index : index + 1] for index in range(len(token))]
+    while len(parts) > 2:
+        sums = [ranks.get(a + b) for a, b in pairwise(parts)]
+        known = [rank for rank in sums if rank is not None]
+        if not known:
+            break
+        at = sums.index(min(known))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+pieces = st.binary(max_size=16).map(lambda data: bytes(b"abc"[byte % 3] for byte in data))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    token=pieces,
+    tokens=st.lists(pieces.filter(len), max_size=40, unique=True).flatmap(st.permutations),
+)
+def test_merging_is_what_a_search_of_all_pairs_gives(token: bytes, tokens: list[bytes]) -> None:
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    assert _merge_to_two(token, ranks) == merged_by_search(token, ranks)
+
+
+class Counting(dict[bytes, int]):
+    """Counts the bytes that are looked up."""
+
+    looked_up = 0
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        self.looked_up += len(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("powers", [1, 14])
+def test_merging_looks_up_bytes_in_proportion_to_the_token(powers: int) -> None:
+    """Of "aa" alone, or of a token for each power of two."""
+    ranks = Counting({b"a" * (1 << power): power for power in range(powers + 1)})
+    size = 1 << 15
+    assert len(_merge_to_two(b"a" * size, ranks)) == max(2, size >> powers)
+    assert ranks.looked_up < size * 6 * (powers + 1)
+
+
+def test_a_token_of_300_000_bytes(tmp_path: Path) -> None:
+    """In the square of its length it would take half a day."""
+    data = tokenizer_json(b"aa", b"a" * 300_000, merges=[["a", "a"]])
+    with pytest.raises(Error, match=r"expected b'aa' \+ b'aa'.* and 149994 more → b'aaa") as caught:
+        load(tmp_path, data)
+    assert len(str(caught.value)) < 1000
 
 
 # Integers that share a hash value: dictionaries of them take time in the square of their number.
