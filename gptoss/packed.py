@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss import jsonfile
 from gptoss.checkpoint_writer import new_directory, write_json
 from gptoss.config import ModelConfig
 from gptoss.errors import Error, shown
@@ -186,10 +187,11 @@ def open_packed(config: ModelConfig, file: SafetensorsFile, name: str) -> Packed
 
 def _read_checksums(file: SafetensorsFile, infos: dict[str, TensorInfo]) -> dict[str, str]:
     try:
-        found = json.loads(file.metadata.get("checksums", ""))
-    except ValueError:
-        found = None
-    good = isinstance(found, dict) and all(
+        text = file.metadata.get("checksums", "").encode("utf-8", "replace")
+        found = jsonfile.parse_object(text, "checksums")
+    except Error:
+        found = {}
+    good = all(
         isinstance(found.get(name), str) and len(found[name]) == len(_NO_CHECKSUM) for name in infos
     )
     if not good:

@@ -98,7 +98,8 @@ class Vocabulary:
                 raise Error(f"{what}: expected a name of valid, non-empty text")
             if len(name) > _NAME_LIMIT:
                 raise Error(
-                    f"{what}: expected a name of at most {_NAME_LIMIT} characters, found {len(name)}"
+                    f"{what}: expected a name of at most {_NAME_LIMIT} characters, found "
+                    f"{len(name)}"
                 )
             if type(token) is not int or token < 0:
                 raise Error(f"{what}: expected a token id, found {shown(token)}")

@@ -8,7 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_BEYOND_FLOATS = "@a number beyond every float@"  # JSON can hold one, json.dumps cannot write it
+# What JSON can hold and json.dumps cannot write.
+_BEYOND_FLOATS = "@a number beyond every float@"
+_NESTED = "@lists in lists, deeper than Python recurses@"
+_WRITTEN = {_BEYOND_FLOATS: "1e999", _NESTED: "[" * 100_000 + "]" * 100_000}
 
 _scalars = st.one_of(
     st.none(),
@@ -16,7 +19,7 @@ _scalars = st.one_of(
     st.integers(-3, 300),
     st.sampled_from([1 << 24, 1 << 31, (1 << 61) - 1, 1 << 63, 1 << 64, -(1 << 70), 10**400]),
     st.floats(allow_nan=False, allow_infinity=False),
-    st.sampled_from([1e-46, 5e-324, -0.0, 1e308, _BEYOND_FLOATS]),
+    st.sampled_from([1e-46, 5e-324, -0.0, 1e308, _BEYOND_FLOATS, _NESTED]),
     st.sampled_from(["", "\0", "\ud800", "é" * 300, "../x", "mxfp4", "BF16", "yarn", "BPE", "x y"]),
     st.text(max_size=4),
 )
@@ -31,10 +34,7 @@ _values = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, good: Any) -> bytes:
-    """The JSON document `good` with any value in place of one or two of its own, or one left out.
-
-    Sometimes nested deeper than Python recurses.
-    """
+    """The JSON document `good` with any value in place of one or two of its own, or one left out."""
     document = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 2))):
         place = document
@@ -57,7 +57,7 @@ def damaged(draw: st.DrawFn, good: Any) -> bytes:
                         place[draw(st.text(max_size=4))] = inner
                 break
             place = inner
-    text = json.dumps(document).replace(json.dumps(_BEYOND_FLOATS), "1e999")
-    if draw(st.integers(0, 30)) == 0:
-        text = text.replace("null", "[" * 100_000 + "]" * 100_000, 1)
+    text = json.dumps(document)
+    for mark, written in _WRITTEN.items():
+        text = text.replace(json.dumps(mark), written)
     return text.encode()
