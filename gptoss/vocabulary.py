@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gptoss import jsonfile
 from gptoss.errors import Error, shown
@@ -150,7 +150,7 @@ def harmony(data: bytes, source: str, vocab_size: int) -> Vocabulary:
     )
 
 
-def is_token_id(value: object) -> bool:
+def is_token_id(value: object) -> TypeGuard[int]:
     """Whether `value`, from a file, can be an id in any vocabulary.
 
     Ask before it becomes a key: integers beyond 2^61 share hash values as their writer likes, and

@@ -34,7 +34,7 @@ _values = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, good: Any) -> bytes:
-    """The JSON document `good` with any value in place of one or two of its own, or one left out."""
+    """The JSON document `good`, one or two of its values replaced by any, moved or left out."""
     document = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 2))):
         place = document
