@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.completion import Completion, Delta, join
-from gptoss.errors import Error
+from gptoss.errors import Error, shown
 from gptoss.grammar import GrammarVocabulary
 from gptoss.jobs import Generation, Outbox, Outlet, Scoring
 from gptoss.kv_cache import peak_pages
@@ -40,10 +40,13 @@ LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
 
 Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
 
-
 # What a step holds at most, by default: enough to keep the device's arithmetic busy.
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 MAX_BATCH = {"cpu": 64, "cuda": 256}
+# The core's own limits, and those of its integers.
+_MOST = {"threads": 4096, "tensor_parallel": 8}
+_MOST |= {"max_batch": (1 << 31) - 1, "step_tokens": (1 << 31) - 1}
+_MOST |= {"kv_bytes": (1 << 63) - 1, "priority": (1 << 63) - 1}
 
 
 class Engine:
@@ -98,11 +101,11 @@ class Engine:
         overlap: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        _check_integer("kv_bytes", kv_bytes, 1)
-        _check_integer("threads", threads, 1)
-        _check_integer("max_batch", max_batch, 1)
-        _check_integer("step_tokens", step_tokens, 1)
-        _check_integer("tensor_parallel", tensor_parallel, 1)
+        kv_bytes = _integer_or_none("kv_bytes", kv_bytes)
+        threads = _integer_or_none("threads", threads)
+        max_batch = _integer_or_none("max_batch", max_batch)
+        step_tokens = _integer_or_none("step_tokens", step_tokens)
+        tensor_parallel = _integer("tensor_parallel", tensor_parallel)
         if activation not in ("bf16", "f32"):
             raise Error(f"activation: expected 'bf16' or 'f32', found {activation!r}")
         if weights not in (None, "published", "q8"):
@@ -153,7 +156,12 @@ class Engine:
                     f"kv_bytes: expected at least {pages_for(1) * backend.page_bytes} "
                     f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}"
                 )
-            backend.alloc_kv(pages)
+            try:
+                backend.alloc_kv(pages)
+            except Error as error:
+                raise Error(
+                    f"kv_bytes: expected what the memory holds, found {kv_bytes}: {error}"
+                ) from None
             scheduler = Scheduler(
                 pages,
                 backend.page_size,
@@ -367,6 +375,7 @@ class Engine:
     ) -> list[Generation]:
         if not isinstance(params, SamplingParams):
             raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
+        priority = _integer("priority", priority, -_MOST["priority"])
         ids = self._prompt_ids(prompt)
         self._check_params(params)
         tokenizer = self._tokenizer_or_none(params)
@@ -548,11 +557,17 @@ def _choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
     return device
 
 
-def _check_integer(option: str, value: object, low: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise Error(f"{option}: expected an integer of at least {low}, found {value!r}")
+def _integer(option: str, value: object, low: int = 1) -> int:
+    """`value` as a plain int: those of NumPy overflow in arithmetic with others."""
+    high = _MOST[option]
+    # bool is an int to Python; here True is more likely a mistake than a 1.
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise Error(f"{option}: expected an integer from {low} to {high}, found {shown(value)}")
+    return int(value)
+
+
+def _integer_or_none(option: str, value: object) -> int | None:
+    return None if value is None else _integer(option, value)
 
 
 def _as_prompts(prompts: Any) -> list[Prompt]:
