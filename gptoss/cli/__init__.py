@@ -1,8 +1,8 @@
 """The command line: `gptoss`, or `python -m gptoss`.
 
 Exit codes: 0 done, 1 an error, 2 a command that makes no sense, 130 interrupted with Ctrl-C,
-141 the reader of our output went away. What a command needs is imported when it runs, so that
-`--help` is quick.
+129 and 143 ended by SIGHUP and SIGTERM, 141 the reader of our output went away. What a command
+needs is imported when it runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from gptoss.cli import chat, data, export, finetune, serve, train, viz
 from gptoss.cli.arguments import build_parser
 from gptoss.cli.opening import open_engine
+from gptoss.cli.signals import Terminated, raising_terminated
 from gptoss.errors import Error
 from gptoss.progress import Progress, human_bytes
 from gptoss.sampling import SamplingParams
@@ -42,10 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
+    # The others write nothing, and a signal that waited for a step of theirs would end them late.
+    writers = (convert, synth, *(module.run for module in (data, train, export, finetune, viz)))
     try:
-        code: int = arguments.run(arguments, parser)
+        with raising_terminated() if arguments.run in writers else nullcontext():
+            code: int = arguments.run(arguments, parser)
         sys.stdout.flush()
         return code
+    except Terminated as ended:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"gptoss: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
+            sys.stderr.flush()
+        if argv is None:
+            os._exit(128 + ended.number)  # for the same reason as below
+        return 128 + ended.number
     except KeyboardInterrupt:
         print(file=sys.stderr)
         if argv is None:
