@@ -232,6 +232,7 @@ def _split(stored: list[Stored], max_bytes: int) -> list[list[Stored]]:
 
 def _pieces(source: TensorSource, shard: list[Stored], layout: str) -> Iterator[memoryview]:
     """The bytes of a file's tensors, in order, a few MB at a time."""
+    held = {info.name for info in source.tensors()}
     for tensor in shard:
         written = 0
         for array in _arrays(source, tensor):
@@ -243,7 +244,7 @@ def _pieces(source: TensorSource, shard: list[Stored], layout: str) -> Iterator[
         if written != expected:  # a source that breaks its promise must not make a broken file
             raise Error(f"{source.name}: tensor {tensor.name}: {written} bytes, not {expected}")
         for part in tensor.parts:
-            if part.name in {info.name for info in source.tensors()}:
+            if part.name in held:
                 source.release(part.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import warnings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
 from gptoss.config import ModelConfig
 from gptoss.errors import Error
+from gptoss.source import TensorInfo
 from gptoss.synthetic import SyntheticSource
 
 from ..hostile import damaged
@@ -170,3 +172,32 @@ def test_checksums_that_are_none(single: dict[str, Path], text: str) -> None:
         assert len(str(error.value)) < 1000
     finally:
         (single["packed"] / FILE).write_bytes(content)
+
+
+class Counting(SyntheticSource):
+    """Counts how often all of its tensors are gone through."""
+
+    listed = 0
+
+    def tensors(self) -> list[TensorInfo]:
+        self.listed += 1
+        return super().tensors()
+
+
+def test_many_layers_are_written_without_listing_them_for_each(tmp_path: Path) -> None:
+    source = Counting(dataclasses.replace(SMALL, num_hidden_layers=40), threads=1)
+    write_checkpoint(source, tmp_path / "out")
+    assert source.listed <= 2
+
+
+def test_bytes_of_a_model_are_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def nbytes(info: TensorInfo) -> int:
+        nonlocal asked
+        asked += 1
+        return 1
+
+    monkeypatch.setattr(TensorInfo, "nbytes", property(nbytes))
+    source = SyntheticSource(SMALL, threads=1)
+    assert source.nbytes == source.nbytes == asked == len(source.tensors())
