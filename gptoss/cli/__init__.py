@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The others write nothing, and a signal that waited for a step of theirs would end them late.
     writers = (convert, synth, *(module.run for module in (data, train, export, finetune, viz)))
     try:
-        with raising_terminated() if arguments.run in writers else nullcontext():
+        # Within another program, its own answer to signals stays.
+        own = argv is None and arguments.run in writers
+        with raising_terminated() if own else nullcontext():
             code: int = arguments.run(arguments, parser)
         sys.stdout.flush()
         return code
@@ -56,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # the terminal may be gone
             print(f"gptoss: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
             sys.stderr.flush()
-        if argv is None:
-            os._exit(128 + ended.number)  # for the same reason as below
-        return 128 + ended.number
+        os._exit(128 + ended.number)  # for the same reason as below
     except KeyboardInterrupt:
         print(file=sys.stderr)
         if argv is None:
