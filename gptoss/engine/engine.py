@@ -22,9 +22,11 @@ from gptoss.engine.drafts import Drafter
 from gptoss.engine.generation import Generation
 from gptoss.engine.load import (
     MAX_BATCH,
+    MAX_VALUES,
     STEP_TOKENS,
     ReportingSource,
     check_integer,
+    check_optional_integer,
     check_panels,
     choose_device,
     free_model,
@@ -99,11 +101,11 @@ class Engine:
         overlap: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        check_integer("kv_bytes", kv_bytes, 1)
-        check_integer("threads", threads, 1)
-        check_integer("max_batch", max_batch, 1)
-        check_integer("step_tokens", step_tokens, 1)
-        check_integer("tensor_parallel", tensor_parallel, 1)
+        kv_bytes = check_optional_integer("kv_bytes", kv_bytes)
+        threads = check_optional_integer("threads", threads)
+        max_batch = check_optional_integer("max_batch", max_batch)
+        step_tokens = check_optional_integer("step_tokens", step_tokens)
+        tensor_parallel = check_integer("tensor_parallel", tensor_parallel)
         if activation not in ("bf16", "f32"):
             raise Error(
                 f"activation: expected 'bf16' or 'f32', found {activation!r}", field="activation"
@@ -157,7 +159,12 @@ class Engine:
                     f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}",
                     field="kv_bytes",
                 )
-            backend.alloc_kv(pages)
+            try:
+                backend.alloc_kv(pages)
+            except Error as error:
+                raise Error(
+                    f"kv_bytes: expected what the memory holds, found {kv_bytes}: {error}"
+                ) from None
             scheduler = Scheduler(
                 pages,
                 backend.page_size,
@@ -392,6 +399,7 @@ class Engine:
             raise Error(
                 f"params: expected SamplingParams, found {type(params).__name__}", field="params"
             )
+        priority = check_integer("priority", priority, -MAX_VALUES["priority"])
         ids = self._prompt_ids(prompt)
         self._check_params(params)
         tokenizer = self._tokenizer_or_none(params)

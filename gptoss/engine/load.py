@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptoss.checkpoint import PackedSource, TensorSource
-from gptoss.errors import Error
+from gptoss.errors import Error, shown
 from gptoss.native import _core
 
 # What a step holds at most, by default: enough to keep the device's arithmetic busy.
@@ -17,6 +17,15 @@ STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
 MAX_BATCH = {"cpu": 64, "cuda": 256}
+# The core's own limits, and those of its integers.
+MAX_VALUES = {
+    "threads": 4096,
+    "tensor_parallel": 8,
+    "max_batch": (1 << 31) - 1,
+    "step_tokens": (1 << 31) - 1,
+    "kv_bytes": (1 << 63) - 1,
+    "priority": (1 << 63) - 1,
+}
 
 
 class ReportingSource:
@@ -81,10 +90,18 @@ def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
     return device
 
 
-def check_integer(option: str, value: object, low: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+def check_integer(option: str, value: object, low: int = 1) -> int:
+    """`value` as a plain int: those of NumPy overflow in arithmetic with others."""
+    high = MAX_VALUES[option]
+    # bool is an int to Python; here True is more likely a mistake than a 1.
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise Error(
-            f"{option}: expected an integer of at least {low}, found {value!r}", field=option
+            f"{option}: expected an integer from {low} to {high}, found {shown(value)}",
+            field=option,
         )
+    return int(value)
+
+
+def check_optional_integer(option: str, value: object) -> int | None:
+    """None stands for the default."""
+    return None if value is None else check_integer(option, value)

@@ -7,6 +7,7 @@ here depends on a model: ids are checked against a vocabulary when the request i
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -154,11 +155,21 @@ def _number(
     expected = f"a number {above} {low:g} {'up ' if open_low else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise _refuse(option, expected, value, part)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction beyond every float
+        raise _refuse(option, expected, value, part) from None
     too_low = number <= low if open_low else number < low
     if math.isnan(number) or too_low or number > high:
         raise _refuse(option, expected, value, part)
+    if open_low and _as_float32(number) <= low:  # the core's numbers, where a step would fail
+        raise _refuse(option, f"{expected} in float32 too", value, part)
     return number
+
+
+def _as_float32(number: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded
 
 
 def _biases(value: Any) -> dict[int, float]:
