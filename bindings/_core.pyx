@@ -411,7 +411,7 @@ _FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
 
 
 def panel_shape(format, rows, cols):
-    """(panels, bytes of one) of a matrix [rows, cols] in a format of core/cpu/panel.h."""
+    """(panels, bytes of one) of a matrix [rows, cols] in a format of core/cpu/panels.h."""
     return panel_count(rows), panel_bytes(<WeightFormat> <int> _FORMATS[format], cols)
 
 

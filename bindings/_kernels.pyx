@@ -69,7 +69,7 @@ _FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
 
 
 class Packed:
-    """A matrix [rows, cols] in panels (core/cpu/panel.h): data uint8 [panels, panel bytes]."""
+    """A matrix [rows, cols] in panels (core/cpu/panels.h): data uint8 [panels, panel bytes]."""
 
     def __init__(self, format, rows, cols, data):
         self.format = format

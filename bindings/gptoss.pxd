@@ -12,7 +12,7 @@ cdef extern from "Python.h":
     ctypedef struct PyObject
 
 
-cdef extern from "translate.h" namespace "gptoss::bindings" nogil:
+cdef extern from "bindings/translate.h" namespace "gptoss::bindings" nogil:
     void translate_exception()
     PyObject* error_class
     cdef cppclass CallbackSource:
@@ -20,12 +20,12 @@ cdef extern from "translate.h" namespace "gptoss::bindings" nogil:
                        int (*release)(void*, const char*) noexcept, bool mxfp4, int packed)
 
 
-cdef extern from "dtype.h" namespace "gptoss" nogil:
+cdef extern from "core/dtype.h" namespace "gptoss" nogil:
     cdef struct bf16:
         uint16_t bits
 
 
-cdef extern from "tensor.h" namespace "gptoss" nogil:
+cdef extern from "core/tensor.h" namespace "gptoss" nogil:
     cdef enum class DType(int):
         bf16
         u8
@@ -35,7 +35,7 @@ cdef extern from "tensor.h" namespace "gptoss" nogil:
         vector[int64_t] shape
 
 
-cdef extern from "config.h" namespace "gptoss" nogil:
+cdef extern from "core/config.h" namespace "gptoss" nogil:
     cdef cppclass ModelConfig:
         int32_t num_hidden_layers
         int32_t num_experts
@@ -56,12 +56,12 @@ cdef extern from "config.h" namespace "gptoss" nogil:
         float rms_norm_eps
 
 
-cdef extern from "weights.h" namespace "gptoss" nogil:
+cdef extern from "core/weights.h" namespace "gptoss" nogil:
     cdef cppclass WeightSource:
         pass
 
 
-cdef extern from "batch.h" namespace "gptoss" nogil:
+cdef extern from "core/batch.h" namespace "gptoss" nogil:
     int page_size
     int64_t mask_words(int64_t)
     cdef cppclass SamplingRow:
@@ -99,7 +99,7 @@ cdef extern from "batch.h" namespace "gptoss" nogil:
         float* hidden
 
 
-cdef extern from "backend.h" namespace "gptoss" nogil:
+cdef extern from "core/backend.h" namespace "gptoss" nogil:
     cdef enum class Activation(int):
         bf16
         f32
@@ -123,6 +123,9 @@ cdef extern from "backend.h" namespace "gptoss" nogil:
         void alloc_kv(int64_t) except +translate_exception
         void step(const Batch&, const Output&) except +translate_exception
         vector[pair[string, string]] info() except +translate_exception
+
+
+cdef extern from "core/registry.h" namespace "gptoss" nogil:
     cdef cppclass BackendStatus:
         string name
         bool available
@@ -132,27 +135,26 @@ cdef extern from "backend.h" namespace "gptoss" nogil:
                                         const Options&) except +translate_exception
 
 
-cdef extern from "sampler.h" namespace "gptoss" nogil:
+cdef extern from "core/sampler.h" namespace "gptoss" nogil:
     double uniform_draw(uint64_t, uint64_t)
 
 
-cdef extern from "cpu/isa.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/isa.h" namespace "gptoss::cpu" nogil:
     cdef enum class Isa(int):
         generic
     const char* isa_name(Isa)
-    vector[Isa] usable_isas() except +translate_exception
-    vector[Isa] testable_isas() except +translate_exception
-    Isa parse_isa(const string&) except +translate_exception
-    string describe_isa() except +translate_exception
     vector[string] cpu_features() except +translate_exception
+
+
+cdef extern from "core/cpu/machine.h" namespace "gptoss::cpu" nogil:
     int usable_threads()
 
 
-cdef extern from "cpu/bandwidth.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/bandwidth.h" namespace "gptoss::cpu" nogil:
     uint64_t read_all(const uint64_t*, int64_t, int) except +translate_exception
 
 
-cdef extern from "cpu/panel.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/panels.h" namespace "gptoss::cpu" nogil:
     int panel_rows
     cdef enum class WeightFormat(int):
         mxfp4
@@ -169,7 +171,7 @@ cdef extern from "cpu/panel.h" namespace "gptoss::cpu" nogil:
         const bf16* bias
 
 
-cdef extern from "cpu/pack.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/pack.h" namespace "gptoss::cpu" nogil:
     cdef cppclass PackSource:
         const bf16* weight
         const uint8_t* blocks
@@ -179,7 +181,7 @@ cdef extern from "cpu/pack.h" namespace "gptoss::cpu" nogil:
     void pack_matrix(const PackSource&, WeightFormat, uint8_t*, int) except +translate_exception
 
 
-cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/kernels/table.h" namespace "gptoss::cpu" nogil:
     cdef cppclass MatmulF32Args:
         const float* x
         int64_t x_stride
@@ -275,10 +277,16 @@ cdef extern from "cpu/kernels.h" namespace "gptoss::cpu" nogil:
         void (*to_bf16)(const float*, bf16*, int64_t)
         void (*round_bf16)(float*, int64_t)
         void (*add_scaled)(float*, const float*, float, int64_t)
+
+
+cdef extern from "core/cpu/kernels/select.h" namespace "gptoss::cpu" nogil:
+    vector[Isa] testable_isas() except +translate_exception
+    Isa parse_isa(const string&) except +translate_exception
+    string describe_isa() except +translate_exception
     const Kernels& kernels_for(Isa) except +translate_exception
 
 
-cdef extern from "cpu/compute.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/linear.h" namespace "gptoss::cpu" nogil:
     cdef enum class Product(int):
         i16
     cdef cppclass Operand:
@@ -297,11 +305,11 @@ cdef extern from "cpu/compute.h" namespace "gptoss::cpu" nogil:
     void linear(Compute&, const Operand&, const vector[LinearJob]&) except +translate_exception
 
 
-cdef extern from "cpu/ops.h" namespace "gptoss::cpu" nogil:
+cdef extern from "core/cpu/layer.h" namespace "gptoss::cpu" nogil:
     void route(const float*, int64_t, int64_t, int32_t*, float*)
 
 
-cdef extern from "rope.h" namespace "gptoss" nogil:
+cdef extern from "core/rope.h" namespace "gptoss" nogil:
     vector[double] yarn_inverse_frequencies(const ModelConfig&) except +translate_exception
     double yarn_concentration(const ModelConfig&)
 

@@ -5,7 +5,7 @@ from libcpp.string cimport string
 from gptoss cimport translate_exception
 
 
-cdef extern from "testing.h" namespace "gptoss::cuda" nogil:
+cdef extern from "cuda/testing.h" namespace "gptoss::cuda" nogil:
     cdef enum HostArrayUse "gptoss::cuda::HostArrayUse":
         array_in "gptoss::cuda::array_in"
         array_out "gptoss::cuda::array_out"

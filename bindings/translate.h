@@ -6,8 +6,8 @@
 #include <new>
 #include <string>
 
-#include "check.h"
-#include "weights.h"
+#include "core/check.h"
+#include "core/weights.h"
 
 namespace gptoss::bindings {
 

@@ -1,10 +1,10 @@
-#include "comm.h"
+#include "core/comm.h"
 
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 

@@ -1,4 +1,4 @@
-#include "parallel.h"
+#include "core/parallel.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,8 +9,8 @@
 #include <thread>
 #include <utility>
 
-#include "check.h"
-#include "shard.h"
+#include "core/check.h"
+#include "core/shard.h"
 
 namespace gptoss {
 

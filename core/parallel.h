@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "backend.h"
-#include "comm.h"
+#include "core/backend.h"
+#include "core/comm.h"
 
 namespace gptoss {
 

@@ -1,8 +1,8 @@
-#include "shard.h"
+#include "core/shard.h"
 
 #include <cstring>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 

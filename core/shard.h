@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "config.h"
-#include "weights.h"
+#include "core/config.h"
+#include "core/weights.h"
 
 namespace gptoss {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "dtype.h"
-#include "tensor.h"
+#include "core/dtype.h"
+#include "core/tensor.h"
 
 namespace gptoss {
 
@@ -22,8 +22,8 @@ public:
   virtual void release(const std::string& name) = 0;
   // "mxfp4" experts come as .blocks and .scales; otherwise as one bf16 tensor.
   virtual bool experts_are_mxfp4() const = 0;
-  // Matrices come as X.panels in the CPU's own layout (cpu/panel.h) instead: the DenseWeights that
-  // they were packed with, or -1 for the published tensors.
+  // Matrices come as X.panels in the CPU's own layout (core/cpu/panels.h) instead: the DenseWeights
+  // that they were packed with, or -1 for the published tensors.
   virtual int packed() const { return -1; }
 };
 

@@ -1,8 +1,8 @@
 // attention_any: for shapes that the kernels on tensor cores do not have. A block for each token
 // and KV head, which walks over the pages that the token sees. The group's heads share what is
 // read. Softmax is online (Milakov and Gimelshein 2018); the sink is where it begins.
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

@@ -2,7 +2,7 @@
 // one tile. Blocks share the pages (flash-decoding, Dao et al. 2023), a block's warps share its
 // pages, each with copies of its own under way; sums are merged exactly, over warps in shared
 // memory and over blocks by the one that ends last.
-#include "attention_tile.cuh"
+#include "cuda/attention_tile.cuh"
 
 namespace gptoss::cuda {
 

@@ -5,9 +5,9 @@
 
 #include <type_traits>
 
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

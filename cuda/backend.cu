@@ -1,5 +1,5 @@
 // The layer loop on the GPU.
-#include "cuda_backend.h"
+#include "cuda/cuda_backend.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -8,16 +8,16 @@
 #include <utility>
 #include <vector>
 
-#include "batch.h"
-#include "check.h"
-#include "choose.h"
-#include "graphs.h"
-#include "inputs.h"
-#include "kernels.h"
-#include "model.h"
-#include "rope.h"
-#include "sampling.h"
-#include "workspace.h"
+#include "core/batch.h"
+#include "core/check.h"
+#include "core/rope.h"
+#include "cuda/choose.h"
+#include "cuda/graphs.h"
+#include "cuda/inputs.h"
+#include "cuda/kernels.h"
+#include "cuda/model.h"
+#include "cuda/sampling.h"
+#include "cuda/workspace.h"
 
 namespace gptoss::cuda {
 

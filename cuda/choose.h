@@ -1,7 +1,7 @@
 // Which kernel with which tiles for which sizes: arithmetic alone, tested on the host.
 #pragma once
 
-#include "layout.h"
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 

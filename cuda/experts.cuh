@@ -1,9 +1,9 @@
 // What the experts' kernels share: which rows, fragments from MXFP4, what becomes of the sums.
 #pragma once
 
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

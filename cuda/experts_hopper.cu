@@ -2,9 +2,9 @@
 // registers (its spread is mma.m16n8k16's, so the packed layout serves both), and rows of x in
 // shared memory, gathered by cp.async into the swizzle that wgmma reads. Two blocks share a
 // multiprocessor: while the tensor cores work for one, the other unpacks.
-#include "choose.h"
-#include "experts.cuh"
-#include "hopper.h"
+#include "cuda/choose.h"
+#include "cuda/experts.cuh"
+#include "cuda/hopper.h"
 
 namespace gptoss::cuda {
 

@@ -1,6 +1,6 @@
 // experts, many pairs an expert, on any chip: mma.sync with the weights as operand A, unpacked
 // from registers, and rows of x as operand B from shared memory.
-#include "experts.cuh"
+#include "cuda/experts.cuh"
 
 namespace gptoss::cuda {
 

@@ -2,8 +2,8 @@
 // for shapes that they do not take, and when a launch fails.
 #pragma once
 
-#include "batch.h"
-#include "runtime.h"
+#include "core/batch.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 

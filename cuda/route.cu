@@ -2,7 +2,7 @@
 // four read the gate's weights once. A warp takes every eighth expert; then a warp for each token
 // finds the largest by comparisons over its lanes. group_by_expert: one block for all pairs; for
 // few tokens it is the last block of route that does it, which saves a launch.
-#include "residual.cuh"
+#include "cuda/residual.cuh"
 
 namespace gptoss::cuda {
 

@@ -2,8 +2,8 @@
 // top-k and top-p are cuts in the order of likelihood, found digit by digit with a histogram of
 // counts or of mass (radix selection). Mass is counted in integers, so that sums do not depend on
 // the order in which threads add.
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

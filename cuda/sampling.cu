@@ -1,8 +1,8 @@
-#include "sampling.h"
+#include "cuda/sampling.h"
 
 #include <algorithm>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss::cuda {
 

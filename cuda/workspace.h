@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "config.h"
-#include "kernels.h"
-#include "layout.h"
+#include "core/config.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 

@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/ops.h"
-#include "cpu/threads.h"
+#include "core/check.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 

@@ -1,12 +1,14 @@
-#include "cpu/backend.h"
+#include "core/cpu/backend.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/ops.h"
-#include "cpu/threads.h"
-#include "sampler.h"
+#include "core/check.h"
+#include "core/cpu/kernels/select.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/machine.h"
+#include "core/cpu/threads.h"
+#include "core/sampler.h"
 
 namespace gptoss::cpu {
 
@@ -15,13 +17,18 @@ namespace {
 // Logits rows held at a time: 32 rows of 201,088 float32 are 26 MB.
 constexpr int64_t logits_block = 32;
 
+// Ranks of a group share the machine.
+int thread_count(const Options& options) {
+  return options.threads > 0 ? options.threads
+                             : std::max(1, usable_threads() / options.shard.ranks);
+}
+
 class CpuBackend final : public Backend {
 public:
   explicit CpuBackend(const Options& options)
       : isa_(select_isa()),
         options_(options),
-        compute_(isa_, options.threads > 0 ? options.threads : usable_threads(),
-                 options.activation == Activation::bf16) {}
+        compute_(isa_, thread_count(options), options.activation == Activation::bf16) {}
 
   void load(const ModelConfig& config, WeightSource& source) override {
     check_config(config);
@@ -182,5 +189,7 @@ private:
 std::unique_ptr<Backend> make_backend(const Options& options) {
   return std::make_unique<CpuBackend>(options);
 }
+
+std::string describe_backend() { return describe_isa(); }
 
 }  // namespace gptoss::cpu

@@ -1,9 +1,9 @@
-#include "cpu/bandwidth.h"
+#include "core/cpu/bandwidth.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "cpu/threads.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 

@@ -1,12 +1,12 @@
-#include "cpu/kv_pool.h"
+#include "core/cpu/kv_pool.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 
-#include "check.h"
-#include "dtype.h"
+#include "core/check.h"
+#include "core/dtype.h"
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "batch.h"
-#include "config.h"
-#include "cpu/kernels.h"
+#include "core/batch.h"
+#include "core/config.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 

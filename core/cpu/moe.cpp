@@ -4,8 +4,8 @@
 #include <cstring>
 #include <numeric>
 
-#include "cpu/ops.h"
-#include "cpu/threads.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 

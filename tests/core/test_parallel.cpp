@@ -2,12 +2,13 @@
 #include <cmath>
 #include <thread>
 
-#include "check.h"
-#include "cuda_backend.h"
-#include "parallel.h"
-#include "random_model.h"
-#include "run_model.h"
-#include "test.h"
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/registry.h"
+#include "cuda/cuda_backend.h"
+#include "tests/core/random_model.h"
+#include "tests/core/run_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 using test::distance, test::pages, test::run, test::Sequence, test::step, test::text;

@@ -1,4 +1,4 @@
-"""Panels read by the table in core/cpu/panel.h, in NumPy, and random matrices in each format."""
+"""Panels read by the table in core/cpu/panels.h, in NumPy, and random matrices in each format."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 // matmul_bf16 with tile instructions and with emulated tiles: the same bits? Runs without an
 // operating system and says what it found on port 0xe9.
-#include "cpu/kernels.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 extern const Kernels kernels_amx;

@@ -1,22 +1,23 @@
-// matmul_bf16 with AMX tiles (included by kernels_amx.cpp; by kernels_amx_emulated.cpp with tiles
-// in plain C++).
+// matmul_bf16 with AMX tiles (amx.cpp), or with tiles in plain C++ (amx_emulated.cpp).
 //
 // Two panels by two operand tiles: four C tiles (0 … 3), A in 4 and 5, B in 6 and 7. A block of 32
 // columns is four loads of 1 KiB and four products, 64 cycles of the tile unit, of which the loads
 // need half where A and B lie in the first-level cache. So:
-//   Weights  are decoded a piece (two panels by ten blocks) ahead into one of two buffers of 20
-//   KiB,
-//            which stay in the first-level cache: one block of one panel after every four products,
-//            some 70 vector instructions, 40 cycles of two ports, while the tile unit is busy. From
-//            64 operand rows on all decoding is hidden so.
-//   Operand  comes from the second-level cache at 32 bytes a cycle, half of what that gives, and is
-//            prefetched a block ahead. What does not stay there is gone through in stretches of ten
-//            blocks, each over all panels of the task.
-//   Sums     wait in y between stretches.
+// - Weights are decoded a piece (two panels by ten blocks) ahead into one of two buffers of 20 KiB,
+//   which stay in the first-level cache: one block of one panel after every four products, some 70
+//   vector instructions, 40 cycles of two ports, while the tile unit is busy. From 64 operand rows
+//   on, all decoding is hidden in this way.
+// - The operand comes from the second-level cache at 32 bytes a cycle, half of what that gives, and
+//   is prefetched a block ahead. What does not stay there is gone through in stretches of ten
+//   blocks, each over all panels of the task.
+// - Sums wait in y between stretches.
 #pragma once
 
-#include "cpu/panel_bf16.h"
-#include "cpu/tiles.h"
+#include <string.h>
+
+#include "core/cpu/kernels/amx_tiles-inl.h"
+#include "core/cpu/kernels/decode_bf16-inl.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 namespace {

@@ -21,7 +21,7 @@
 
 #include <cstdint>
 
-#include "dtype.h"
+#include "core/dtype.h"
 
 namespace gptoss::cpu {
 

@@ -1,4 +1,4 @@
-// matmul_f32 in portable vectors (see kernels_impl.h, which includes this file).
+// matmul_f32 in portable vectors.
 //
 // Lanes are the sixteen rows of a panel; each operand element is broadcast. Weights are widened a
 // stretch of columns at a time: mxfp4 and q8 into a buffer of the first-level cache that all
@@ -6,7 +6,10 @@
 // rows: even and odd columns of a stretch apart, then stretch after stretch.
 #pragma once
 
-#include "cpu/kernels.h"
+#include <string.h>
+
+#include "core/cpu/kernels/table.h"
+#include "core/cpu/kernels/vectors-inl.h"
 
 namespace gptoss::cpu {
 namespace {
@@ -97,7 +100,7 @@ GPTOSS_INLINE void widen_mxfp4(const uint8_t* block, const uint8_t* scales, floa
   for (int group = 0; group < 4; ++group) {
     uint32_t words[panel_rows];
     memcpy(words, block + group * sizeof words, sizeof words);
-    // Column k of a group of 8 lies at these bits of a row's word: panel.h's table.
+    // Column k of a group of 8 lies at these bits of a row's word: panels.h's table.
     constexpr int bit[8] = {0, 16, 4, 20, 8, 24, 12, 28};
     for (int k = 0; k < 8; ++k) {
       float* to = out + (group * 8 + k) * panel_rows;

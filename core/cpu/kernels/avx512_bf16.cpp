@@ -3,7 +3,7 @@
 #define GPTOSS_TILE_ROWS 8
 #define GPTOSS_VNNI 1
 #define GPTOSS_BF16 1
-#include "cpu/kernels_impl.h"
+#include "core/cpu/kernels/all-inl.h"
 
 namespace gptoss::cpu {
 

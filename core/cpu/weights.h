@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "backend.h"
-#include "config.h"
-#include "cpu/panel.h"
-#include "weights.h"
+#include "core/backend.h"
+#include "core/config.h"
+#include "core/cpu/panels.h"
+#include "core/weights.h"
 
 namespace gptoss::cpu {
 

@@ -1,11 +1,11 @@
-#include "cpu/model_weights.h"
+#include "core/cpu/weights.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
-#include "check.h"
-#include "cpu/pack.h"
+#include "core/check.h"
+#include "core/cpu/pack.h"
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>

@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/compute.h"
-#include "cpu/threads.h"
+#include "core/check.h"
+#include "core/cpu/kernels/select.h"
+#include "core/cpu/linear.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 

@@ -1,7 +1,7 @@
 // AVX2 and FMA.
 #define GPTOSS_VECTOR_BYTES 32
 #define GPTOSS_TILE_ROWS 6
-#include "cpu/kernels_impl.h"
+#include "core/cpu/kernels/all-inl.h"
 
 namespace gptoss::cpu {
 

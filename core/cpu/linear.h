@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 
@@ -34,7 +34,7 @@ private:
   int64_t size_ = 0;
 };
 
-// Which of the three products on panels (cpu/kernels.h).
+// Which of the three products on panels (core/cpu/kernels/table.h).
 enum class Product : int { f32, i16, bf16 };
 
 // Rows of activations in one of the products' forms.

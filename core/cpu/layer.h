@@ -6,12 +6,12 @@
 #include <memory>
 #include <vector>
 
-#include "batch.h"
-#include "config.h"
-#include "cpu/compute.h"
-#include "cpu/kv_pool.h"
-#include "cpu/model_weights.h"
-#include "rope.h"
+#include "core/batch.h"
+#include "core/config.h"
+#include "core/cpu/kv_pool.h"
+#include "core/cpu/linear.h"
+#include "core/cpu/weights.h"
+#include "core/rope.h"
 
 namespace gptoss::cpu {
 

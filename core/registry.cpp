@@ -1,13 +1,11 @@
-#include "backend.h"
+#include "core/registry.h"
 
-#include <algorithm>
 #include <array>
 #include <filesystem>
 
-#include "check.h"
-#include "cpu/backend.h"
-#include "cpu/isa.h"
-#include "parallel.h"
+#include "core/check.h"
+#include "core/cpu/backend.h"
+#include "core/parallel.h"
 
 #if __has_include(<dlfcn.h>)
 #include <dlfcn.h>
@@ -66,7 +64,7 @@ std::vector<BackendStatus> list_backends(const std::string& plugin_directory) {
     const PluginResult found = find_plugin(name, plugin_directory);
     list.push_back({name, found.plugin != nullptr, found.reason});
   }
-  list.push_back({"cpu", true, cpu::describe_isa()});
+  list.push_back({"cpu", true, cpu::describe_backend()});
   return list;
 }
 
@@ -98,11 +96,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
   GPTOSS_CHECK(device == "cpu" || device == "auto", "device: expected auto, cpu or cuda, found {}",
                device);
   if (options.ranks > 1) {
-    Options of_ranks = options;
-    if (options.threads == 0) {
-      of_ranks.threads = std::max(1, cpu::usable_threads() / options.ranks);
-    }
-    return make_parallel_backend(of_ranks, thread_communicators(options.ranks), cpu::make_backend);
+    return make_parallel_backend(options, thread_communicators(options.ranks), cpu::make_backend);
   }
   return cpu::make_backend(options);
 }

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "dtype.h"
+#include "core/dtype.h"
 
 namespace gptoss::cpu {
 namespace {

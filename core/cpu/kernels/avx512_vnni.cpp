@@ -1,14 +1,12 @@
-// AVX-512 as in kernels_avx512_bf16.cpp, and AMX-TILE, AMX-BF16.
+// AVX-512 F, BW, VL, DQ, VNNI.
 #define GPTOSS_VECTOR_BYTES 64
 #define GPTOSS_TILE_ROWS 8
 #define GPTOSS_VNNI 1
-#define GPTOSS_BF16 1
-#define GPTOSS_AMX 1
-#include "cpu/kernels_impl.h"
+#include "core/cpu/kernels/all-inl.h"
 
 namespace gptoss::cpu {
 
 // Made by the compiler: code for an instruction set that the machine may lack must not run at load.
-constinit const Kernels kernels_amx = make_kernels(Isa::amx);
+constinit const Kernels kernels_avx512_vnni = make_kernels(Isa::avx512_vnni);
 
 }  // namespace gptoss::cpu

@@ -1,7 +1,7 @@
 // The baseline of the target: SSE2 on x86-64, NEON on ARM, scalar elsewhere.
 #define GPTOSS_VECTOR_BYTES 16
 #define GPTOSS_TILE_ROWS 1
-#include "cpu/kernels_impl.h"
+#include "core/cpu/kernels/all-inl.h"
 
 namespace gptoss::cpu {
 

@@ -8,10 +8,10 @@
 
 #include <cstdint>
 
-#include "batch.h"
-#include "cpu/isa.h"
-#include "cpu/panel.h"
-#include "dtype.h"
+#include "core/batch.h"
+#include "core/cpu/isa.h"
+#include "core/cpu/panels.h"
+#include "core/dtype.h"
 
 namespace gptoss::cpu {
 
@@ -46,8 +46,8 @@ GPTOSS_INLINE int64_t kv_part_bytes(KvStorage storage, int64_t head_dim) {
 }
 
 // A tile of consecutive query tokens of one sequence and one KV head: the group's query heads
-// attend to the keys that each token sees, in paged K and V (cpu/kv_pool.h), with a sink logit per
-// head as an extra softmax column that has no value (Xiao et al. 2023; SPEC "Forward" 2). Reads
+// attend to the keys that each token sees, in paged K and V (core/cpu/kv_pool.h), with a sink logit
+// per head as an extra softmax column that has no value (Xiao et al. 2023; SPEC "Forward" 2). Reads
 // each K and V byte once.
 struct AttentionArgs {
   const float* q;  // (tokens, group, head_dim), tokens q_stride apart
@@ -83,7 +83,7 @@ struct SwigluArgs {
   bool round;  // round h to bf16
 };
 
-// ---- Products with weights in panels (cpu/panel.h) ----
+// ---- Products with weights in panels (core/cpu/panels.h) ----
 // y[i, n] = Σ_k x[row(i), k] · w[n, k] + bias[n] for the rows n of panels [begin, end), n < w.rows.
 // Reads each weight byte once from memory; the number of rows changes no result.
 
@@ -181,11 +181,5 @@ extern const Kernels kernels_avx512_vnni;
 extern const Kernels kernels_avx512_bf16;
 extern const Kernels kernels_amx;
 extern const Kernels kernels_amx_emulated;
-
-// Null where this build has none.
-const Kernels* find_kernels(Isa isa);
-
-// The table of an instruction set that usable_isas() lists.
-const Kernels& kernels_for(Isa isa);
 
 }  // namespace gptoss::cpu

@@ -1,4 +1,4 @@
-// Attention in portable vectors (see kernels_impl.h, which includes this file).
+// Attention in portable vectors.
 //
 // A tile of query tokens with their group of heads walks over one KV head's pages. A page is
 // widened to float32 once for all rows of the tile (a row: one token's one head), so each byte of K
@@ -7,8 +7,13 @@
 // operations are the same in every tile: results do not depend on how tokens were put into tiles.
 #pragma once
 
-#include "cpu/kernels.h"
-#include "cpu/vector_math.h"
+#include <math.h>
+#include <string.h>
+
+#include "core/batch.h"
+#include "core/cpu/kernels/table.h"
+#include "core/cpu/kernels/vector_math-inl.h"
+#include "core/cpu/kernels/vectors-inl.h"
 
 namespace gptoss::cpu {
 namespace {

@@ -2,7 +2,7 @@
 // every instruction set.
 #pragma once
 
-#include "dtype.h"
+#include "core/dtype.h"
 
 namespace gptoss::cpu {
 namespace {

@@ -1,7 +1,7 @@
 // AVX-512 F, BW, VL, DQ.
 #define GPTOSS_VECTOR_BYTES 64
 #define GPTOSS_TILE_ROWS 8
-#include "cpu/kernels_impl.h"
+#include "core/cpu/kernels/all-inl.h"
 
 namespace gptoss::cpu {
 
