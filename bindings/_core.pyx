@@ -8,25 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpython.ref cimport Py_INCREF
+from cpython.exc cimport PyErr_SetObject
+from cpython.ref cimport PyObject, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
-from gptoss cimport (
-    Activation, Batch, CallbackSource, CppBackend, DType, DenseWeights, KvFormat, ModelConfig,
-    Options, Output, PackSource, Sampling, SamplingRow, Tensor, WeightFormat, WeightSource, bf16,
-    cpu_features as cpp_cpu_features, describe_isa, fill_config, list_backends, make_backend,
-    mask_words, pack_matrix, page_size, panel_bytes, panel_count, usable_threads,
-)
-cimport gptoss
+cimport translate
+from core.backend cimport Activation, CppBackend, DenseWeights, KvFormat, Options
+from core.batch cimport Batch, Output, Sampling, SamplingRow, mask_words, page_size
+from core.config cimport ModelConfig
+from core.cpu.isa cimport cpu_features as cpp_cpu_features
+from core.cpu.kernels.select cimport describe_isa
+from core.cpu.machine cimport usable_threads
+from core.cpu.pack cimport PackSource, pack_matrix
+from core.cpu.panels cimport WeightFormat, panel_bytes, panel_count
+from core.dtype cimport bf16
+from core.registry cimport list_backends, make_backend
+from core.tensor cimport DType, Tensor
+from core.weights cimport WeightSource
+from model_config cimport fill_config
+from translate cimport CallbackSource
 
 from gptoss.errors import Error
 
 Py_INCREF(Error)
-gptoss.error_class = <gptoss.PyObject*> Error
+translate.error_class = <PyObject*> Error
 
 # SamplingRow of core/batch.h, field by field.
 SAMPLING_DTYPE = np.dtype([
@@ -66,7 +75,7 @@ cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
         (<_Source> owner).fetch(name.decode(), out)
         return 0
     except BaseException as error:
-        gptoss.PyErr_SetObject(type(error), error)
+        PyErr_SetObject(type(error), error)
         return -1
 
 
@@ -75,7 +84,7 @@ cdef int _release(void* owner, const char* name) noexcept with gil:
         (<_Source> owner).release(name.decode())
         return 0
     except BaseException as error:
-        gptoss.PyErr_SetObject(type(error), error)
+        PyErr_SetObject(type(error), error)
         return -1
 
 

@@ -10,29 +10,43 @@ from time import perf_counter
 
 import numpy as np
 
+from cpython.ref cimport PyObject
 from libc.math cimport sqrt
 from libcpp cimport bool
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
-cimport gptoss
-from gptoss cimport (
-    AttentionArgs, Compute, Isa, Kernels, KvStorage, LinearJob, MatmulBf16Args, MatmulF32Args,
-    MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs,
-    RopeArgs, SwigluArgs, TileRowArgs, WeightFormat, attention_scratch, attention_tokens, bf16,
-    fill_config, isa_name, kernels_for, linear, make_operand, matmul_scratch, pack_matrix,
-    page_size, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa, read_all,
-    route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
+cimport translate
+from core.batch cimport page_size
+from core.config cimport ModelConfig
+from core.cpu.bandwidth cimport read_all
+from core.cpu.isa cimport Isa, isa_name
+from core.cpu.kernels.select cimport kernels_for, parse_isa, testable_isas
+from core.cpu.kernels.table cimport (
+    AttentionArgs, Kernels, KvStorage, MatmulBf16Args, MatmulF32Args, MatmulI16Args, QuantizeArgs,
+    RmsNormArgs, RopeArgs, SwigluArgs, TileRowArgs, attention_scratch, attention_tokens,
+    matmul_scratch,
+)
+from core.cpu.layer cimport route as cpp_route
+from core.cpu.linear cimport Compute, LinearJob, OperandStorage, linear, make_operand
+from core.cpu.pack cimport PackSource, pack_matrix
+from core.cpu.panels cimport (
+    Panels, WeightFormat, panel_blocks, panel_bytes, panel_cols, panel_count,
+)
+from core.dtype cimport bf16
+from core.rope cimport (
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
-from gptoss_cuda cimport (
+from core.sampler cimport uniform_draw as cpp_uniform_draw
+from cuda.testing cimport (
     HostArray, HostCall, array_in, array_in_out, array_out, load_host_kernels,
 )
+from model_config cimport fill_config
 
 from gptoss.errors import Error
 
-gptoss.error_class = <gptoss.PyObject*> Error
+translate.error_class = <PyObject*> Error
 
 PAGE_SIZE = page_size
 ATTENTION_TOKENS = attention_tokens  # at most so many in a tile

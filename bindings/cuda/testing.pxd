@@ -1,8 +1,8 @@
-# The CUDA kernels as tests call them; mirrors cuda/testing.h.
+# The CUDA kernels as tests call them.
 from libc.stdint cimport int64_t
 from libcpp.string cimport string
 
-from gptoss cimport translate_exception
+from translate cimport translate_exception
 
 
 cdef extern from "cuda/testing.h" namespace "gptoss::cuda" nogil:

@@ -1,0 +1,3 @@
+cdef extern from "core/weights.h" namespace "gptoss" nogil:
+    cdef cppclass WeightSource:
+        pass
