@@ -13,11 +13,12 @@ from cpython.ref cimport PyObject, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
+from libcpp.optional cimport optional
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
 cimport translate
-from core.backend cimport Activation, CppBackend, DenseWeights, KvFormat, Options
+from core.backend cimport Activation, CppBackend, KvFormat, Options
 from core.batch cimport Batch, Output, Sampling, SamplingRow, mask_words, page_size
 from core.config cimport ModelConfig
 from core.cpu.isa cimport cpu_features as cpp_cpu_features
@@ -28,7 +29,7 @@ from core.cpu.panels cimport WeightFormat, panel_bytes, panel_count
 from core.dtype cimport bf16
 from core.registry cimport list_backends, make_backend
 from core.tensor cimport DType, Tensor
-from core.weights cimport WeightSource
+from core.weights cimport DenseWeights, WeightSource
 from model_config cimport fill_config
 from translate cimport CallbackSource
 
@@ -210,6 +211,12 @@ def _int32(name, value, ndim):
     return array
 
 
+cdef DenseWeights _dense_weights(name) except *:
+    if name not in ("published", "q8"):
+        raise Error(f"weights: expected published or q8, found {name!r}")
+    return DenseWeights.q8 if name == "q8" else DenseWeights.published
+
+
 cdef class Backend:
     """A model on a device. One step at a time; the caller serialises calls.
 
@@ -231,9 +238,7 @@ cdef class Backend:
         cdef Options options
         options.activation = Activation.f32 if activation == "f32" else Activation.bf16
         options.threads = threads
-        if weights not in ("published", "q8"):
-            raise Error(f"weights: expected published or q8, found {weights!r}")
-        options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
+        options.weights = _dense_weights(weights)
         if kv not in ("bf16", "int8"):
             raise Error(f"kv: expected bf16 or int8, found {kv!r}")
         options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
@@ -246,10 +251,12 @@ cdef class Backend:
         self.source = _Source(source)
         self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
+        cdef optional[DenseWeights] panels
         packed = getattr(source, "packed", None)
+        if packed is not None:
+            panels = _dense_weights(packed)
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4",
-            -1 if packed is None else ("published", "q8").index(packed))
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels)
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])

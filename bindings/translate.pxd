@@ -1,8 +1,10 @@
 # C++ exceptions as Python exceptions, and weights that a Python object hands over.
 from cpython.ref cimport PyObject
 from libcpp cimport bool
+from libcpp.optional cimport optional
 
 from core.tensor cimport Tensor
+from core.weights cimport DenseWeights
 
 
 cdef extern from "bindings/translate.h" namespace "gptoss::bindings" nogil:
@@ -10,4 +12,5 @@ cdef extern from "bindings/translate.h" namespace "gptoss::bindings" nogil:
     PyObject* error_class
     cdef cppclass CallbackSource:
         CallbackSource(void* owner, int (*fetch)(void*, const char*, Tensor*) noexcept,
-                       int (*release)(void*, const char*) noexcept, bool mxfp4, int packed)
+                       int (*release)(void*, const char*) noexcept, bool mxfp4,
+                       optional[DenseWeights] panels)

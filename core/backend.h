@@ -22,12 +22,6 @@ enum class Activation : int {
   f32 = 1,   // nothing is rounded: for exact comparison
 };
 
-// Attention's matrices and the unembedding; experts stay as published in any case.
-enum class DenseWeights : int {
-  published = 0,  // bf16, exact
-  q8 = 1,         // int8 in groups of 32 with a bf16 scale
-};
-
 enum class KvFormat : int {
   bf16 = 0,  // float32 where the activation is f32
   int8 = 1,  // with a scale per token and head

@@ -81,6 +81,14 @@ public:
     group_->changed.notify_all();
   }
 
+  bool can_restart() const override { return true; }
+
+  void restart() override {
+    const std::lock_guard lock(group_->mutex);
+    group_->aborted = false;
+    group_->arrived = 0;  // whoever waited has left
+  }
+
 private:
   std::shared_ptr<Group> group_;
   size_t rank_;

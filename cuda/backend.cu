@@ -39,7 +39,7 @@ public:
 
   void load(const ModelConfig& c, WeightSource& source) override {
     check_config(c);
-    GPTOSS_CHECK(source.packed() < 0, "device cuda: a model packed for the CPU cannot be used");
+    GPTOSS_CHECK(!source.panels(), "device cuda: a model packed for the CPU cannot be used");
     GPTOSS_CHECK(source.experts_are_mxfp4(), "device cuda: expected MXFP4 experts, found bf16");
     GPTOSS_CHECK(
         c.hidden_size % mx_block == 0 && c.query_size() % 8 == 0 && c.head_dim % 8 == 0,

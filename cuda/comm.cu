@@ -92,6 +92,10 @@ public:
     }
   }
 
+  // CUDA graphs hold the communicator that they were recorded with.
+  bool can_restart() const override { return false; }
+  void restart() override {}
+
 private:
   NcclComm comm_;
 };

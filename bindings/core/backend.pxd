@@ -5,7 +5,7 @@ from libcpp.vector cimport vector
 
 from core.batch cimport Batch, Output
 from core.config cimport ModelConfig
-from core.weights cimport WeightSource
+from core.weights cimport DenseWeights, WeightSource
 from translate cimport translate_exception
 
 
@@ -13,9 +13,6 @@ cdef extern from "core/backend.h" namespace "gptoss" nogil:
     cdef enum class Activation(int):
         bf16
         f32
-    cdef enum class DenseWeights(int):
-        published
-        q8
     cdef enum class KvFormat "gptoss::KvFormat"(int):
         bf16 "gptoss::KvFormat::bf16"
         int8 "gptoss::KvFormat::int8"

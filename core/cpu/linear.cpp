@@ -121,12 +121,6 @@ void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& p
   }
 }
 
-int64_t panels_per_task(int64_t rows) {
-  // One row: short tasks, so that threads end together. Many: what the bf16 product takes at a
-  // time.
-  return rows < 16 ? 4 : 12;
-}
-
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs) {
   struct Task {
     const LinearJob* job;

@@ -17,7 +17,8 @@ class Buffer {
 public:
   T* reserve(int64_t count) {
     if (count > size_) {
-      data_.reset();
+      data_.reset();  // first, so that old and new are never held together
+      size_ = 0;      // and nothing is, if there is no memory
       data_.reset(static_cast<T*>(
           ::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64})));
       size_ = count;
@@ -101,8 +102,12 @@ struct LinearJob {
 };
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs);
 
-// How many panels a task takes, for so many operand rows. A multiple of 4, so that the 32 outputs
-// of swiglu that 64 rows of weights give are never torn apart.
-int64_t panels_per_task(int64_t rows);
+// How many panels a task takes, for so many operand rows. One row: short tasks, so that threads end
+// together. Many: what the bf16 product takes at a time. A multiple of 4, so that the 32 outputs of
+// swiglu that 64 rows of weights give are never torn apart.
+constexpr int64_t max_panels_per_task = 12;
+constexpr int64_t panels_per_task(int64_t rows) { return rows < 16 ? 4 : max_panels_per_task; }
+static_assert(panels_per_task(1) % 4 == 0 && panels_per_task(16) % 4 == 0);
+static_assert(panels_per_task(1) <= max_panels_per_task);
 
 }  // namespace gptoss::cpu

@@ -207,7 +207,7 @@ Operand first_product(Compute& compute, const Routing& routing, const Operand& i
     range.end = std::min(panels, range.begin + step);
     const int64_t column = range.begin * panel_rows / 2;
     const int64_t count = std::min(inner - column, range.width() / 2);
-    float h[16 * panel_rows / 2];
+    float h[max_panels_per_task * panel_rows / 2];
     for (; range.first < e.rows; range.first += range.rows) {
       range.rows = std::min(rows_per_slice(range.width()), e.rows - range.first);
       const float* u = slice_product(compute, input, e, mlp1, routing.token.data(), range, thread);

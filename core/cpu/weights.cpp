@@ -23,23 +23,21 @@ class Loader {
 public:
   Loader(WeightSource& source, PanelMemory& memory, DenseWeights dense, int threads)
       : source_(source), memory_(memory), threads_(threads) {
-    const bool q8 = dense == DenseWeights::q8;
-    dense_ = q8 ? WeightFormat::q8 : WeightFormat::bf16;
-    if (packed()) {
-      GPTOSS_CHECK(source.packed() == static_cast<int>(dense),
+    dense_ = dense == DenseWeights::q8 ? WeightFormat::q8 : WeightFormat::bf16;
+    if (as_panels()) {
+      GPTOSS_CHECK(source.panels() == dense,
                    "weights: this model is packed with dense weights as {}, asked for {}",
-                   source.packed() == static_cast<int>(DenseWeights::q8) ? "q8" : "published",
-                   q8 ? "q8" : "published");
+                   name_of(*source.panels()), name_of(dense));
     }
   }
 
-  bool packed() const { return source_.packed() >= 0; }
+  bool as_panels() const { return source_.panels().has_value(); }
   WeightFormat dense() const { return dense_; }
 
   // A vector of bf16 that outlives its source's view.
   const bf16* vector(const std::string& name, const std::vector<int64_t>& shape) {
     const bf16* from = read_bf16(source_, name, shape);
-    if (packed()) {
+    if (as_panels()) {
       return from;
     }
     int64_t count = 1;
@@ -55,7 +53,7 @@ public:
 
   Panels matrix(const std::string& name, WeightFormat format, int64_t rows, int64_t cols) {
     const int64_t bytes = panel_bytes(format, cols);
-    if (packed()) {
+    if (as_panels()) {
       const uint8_t* data = read_panels(name + ".panels", {panel_count(rows), bytes});
       return {format, rows, cols, data, nullptr};
     }
@@ -83,7 +81,7 @@ public:
     panels.cols = cols;
     const int64_t bytes = panel_bytes(panels.format, cols);
     panels.bias = vector(name + "_bias", {count, rows});
-    if (packed()) {
+    if (as_panels()) {
       panels.data = read_panels(name + "_weight.panels", {count, panel_count(rows), bytes});
       return panels;
     }
@@ -122,6 +120,10 @@ public:
   }
 
 private:
+  static const char* name_of(DenseWeights dense) {
+    return dense == DenseWeights::q8 ? "q8" : "published";
+  }
+
   const uint8_t* read_panels(const std::string& name, const std::vector<int64_t>& shape) {
     const uint8_t* data = read_u8(source_, name, shape);
     GPTOSS_CHECK(reinterpret_cast<uintptr_t>(data) % cache_line == 0,

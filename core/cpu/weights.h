@@ -56,11 +56,11 @@ struct ModelPanels {
   const bf16* norm = nullptr;       // (hidden)
   Panels unembedding;               // (vocab, hidden)
   std::vector<LayerPanels> layers;
-  PanelMemory memory;  // what was packed here; empty where the source was packed
+  PanelMemory memory;  // what was packed here; empty where the source gave panels
 };
 
 // Reads and checks every tensor. Published ones are packed layer by layer with `threads` threads,
-// and each layer's are released before the next is read; packed ones are used where they lie.
+// and each layer's are released before the next is read; panels are used where they lie.
 // Throws Error naming the tensor, what was expected and what was found.
 // experts: how many this rank has.
 ModelPanels load_panels(const ModelConfig& config, int experts, WeightSource& source,
