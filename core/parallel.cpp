@@ -145,14 +145,14 @@ public:
 
   std::vector<std::pair<std::string, std::string>> info() const override {
     auto result = ranks_[0].backend->info();
-    int64_t packed = 0;
+    int64_t bytes = 0;
     for (const Rank& rank : ranks_) {
       for (const auto& [name, value] : rank.backend->info()) {
-        packed += name == "packed_bytes" ? std::stoll(value) : 0;
+        bytes += name == "weight_bytes" ? std::stoll(value) : 0;
       }
     }
     for (auto& [name, value] : result) {
-      value = name == "packed_bytes" ? std::to_string(packed) : value;
+      value = name == "weight_bytes" ? std::to_string(bytes) : value;
     }
     result.emplace_back("tensor_parallel", std::to_string(ranks_.size()));
     return result;

@@ -1,4 +1,5 @@
 // A model on several devices of this machine: one backend a rank, each on a thread of its own.
+// Tested with ranks that are threads on one CPU; it has never run on two GPUs.
 #pragma once
 
 #include <functional>

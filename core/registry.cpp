@@ -72,9 +72,9 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
                                       const std::string& plugin_directory, const Options& options) {
   GPTOSS_CHECK(options.threads >= 0 && options.threads <= 4096,
                "threads must lie in 0..4096, found {}", options.threads);
-  constexpr int most_ranks = 8;
-  GPTOSS_CHECK(options.ranks >= 1 && options.ranks <= most_ranks,
-               "tensor parallel: expected 1 to {} ranks, found {}", most_ranks, options.ranks);
+  constexpr int max_ranks = 8;
+  GPTOSS_CHECK(options.ranks >= 1 && options.ranks <= max_ranks,
+               "tensor parallel: expected 1 to {} ranks, found {}", max_ranks, options.ranks);
   for (const char* name : plugin_names) {
     if (device != name && device != "auto") {
       continue;

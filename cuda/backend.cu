@@ -122,7 +122,7 @@ public:
             {"dense_weights", "bf16, as published"},
             {"expert_weights", "mxfp4"},
             {"kv_cache", "bf16"},
-            {"packed_bytes", std::to_string(model_bytes(config_, shard_.experts(config_)))}};
+            {"weight_bytes", std::to_string(model_bytes(config_, shard_.experts(config_)))}};
   }
 
 private:
@@ -288,10 +288,10 @@ private:
       a.tiles = in.decode_tiles;
       a.parts = s.parts;
       a.ended = s.ended;
-      const int64_t most_pages = sliding ? c.sliding_window / page_size + 2 : shape.max_blocks;
-      a.splits = std::min(splits(shape), decode_splits(shape.decode_tiles, kv.kv_heads,
-                                                       static_cast<int>(most_pages),
-                                                       stream_.get().device.multiprocessors));
+      const int64_t max_pages = sliding ? c.sliding_window / page_size + 2 : shape.max_blocks;
+      a.splits = std::min(
+          splits(shape), decode_splits(shape.decode_tiles, kv.kv_heads, static_cast<int>(max_pages),
+                                       stream_.get().device.multiprocessors));
       attention_decode(a, stream_);
     }
     if (shape.prefill_tiles > 0) {

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 SAMPLING_DTYPE: np.dtype[Any]
 PAGE_SIZE: int
+WEIGHT_FORMATS: dict[str, int]
 
 class SamplingBatch:
     rows: NDArray[Any]

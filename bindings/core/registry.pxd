@@ -3,7 +3,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from core.backend cimport Options, CppBackend
+from core.backend cimport CppBackend, Options
 from translate cimport translate_exception
 
 

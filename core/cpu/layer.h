@@ -15,11 +15,21 @@
 
 namespace gptoss::cpu {
 
+// What a layer computes on.
+struct LayerInput {
+  const ModelConfig& config;
+  const Shard& shard;
+  const Batch& batch;
+  const TokenIndex& index;
+  const RopeTable& rope;
+  const KvPool& kv;
+  int layer;
+  const LayerPanels& weights;
+};
+
 // Rotates q and k, stores k and v into pages, attends. out (T, query_size).
-void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
-               const TokenIndex& index, const RopeTable& rope, const KvPool& kv, int layer,
-               const bf16* sinks, float* q, float* k, const float* v, float* out,
-               Buffer<float>& state);
+void attention(Compute& compute, const LayerInput& in, float* q, float* k, const float* v,
+               float* out, Buffer<float>& state);
 
 struct MoeScratch {
   Buffer<float> logits;
@@ -27,11 +37,10 @@ struct MoeScratch {
 };
 
 // x += Σ over the chosen experts that this rank has of weight · expert(t). t, x: (T, hidden).
-void moe(Compute& compute, const ModelConfig& config, const Shard& shard, const LayerPanels& layer,
-         const float* t, float* x, int64_t tokens, MoeScratch& scratch);
+void moe(Compute& compute, const LayerInput& in, const float* t, float* x, MoeScratch& scratch);
 
 // The `count` largest of logits (n), ties to the lowest index, most likely first, with their
-// softmax over those alone (SPEC "Forward" 4).
+// softmax over those alone (docs/spec.md, "Router and experts").
 void route(const float* logits, int64_t n, int64_t count, int32_t* experts, float* weights);
 
 }  // namespace gptoss::cpu

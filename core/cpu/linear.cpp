@@ -1,6 +1,5 @@
 // Matrix products and their operands, spread over threads.
 #include <algorithm>
-#include <cstring>
 
 #include "core/check.h"
 #include "core/cpu/kernels/select.h"
@@ -19,11 +18,12 @@ Product Compute::product_for(WeightFormat format, int64_t rows) const {
   if (!round) {
     return Product::f32;
   }
-  if (kernels.matmul_bf16 != nullptr && rows >= kernels.min_rows_bf16[static_cast<int>(format)]) {
+  if (kernels.matmul_of(Product::bf16) != nullptr &&
+      rows >= kernels.min_rows_bf16[static_cast<int>(format)]) {
     return Product::bf16;
   }
   const bool has_scales = format != WeightFormat::bf16;
-  if (has_scales && kernels.matmul_i16 != nullptr) {
+  if (has_scales && kernels.matmul_of(Product::i16) != nullptr) {
     return Product::i16;
   }
   return Product::f32;
@@ -38,17 +38,14 @@ Operand make_operand(Compute& compute, const float* x, int64_t rows, int64_t col
   operand.rows = rows;
   operand.cols = cols;
   if (product == Product::bf16) {
-    const int64_t tile_rows = (rows + 15) / 16 * 16;
-    bf16* tiles = storage.tiles.reserve(tile_rows * padded);
-    operand.tiles = tiles;
-    parallel_for(compute.threads, tile_rows, cols, [&](int64_t r, int) {
-      bf16* row = tiles + r / 16 * 16 * padded + r % 16 * 32;
+    const int64_t padded_rows = TileWriter::padded(rows);
+    const TileWriter tiles(storage.tiles.reserve(padded_rows * padded), cols);
+    operand.tiles = tiles.data();
+    parallel_for(compute.threads, padded_rows, cols, [&](int64_t r, int) {
       if (r < rows) {
-        kernels.to_tile_row({x + r * x_stride, cols, row});
-        return;
-      }
-      for (int64_t b = 0; b < padded / 32; ++b) {
-        std::memset(static_cast<void*>(row + b * 16 * 32), 0, 32 * sizeof(bf16));
+        kernels.to_tile_row({x + r * x_stride, cols, tiles.row(r)});
+      } else {
+        tiles.zero_row(r);
       }
     });
     return operand;
@@ -80,45 +77,9 @@ Operand make_operand(Compute& compute, const float* x, int64_t rows, int64_t col
   return operand;
 }
 
-void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& part, int thread) {
-  const int64_t padded = panel_cols(x.cols);
-  const auto fill = [&](auto& args) {
-    args.rows = part.rows;
-    args.w = w;
-    args.y = part.y;
-    args.y_stride = part.y_stride;
-    args.begin = part.begin;
-    args.end = part.end;
-  };
-  switch (x.product) {
-    case Product::f32: {
-      MatmulF32Args args{};
-      fill(args);
-      args.x = x.x + part.first_row * padded;
-      args.x_stride = padded;
-      args.row_ids = part.row_ids;
-      compute.kernels.matmul_f32(args);
-      break;
-    }
-    case Product::i16: {
-      MatmulI16Args args{};
-      fill(args);
-      args.x = x.q + part.first_row * padded;
-      args.x_scale = x.q_scale + part.first_row * panel_blocks(x.cols);
-      args.row_ids = part.row_ids;
-      args.scratch = compute.scratch(thread);
-      compute.kernels.matmul_i16(args);
-      break;
-    }
-    case Product::bf16: {
-      MatmulBf16Args args{};
-      fill(args);
-      args.x = x.tiles + part.first_row * padded;
-      args.scratch = compute.scratch(thread);
-      compute.kernels.matmul_bf16(args);
-      break;
-    }
-  }
+void multiply(Compute& compute, MatmulArgs args, int thread) {
+  args.scratch = compute.scratch(thread);
+  compute.kernels.matmul_of(args.x.product)(args);
 }
 
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs) {
@@ -139,13 +100,15 @@ void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jo
   parallel_for(compute.threads, static_cast<int64_t>(tasks.size()), cost,
                [&](int64_t i, int thread) {
                  const Task& task = tasks[static_cast<size_t>(i)];
-                 Part part;
-                 part.rows = x.rows;
-                 part.begin = task.begin;
-                 part.end = task.end;
-                 part.y = task.job->y;
-                 part.y_stride = task.job->y_stride;
-                 multiply(compute, x, *task.job->w, part, thread);
+                 MatmulArgs args;
+                 args.x = x;
+                 args.rows = x.rows;
+                 args.w = *task.job->w;
+                 args.begin = task.begin;
+                 args.end = task.end;
+                 args.y = task.job->y;
+                 args.y_stride = task.job->y_stride;
+                 multiply(compute, args, thread);
                });
 }
 

@@ -2,6 +2,7 @@
 // of matrix products in the form that the kernels want; products spread over threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -35,19 +36,6 @@ private:
   int64_t size_ = 0;
 };
 
-// Which of the three products on panels (core/cpu/kernels/table.h).
-enum class Product : int { f32, i16, bf16 };
-
-// Rows of activations in one of the products' forms.
-struct Operand {
-  Product product = Product::f32;
-  int64_t rows = 0, cols = 0;
-  const float* x = nullptr;        // f32: (·, panel_cols(cols)), zeros from cols on
-  const int16_t* q = nullptr;      // i16: (·, panel_cols(cols))
-  const float* q_scale = nullptr;  // i16: (·, panel_blocks(cols))
-  const bf16* tiles = nullptr;     // bf16: (ceil(rows / 16), panel_blocks(cols), 16, 32)
-};
-
 // Memory for operands made from float32 rows.
 struct OperandStorage {
   Buffer<float> x;
@@ -76,22 +64,42 @@ private:
   Buffer<float> slices_;
 };
 
+// A bf16 operand's tiles while they are written.
+class TileWriter {
+public:
+  TileWriter(bf16* tiles, int64_t cols) : tiles_(tiles), cols_(panel_cols(cols)) {}
+
+  static int64_t padded(int64_t rows) {
+    return (rows + operand_tile_rows - 1) / operand_tile_rows * operand_tile_rows;
+  }
+
+  const bf16* data() const { return tiles_; }
+
+  // Where columns from `column` on, a multiple of panel_block, of row r go: as TileRowArgs says.
+  bf16* row(int64_t r, int64_t column = 0) const {
+    return tiles_ + r / operand_tile_rows * operand_tile_rows * cols_ +
+           r % operand_tile_rows * panel_block + column * operand_tile_rows;
+  }
+
+  // A row that only fills up a tile.
+  void zero_row(int64_t r) const {
+    for (int64_t column = 0; column < cols_; column += panel_block) {
+      std::fill_n(row(r, column), panel_block, bf16{0});
+    }
+  }
+
+private:
+  bf16* tiles_;
+  int64_t cols_;
+};
+
 // Rows of x (rows, cols), x_stride apart, as an operand of this product. Rounds to bf16 where
 // compute.round; x itself is left as it is. An i16 operand serves the f32 product too.
 Operand make_operand(Compute& compute, const float* x, int64_t rows, int64_t cols, int64_t x_stride,
                      Product product, OperandStorage& storage);
 
-// One of the products on this thread: y[i, n] of rows `first_row` … of the operand (or of rows
-// row_ids[0 … rows) where given; not for bf16) and the weights' panels [begin, end).
-struct Part {
-  int64_t first_row = 0;  // bf16: a multiple of 16
-  const int32_t* row_ids = nullptr;
-  int64_t rows = 0;
-  int64_t begin = 0, end = 0;
-  float* y = nullptr;  // y of the first row and of weight row 0
-  int64_t y_stride = 0;
-};
-void multiply(Compute& compute, const Operand& x, const Panels& w, const Part& part, int thread);
+// The operand's product on this thread, with the thread's scratch.
+void multiply(Compute& compute, MatmulArgs args, int thread);
 
 // y (rows, w.rows), rows y_stride apart, = x · wᵀ + bias, spread over threads. Several matrices
 // with the same operand share one pass.

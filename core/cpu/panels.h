@@ -26,6 +26,7 @@
 namespace gptoss::cpu {
 
 enum class WeightFormat : int { bf16 = 0, mxfp4 = 1, q8 = 2 };
+constexpr int weight_formats = 3;
 
 constexpr int panel_rows = 16;
 constexpr int panel_block = 32;  // columns that share a scale, in every format that has scales

@@ -3,15 +3,12 @@ from libcpp cimport bool
 from libcpp.vector cimport vector
 
 from core.cpu.isa cimport Isa
-from core.cpu.panels cimport WeightFormat, Panels
+from core.cpu.kernels.table cimport Operand, Product
+from core.cpu.panels cimport Panels, WeightFormat
 from translate cimport translate_exception
 
 
 cdef extern from "core/cpu/linear.h" namespace "gptoss::cpu" nogil:
-    cdef enum class Product(int):
-        i16
-    cdef cppclass Operand:
-        pass
     cdef cppclass OperandStorage:
         pass
     cdef cppclass Compute:

@@ -21,59 +21,38 @@
 namespace gptoss::cpu {
 namespace {
 
-// Float32 multiply-add on independent sums.
-double peak_f32(int64_t rounds) {
-  constexpr int sums = 10;
-  Floats sum[sums];
-  for (int s = 0; s < sums; ++s) {
-    sum[s] = splat(0.0f);
-  }
-  const Floats factor = splat(0.5f);
-  for (int64_t i = 0; i < rounds; ++i) {
-#if defined(__GNUC__)
-#pragma GCC unroll 10
-#endif
-    for (int s = 0; s < sums; ++s) {
-      sum[s] = sum[s] * factor + factor;
-    }
-  }
-  Floats all = splat(0.0f);
-  for (int s = 0; s < sums; ++s) {
-    all += sum[s];
-  }
-  float first;
-  memcpy(&first, &all, sizeof first);
-  // The sums converge to 1 each: using them keeps the compiler from leaving the work out.
-  return static_cast<double>(rounds) * sums * lanes * 2 + (first < 0.0f ? 1.0 : 0.0);
-}
-
 constexpr Kernels make_kernels(Isa isa) {
   Kernels kernels{};
-  kernels.peak = peak_f32;
   kernels.isa = isa;
-  kernels.matmul_f32 = matmul_f32;
+  const auto set_matmul = [&](Product product, void (*matmul)(const MatmulArgs&)) {
+    kernels.matmul[static_cast<int>(product)] = matmul;
+  };
+  [[maybe_unused]] const auto set_min_rows_bf16 = [&](WeightFormat format, int64_t rows) {
+    kernels.min_rows_bf16[static_cast<int>(format)] = rows;
+  };
+  set_matmul(Product::f32, matmul_f32);
   kernels.quantize = quantize;
   kernels.to_tile_row = to_tile_row;
 #if GPTOSS_VECTOR_BYTES >= 32
-  kernels.matmul_i16 = matmul_i16;
+  set_matmul(Product::i16, matmul_i16);
 #endif
 #ifdef GPTOSS_BF16
-  kernels.matmul_bf16 = matmul_bf16;
-  // bf16, mxfp4, q8: what decoding costs is shared by the rows (measured on a Zen 4).
-  kernels.min_rows_bf16[0] = 2;
-  kernels.min_rows_bf16[1] = 24;
-  kernels.min_rows_bf16[2] = 48;
+  set_matmul(Product::bf16, matmul_bf16);
+  // What decoding costs is shared by the rows (measured on a Zen 4).
+  set_min_rows_bf16(WeightFormat::bf16, 2);
+  set_min_rows_bf16(WeightFormat::mxfp4, 24);
+  set_min_rows_bf16(WeightFormat::q8, 48);
   kernels.bf16_is_fast = bf16_is_fast;
-  kernels.peak = peak_bf16;
 #endif
-#if defined(GPTOSS_AMX)
-  kernels.matmul_bf16 = matmul_amx<HardwareTiles>;
-  kernels.peak = peak_amx;
-  kernels.min_rows_bf16[1] = kernels.min_rows_bf16[2] =
-      8;  // a tile costs the same for 1 to 16 rows
-#elif defined(GPTOSS_AMX_EMULATED)
-  kernels.matmul_bf16 = matmul_amx<EmulatedTiles>;
-  kernels.min_rows_bf16[1] = kernels.min_rows_bf16[2] = 8;
+#if defined(GPTOSS_AMX) || defined(GPTOSS_AMX_EMULATED)
+#ifdef GPTOSS_AMX
+  set_matmul(Product::bf16, matmul_amx<HardwareTiles>);
+#else
+  set_matmul(Product::bf16, matmul_amx<EmulatedTiles>);
+#endif
+  // A tile costs the same for 1 to 16 rows.
+  set_min_rows_bf16(WeightFormat::mxfp4, 8);
+  set_min_rows_bf16(WeightFormat::q8, 8);
 #endif
   kernels.rms_norm = rms_norm;
   kernels.rope = rope;

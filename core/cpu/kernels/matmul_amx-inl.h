@@ -29,7 +29,8 @@ constexpr int64_t amx_rows = 512;                     // operand rows at a time
 constexpr int64_t amx_resident = int64_t{768} << 10;  // bytes of operand kept in the cache
 constexpr int64_t c_tile_bytes = tile_rows * tile_row_bytes;
 static_assert(2 * amx_buffer + c_tile_bytes <= matmul_scratch);
-static_assert(tile_rows == panel_rows && tile_row_bytes == panel_rows * 4);
+static_assert(tile_rows == operand_tile_rows && tile_rows == panel_rows &&
+              tile_row_bytes == panel_rows * 4);
 static_assert(amx_rows % (2 * tile_rows) == 0);
 
 // What is multiplied at a time: P panels by a stretch of columns.
@@ -146,7 +147,7 @@ struct OutputTile {
   Edge part;
   float* buffer;  // (16, 16)
 
-  GPTOSS_INLINE OutputTile(const MatmulBf16Args& a, int64_t row, int64_t panel) {
+  GPTOSS_INLINE OutputTile(const MatmulArgs& a, int64_t row, int64_t panel) {
     const int64_t n = panel * panel_rows;
     const int64_t rows = a.rows - row, cols = a.w.rows - n;
     part = {a.y + row * a.y_stride + n, a.y_stride, rows < tile_rows ? rows : tile_rows,
@@ -214,11 +215,12 @@ GPTOSS_INLINE void multiply_blocks(const bf16* x, int64_t tile_size, const uint8
 // T operand tiles from row `row` on times one piece. bias: (P, panel_rows), or null after the first
 // stretch.
 template <class Tiles, WeightFormat format, int P, int T>
-GPTOSS_INLINE void multiply_piece(const MatmulBf16Args& a, const Piece& piece, int64_t row,
+GPTOSS_INLINE void multiply_piece(const MatmulArgs& a, const Piece& piece, int64_t row,
                                   const float* bias, const Ahead<format, P>& current,
                                   Ahead<format, P>& next) {
   const int64_t tile_size = panel_cols(a.w.cols) * tile_rows;
-  const bf16* x = a.x + row / tile_rows * tile_size + piece.block * tile_rows * panel_block;
+  const bf16* x = a.x.tiles + (a.first_row + row) / tile_rows * tile_size +
+                  piece.block * tile_rows * panel_block;
   const float* bias_second = bias != nullptr ? bias + panel_rows : nullptr;
   const OutputTile c0(a, row, piece.panel), c1(a, row, piece.panel + P - 1);
   const OutputTile c2(a, row + tile_rows, piece.panel), c3(a, row + tile_rows, piece.panel + P - 1);
@@ -256,7 +258,7 @@ GPTOSS_INLINE void bias_of(const Panels& w, int64_t panel, float* bias) {
 
 // Rows [row, row + rows) of y for `groups` times P panels.
 template <class Tiles, WeightFormat format, int P>
-void multiply_panels(const MatmulBf16Args& a, int64_t panel, int64_t groups, int64_t row,
+void multiply_panels(const MatmulArgs& a, int64_t panel, int64_t groups, int64_t row,
                      int64_t rows) {
   const int64_t blocks = panel_blocks(a.w.cols);
   const bool by_panel = rows * blocks * panel_block * 2 <= amx_resident;
@@ -293,7 +295,7 @@ void multiply_panels(const MatmulBf16Args& a, int64_t panel, int64_t groups, int
 }
 
 template <class Tiles, WeightFormat format>
-GPTOSS_INLINE void multiply_format(const MatmulBf16Args& a) {
+GPTOSS_INLINE void multiply_format(const MatmulArgs& a) {
   const int64_t groups = (a.end - a.begin) / amx_panels;
   const int64_t odd = a.begin + groups * amx_panels;
   for (int64_t row = 0; row < a.rows; row += amx_rows) {
@@ -308,7 +310,7 @@ GPTOSS_INLINE void multiply_format(const MatmulBf16Args& a) {
 }
 
 template <class Tiles>
-void matmul_amx(const MatmulBf16Args& a) {
+void matmul_amx(const MatmulArgs& a) {
   Tiles::configure(all_tiles_whole());
   switch (a.w.format) {
     case WeightFormat::bf16:
@@ -323,20 +325,6 @@ void matmul_amx(const MatmulBf16Args& a) {
   }
   Tiles::release();
 }
-
-#ifdef GPTOSS_AMX
-double peak_amx(int64_t rounds) {
-  HardwareTiles::configure(all_tiles_whole());
-  for (int64_t i = 0; i < rounds; ++i) {
-    HardwareTiles::dot<0, 4, 6>();
-    HardwareTiles::dot<1, 4, 7>();
-    HardwareTiles::dot<2, 5, 6>();
-    HardwareTiles::dot<3, 5, 7>();
-  }
-  HardwareTiles::release();
-  return static_cast<double>(rounds) * 4 * 2 * tile_rows * panel_rows * panel_block;
-}
-#endif
 
 }  // namespace
 }  // namespace gptoss::cpu

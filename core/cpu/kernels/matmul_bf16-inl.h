@@ -19,7 +19,7 @@ constexpr int dot_rows = 8;         // operand rows at a time
 constexpr int dot_panels = 3;       // panels at a time
 constexpr int64_t dot_blocks = 48;  // blocks of columns at a time
 static_assert(dot_panels * dot_blocks * bf16_block_bytes <= matmul_scratch);
-static_assert(panel_rows % dot_rows == 0, "operand tiles are whole");
+static_assert(operand_tile_rows % dot_rows == 0, "operand tiles are whole");
 
 // Where P panels' decoded blocks lie.
 struct DotWeights {
@@ -31,8 +31,8 @@ struct DotWeights {
 // y[r, n] of at most 8 operand rows and P panels over some blocks of columns; adds to y unless
 // `first`, which begins with the bias.
 template <int P>
-GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, const bf16* x,
-                              int64_t rows, int64_t panel, float* y, bool first) {
+GPTOSS_NOINLINE void dot_tile(const MatmulArgs& a, const DotWeights& w, const bf16* x, int64_t rows,
+                              int64_t panel, float* y, bool first) {
   __m512 sum[P][dot_rows];
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < dot_rows; ++r) {
@@ -55,7 +55,7 @@ GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, cons
         }
       }
     }
-    x += panel_rows * panel_block;
+    x += operand_tile_rows * panel_block;
   }
   for (int p = 0; p < P; ++p) {
     const int64_t n = (panel + p) * panel_rows;
@@ -75,7 +75,7 @@ GPTOSS_NOINLINE void dot_tile(const MatmulBf16Args& a, const DotWeights& w, cons
 }
 
 template <int P>
-void dot_panels_at(const MatmulBf16Args& a, int64_t panel) {
+void dot_panels_at(const MatmulArgs& a, int64_t panel) {
   const int64_t bytes = panel_bytes(a.w.format, a.w.cols);
   const int64_t blocks = panel_blocks(a.w.cols);
   const uint8_t* panels = a.w.data + panel * bytes;
@@ -90,14 +90,16 @@ void dot_panels_at(const MatmulBf16Args& a, int64_t panel) {
     }
     for (int64_t r = 0; r < a.rows; r += dot_rows) {
       const int64_t rows = a.rows - r < dot_rows ? a.rows - r : dot_rows;
-      const bf16* x = a.x + r / panel_rows * panel_rows * blocks * panel_block +
-                      b * panel_rows * panel_block + r % panel_rows * panel_block;
+      const int64_t row = a.first_row + r;
+      const bf16* x = a.x.tiles +
+                      row / operand_tile_rows * operand_tile_rows * blocks * panel_block +
+                      b * operand_tile_rows * panel_block + row % operand_tile_rows * panel_block;
       dot_tile<P>(a, w, x, rows, panel, a.y + r * a.y_stride, b == 0);
     }
   }
 }
 
-void matmul_bf16(const MatmulBf16Args& a) {
+void matmul_bf16(const MatmulArgs& a) {
   static_assert(dot_panels == 3);
   for (int64_t p = a.begin; p < a.end;) {
     const int64_t left = a.end - p;
@@ -146,21 +148,6 @@ bool bf16_is_fast() {
   return 2 * dot < 3 * fma;
 }
 #undef GPTOSS_TIME
-
-double peak_bf16(int64_t rounds) {
-  asm volatile("vpxorq %%zmm31, %%zmm31, %%zmm31" : : : "xmm31");
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(
-        "vdpbf16ps %%zmm31, %%zmm31, %%zmm0\n vdpbf16ps %%zmm31, %%zmm31, %%zmm1\n"
-        "vdpbf16ps %%zmm31, %%zmm31, %%zmm2\n vdpbf16ps %%zmm31, %%zmm31, %%zmm3\n"
-        "vdpbf16ps %%zmm31, %%zmm31, %%zmm4\n vdpbf16ps %%zmm31, %%zmm31, %%zmm5\n"
-        "vdpbf16ps %%zmm31, %%zmm31, %%zmm6\n vdpbf16ps %%zmm31, %%zmm31, %%zmm7\n"
-        :
-        :
-        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
-  }
-  return static_cast<double>(rounds) * 8 * 64;
-}
 
 }  // namespace
 }  // namespace gptoss::cpu

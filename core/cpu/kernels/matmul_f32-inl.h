@@ -132,11 +132,12 @@ GPTOSS_INLINE void widen_q8(const uint8_t* block, const uint8_t* scales, float* 
 }
 
 template <class Pairs>
-GPTOSS_INLINE void add_stretch_rows(const Pairs& w, int64_t pairs, const MatmulF32Args& a,
-                                    int64_t k, int64_t first, int64_t last, float* total) {
+GPTOSS_INLINE void add_stretch_rows(const Pairs& w, int64_t pairs, const MatmulArgs& a, int64_t k,
+                                    int64_t first, int64_t last, float* total) {
   const float* x[rows_at_once];
+  const int64_t stride = panel_cols(a.w.cols);
   for (int64_t i = first; i < last; ++i) {
-    x[i - first] = a.x + (a.row_ids != nullptr ? a.row_ids[i] : i) * a.x_stride + k;
+    x[i - first] = a.x.x + a.row(i) * stride + k;
   }
   const int64_t count = last - first;
   int64_t i = 0;
@@ -151,8 +152,7 @@ GPTOSS_INLINE void add_stretch_rows(const Pairs& w, int64_t pairs, const MatmulF
   }
 }
 
-void panel_f32(const MatmulF32Args& a, const uint8_t* panel, int64_t n, int64_t first,
-               int64_t last) {
+void panel_f32(const MatmulArgs& a, const uint8_t* panel, int64_t n, int64_t first, int64_t last) {
   alignas(64) float total[rows_at_once * panel_rows];
   alignas(64) float widened[stretch_columns * panel_rows];
   memset(total, 0, static_cast<size_t>((last - first) * panel_rows) * sizeof(float));
@@ -188,7 +188,7 @@ void panel_f32(const MatmulF32Args& a, const uint8_t* panel, int64_t n, int64_t 
   }
 }
 
-void matmul_f32(const MatmulF32Args& a) {
+void matmul_f32(const MatmulArgs& a) {
   const int64_t bytes = panel_bytes(a.w.format, a.w.cols);
   for (int64_t p = a.begin; p < a.end; ++p) {
     for (int64_t first = 0; first < a.rows; first += rows_at_once) {

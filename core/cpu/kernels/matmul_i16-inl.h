@@ -127,8 +127,7 @@ GPTOSS_INLINE void add_block(const Format<format>& w, const uint8_t* block, cons
 
 // y[r, n] for R rows and P panels from row n of the weights on.
 template <WeightFormat format, int R, int P>
-GPTOSS_NOINLINE void tile_i16(const MatmulI16Args& a, const RowsI16& x, int64_t first,
-                              int64_t panel) {
+GPTOSS_NOINLINE void tile_i16(const MatmulArgs& a, const RowsI16& x, int64_t first, int64_t panel) {
   using F = Format<format>;
   const int64_t blocks = panel_blocks(a.w.cols);
   const int64_t stride = panel_bytes(format, a.w.cols);
@@ -170,7 +169,7 @@ struct RowGroup {
 
 // R rows by the panels [panel, panel + count).
 template <WeightFormat format, int R>
-GPTOSS_INLINE void panels_of_group(const MatmulI16Args& a, const RowGroup& g, int64_t panel,
+GPTOSS_INLINE void panels_of_group(const MatmulArgs& a, const RowGroup& g, int64_t panel,
                                    int64_t count) {
   if (count == streams) {
     tile_i16<format, R, streams>(a, g.x, g.first, panel);
@@ -182,7 +181,7 @@ GPTOSS_INLINE void panels_of_group(const MatmulI16Args& a, const RowGroup& g, in
 }
 
 template <WeightFormat format>
-GPTOSS_INLINE void panels_i16(const MatmulI16Args& a, const RowGroup* groups, int count) {
+GPTOSS_INLINE void panels_i16(const MatmulArgs& a, const RowGroup* groups, int count) {
   for (int64_t p = a.begin; p < a.end; p += streams) {
     const int64_t panels = a.end - p < streams ? a.end - p : streams;
     for (int g = 0; g < count; ++g) {
@@ -242,15 +241,15 @@ GPTOSS_INLINE void interleave_rows(const T* const* from, int count, int64_t n, T
 }
 
 // One row, or rows side by side at `to`, which has room for them.
-GPTOSS_INLINE RowsI16 gather_rows(const MatmulI16Args& a, int64_t first, int count, uint8_t* to) {
+GPTOSS_INLINE RowsI16 gather_rows(const MatmulArgs& a, int64_t first, int count, uint8_t* to) {
   const int64_t blocks = panel_blocks(a.w.cols);
   const int64_t pairs = blocks * panel_block / 2;
   const int32_t* rows[8];
   const float* scales[8];
   for (int r = 0; r < count; ++r) {
-    const int64_t row = a.row_ids != nullptr ? a.row_ids[first + r] : first + r;
-    rows[r] = reinterpret_cast<const int32_t*>(a.x) + row * pairs;
-    scales[r] = a.x_scale + row * blocks;
+    const int64_t row = a.row(first + r);
+    rows[r] = reinterpret_cast<const int32_t*>(a.x.q) + row * pairs;
+    scales[r] = a.x.q_scale + row * blocks;
   }
   if (count == 1) {
     return {rows[0], scales[0]};
@@ -262,15 +261,15 @@ GPTOSS_INLINE RowsI16 gather_rows(const MatmulI16Args& a, int64_t first, int cou
   return {x, scale};
 }
 
-void matmul_i16(const MatmulI16Args& a) {
+void matmul_i16(const MatmulArgs& a) {
   const int64_t row_bytes = panel_blocks(a.w.cols) * (panel_block * 2 + 4);
-  constexpr int most_groups = 32;
-  RowGroup groups[most_groups];
+  constexpr int max_groups = 32;
+  RowGroup groups[max_groups];
   for (int64_t first = 0; first < a.rows;) {
     // As many groups as the scratch holds; rows too long for it go one by one.
     int64_t used = 0;
     int count = 0;
-    while (first < a.rows && count < most_groups) {
+    while (first < a.rows && count < max_groups) {
       int rows = rows_of_group(a.rows - first);
       if (rows > 1 && rows * row_bytes > matmul_scratch) {
         rows = 1;

@@ -1,39 +1,52 @@
 #include "core/cpu/kernels/select.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 
 #include "core/check.h"
 
 namespace gptoss::cpu {
 
-const Kernels* find_kernels(Isa isa) {
-  static constexpr const Kernels* built[] = {
-      &kernels_generic,
+namespace {
+
+// What this library is built with, slowest first.
+constexpr const Kernels* built[] = {
+    &kernels_generic,
 #ifdef GPTOSS_HAVE_AVX2
-      &kernels_avx2,
+    &kernels_avx2,
 #endif
 #ifdef GPTOSS_HAVE_AVX512
-      &kernels_avx512,
+    &kernels_avx512,
 #endif
 #ifdef GPTOSS_HAVE_AVX512_VNNI
-      &kernels_avx512_vnni,
+    &kernels_avx512_vnni,
 #endif
 #ifdef GPTOSS_HAVE_AVX512_BF16
-      &kernels_avx512_bf16,
+    &kernels_avx512_bf16,
 #endif
 #ifdef GPTOSS_HAVE_AMX
-      &kernels_amx,
+    &kernels_amx,
 #endif
-#ifdef GPTOSS_HAVE_AMX_EMULATED
-      &kernels_amx_emulated,
-#endif
-  };
-  for (const Kernels* kernels : built) {
-    if (kernels->isa == isa) {
-      return kernels;
-    }
+};
+
+std::vector<const Kernels*>& added() {
+  static std::vector<const Kernels*> list;
+  return list;
+}
+
+}  // namespace
+
+void add_kernels(const Kernels& kernels) { added().push_back(&kernels); }
+
+const Kernels* find_kernels(Isa isa) {
+  const auto of_isa = [&](const Kernels* kernels) { return kernels->isa == isa; };
+  const auto* const* in_build = std::find_if(std::begin(built), std::end(built), of_isa);
+  if (in_build != std::end(built)) {
+    return *in_build;
   }
-  return nullptr;
+  const auto in_added = std::find_if(added().begin(), added().end(), of_isa);
+  return in_added != added().end() ? *in_added : nullptr;
 }
 
 const Kernels& kernels_for(Isa isa) {
@@ -42,21 +55,22 @@ const Kernels& kernels_for(Isa isa) {
   return *kernels;
 }
 
-std::vector<Isa> testable_isas() {
+std::vector<Isa> usable_isas() {
   std::vector<Isa> list;
-  for (const Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16,
-                        Isa::amx, Isa::amx_emulated}) {
-    if (find_kernels(isa) != nullptr && cpu_supports(isa)) {
-      list.push_back(isa);
+  for (const Kernels* kernels : built) {
+    if (cpu_supports(kernels->isa)) {
+      list.push_back(kernels->isa);
     }
   }
   return list;
 }
 
-std::vector<Isa> usable_isas() {
-  std::vector<Isa> list = testable_isas();
-  if (list.back() == Isa::amx_emulated) {
-    list.pop_back();
+std::vector<Isa> testable_isas() {
+  std::vector<Isa> list = usable_isas();
+  for (const Kernels* kernels : added()) {
+    if (cpu_supports(kernels->isa)) {
+      list.push_back(kernels->isa);
+    }
   }
   return list;
 }

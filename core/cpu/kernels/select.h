@@ -13,8 +13,12 @@ namespace gptoss::cpu {
 // Built into this library and supported by this CPU, slowest first; `generic` always is.
 std::vector<Isa> usable_isas();
 
-// The same, and what is only for tests.
+// The same, and what was added.
 std::vector<Isa> testable_isas();
+
+// Makes kernels known that this library is built without, before any are chosen: those that are
+// only for tests. They are never chosen unless named.
+void add_kernels(const Kernels& kernels);
 
 // Throws Error listing the usable names when the name is unknown or not usable here.
 Isa parse_isa(const std::string& name);
@@ -26,10 +30,10 @@ Isa select_isa();
 // For people: the instruction set in use and why, without throwing.
 std::string describe_isa();
 
-// Null where this build has none.
+// Null where there are none.
 const Kernels* find_kernels(Isa isa);
 
-// The table of an instruction set that usable_isas() lists.
+// The table of an instruction set that testable_isas() lists.
 const Kernels& kernels_for(Isa isa);
 
 }  // namespace gptoss::cpu

@@ -47,8 +47,8 @@ GPTOSS_INLINE int64_t kv_part_bytes(KvStorage storage, int64_t head_dim) {
 
 // A tile of consecutive query tokens of one sequence and one KV head: the group's query heads
 // attend to the keys that each token sees, in paged K and V (core/cpu/kv_pool.h), with a sink logit
-// per head as an extra softmax column that has no value (Xiao et al. 2023; SPEC "Forward" 2). Reads
-// each K and V byte once.
+// per head as an extra softmax column that has no value (Xiao et al. 2023; docs/spec.md,
+// "Attention"). Reads each K and V byte once.
 struct AttentionArgs {
   const float* q;  // (tokens, group, head_dim), tokens q_stride apart
   int64_t q_stride;
@@ -74,7 +74,8 @@ GPTOSS_INLINE int64_t attention_scratch(int64_t group, int64_t head_dim) {
 }
 
 // h[i] = glu · sigmoid(1.702 glu) · (linear + 1), glu = min(u[2i], limit),
-// linear = clamp(u[2i + 1], −limit, limit), for i in [begin, end) of one row. (SPEC "Forward" 4)
+// linear = clamp(u[2i + 1], −limit, limit), for i in [begin, end) of one row. (docs/spec.md,
+// "Router and experts")
 struct SwigluArgs {
   const float* u;  // (2 n)
   float* h;        // (n)
@@ -84,20 +85,49 @@ struct SwigluArgs {
 };
 
 // ---- Products with weights in panels (core/cpu/panels.h) ----
+
+// f32: float32 operand and products; any format of weights, exactly widened.
+// i16: int16 operand, integer products and sums within a block, exact; float32 across blocks. mxfp4
+//   and q8 only.
+// bf16: bf16 operand in tiles, for many rows. Weights become bf16 in cache first: mxfp4 exactly (as
+//   in unpack_mxfp4), q8 rounded to bf16 once.
+enum class Product : int { f32 = 0, i16 = 1, bf16 = 2 };
+constexpr int products = 3;
+
+constexpr int64_t operand_tile_rows = 16;  // of a bf16 operand's tile; it has panel_block columns
+
+// Rows of activations in the form that a product takes; there may be several forms of the same.
+struct Operand {
+  Product product = Product::f32;
+  int64_t rows = 0, cols = 0;
+  const float* x = nullptr;        // f32: (·, panel_cols(cols)), zeros from cols on
+  const int16_t* q = nullptr;      // i16: (·, panel_cols(cols))
+  const float* q_scale = nullptr;  // i16: (·, panel_blocks(cols))
+  const bf16* tiles = nullptr;  // bf16: (ceil(rows / 16), panel_blocks(cols), 16, 32), zeros past
+                                // rows and cols
+};
+
 // y[i, n] = Σ_k x[row(i), k] · w[n, k] + bias[n] for the rows n of panels [begin, end), n < w.rows.
 // Reads each weight byte once from memory; the number of rows changes no result.
-
-// float32 operand and products: any format, exactly widened.
-struct MatmulF32Args {
-  const float* x;  // (·, panel_cols(cols)), rows x_stride apart, zeros from cols on
-  int64_t x_stride;
-  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
-  int64_t rows;
+struct MatmulArgs {
+  Operand x;
+  int64_t first_row = 0;             // row(i) = first_row + i; bf16: a multiple of 16
+  const int32_t* row_ids = nullptr;  // (rows) or row(i) = row_ids[i]; not for bf16
+  int64_t rows = 0;
   Panels w;
-  float* y;  // (rows, w.rows), rows y_stride apart
-  int64_t y_stride;
-  int64_t begin, end;  // panels
+  int64_t begin = 0, end = 0;  // panels
+  float* y = nullptr;          // (rows, w.rows), rows y_stride apart
+  int64_t y_stride = 0;
+  uint8_t* scratch = nullptr;  // (matmul_scratch) of this thread; not for f32
+
+  GPTOSS_INLINE int64_t row(int64_t i) const {
+    return row_ids != nullptr ? row_ids[i] : first_row + i;
+  }
 };
+
+// Bytes of scratch that a thread lends to the products, 64-byte aligned: part of the second-level
+// cache.
+constexpr int64_t matmul_scratch = int64_t{256} << 10;
 
 // A row of activations in blocks of 32, int16 each, with a power of two as the block's scale:
 // x[k] = q[k] · scale[k / 32]. The scale is the smallest with |q| ≤ 32767, so the error is at most
@@ -110,36 +140,6 @@ struct QuantizeArgs {
   float* scale;  // (panel_blocks(n))
 };
 
-// Bytes of scratch that a thread lends to the products, 64-byte aligned: part of the second-level
-// cache.
-constexpr int64_t matmul_scratch = int64_t{256} << 10;
-
-// int16 operand; integer products and sums within a block, exact; float32 across blocks.
-// mxfp4 and q8 only.
-struct MatmulI16Args {
-  const int16_t* x;        // (·, panel_cols(cols))
-  const float* x_scale;    // (·, panel_blocks(cols))
-  const int32_t* row_ids;  // (rows) which rows of x, or null for 0, 1, …
-  int64_t rows;
-  Panels w;
-  float* y;  // (rows, w.rows), rows y_stride apart
-  int64_t y_stride;
-  int64_t begin, end;  // panels
-  uint8_t* scratch;    // (matmul_scratch)
-};
-
-// bf16 operand in tiles, for many rows. Weights become bf16 in cache first: mxfp4 exactly (as in
-// unpack_mxfp4), q8 rounded to bf16 once.
-struct MatmulBf16Args {
-  const bf16* x;  // (ceil(rows / 16), panel_blocks(cols), 16, 32): zeros past rows and cols
-  int64_t rows;
-  Panels w;
-  float* y;  // (rows, w.rows), rows y_stride apart
-  int64_t y_stride;
-  int64_t begin, end;  // panels
-  uint8_t* scratch;    // (matmul_scratch)
-};
-
 // One row of float32 → its place in bf16 tiles: 32 elements, then 16 · 32 further on the next 32.
 // Rounds to nearest even; zeros from n to panel_cols(n).
 struct TileRowArgs {
@@ -150,17 +150,12 @@ struct TileRowArgs {
 
 struct Kernels {
   Isa isa;
-  void (*matmul_f32)(const MatmulF32Args&);
+  void (*matmul[products])(const MatmulArgs&);  // by Product; null: this instruction set has none
   void (*quantize)(const QuantizeArgs&);
-  void (*matmul_i16)(const MatmulI16Args&);    // null: this instruction set has none
-  void (*matmul_bf16)(const MatmulBf16Args&);  // null: likewise
   void (*to_tile_row)(const TileRowArgs&);
-  // From how many operand rows on matmul_bf16 is the fastest, by WeightFormat; below, matmul_i16 is
-  // where there is one and the format has scales, and matmul_f32 where not.
-  int64_t min_rows_bf16[3];
-  // Runs so many rounds of the fastest multiply-add instruction on registers alone; how many
-  // operations that were. For measuring what the products could reach.
-  double (*peak)(int64_t rounds);
+  // From how many operand rows on the bf16 product is the fastest, by WeightFormat; below, i16 is
+  // where there is one and the format has scales, and f32 where not.
+  int64_t min_rows_bf16[weight_formats];
   bool (*bf16_is_fast)();  // avx512_bf16 only: measured once, in some microseconds
   void (*rms_norm)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);
@@ -172,6 +167,9 @@ struct Kernels {
   void (*round_bf16)(float* x, int64_t n);
   // y[i] += a · x[i]
   void (*add_scaled)(float* y, const float* x, float a, int64_t n);
+
+  // Null: this instruction set has none.
+  GPTOSS_INLINE auto matmul_of(Product product) const { return matmul[static_cast<int>(product)]; }
 };
 
 extern const Kernels kernels_generic;

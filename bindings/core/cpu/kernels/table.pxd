@@ -6,42 +6,35 @@ from core.dtype cimport bf16
 
 
 cdef extern from "core/cpu/kernels/table.h" namespace "gptoss::cpu" nogil:
-    cdef cppclass MatmulF32Args:
+    cdef enum class Product(int):
+        f32
+        i16
+        bf16
+    cdef cppclass Operand:
+        Product product
+        int64_t rows
+        int64_t cols
         const float* x
-        int64_t x_stride
+        const int16_t* q
+        const float* q_scale
+        const bf16* tiles
+    cdef cppclass MatmulArgs:
+        Operand x
+        int64_t first_row
         const int32_t* row_ids
         int64_t rows
         Panels w
-        float* y
-        int64_t y_stride
         int64_t begin
         int64_t end
+        float* y
+        int64_t y_stride
+        uint8_t* scratch
+    int64_t matmul_scratch
     cdef struct QuantizeArgs:
         const float* x
         int64_t n
         int16_t* q
         float* scale
-    int64_t matmul_scratch
-    cdef cppclass MatmulI16Args:
-        uint8_t* scratch
-        const int16_t* x
-        const float* x_scale
-        const int32_t* row_ids
-        int64_t rows
-        Panels w
-        float* y
-        int64_t y_stride
-        int64_t begin
-        int64_t end
-    cdef cppclass MatmulBf16Args:
-        const bf16* x
-        int64_t rows
-        Panels w
-        float* y
-        int64_t y_stride
-        int64_t begin
-        int64_t end
-        uint8_t* scratch
     cdef struct TileRowArgs:
         const float* x
         int64_t n
@@ -88,11 +81,8 @@ cdef extern from "core/cpu/kernels/table.h" namespace "gptoss::cpu" nogil:
         float limit
         bool round
     cdef cppclass Kernels:
-        double (*peak)(int64_t)
-        void (*matmul_f32)(const MatmulF32Args&)
+        void (*matmul[3])(const MatmulArgs&)
         void (*quantize)(const QuantizeArgs&)
-        void (*matmul_i16)(const MatmulI16Args&)
-        void (*matmul_bf16)(const MatmulBf16Args&)
         void (*to_tile_row)(const TileRowArgs&)
         void (*rms_norm)(const RmsNormArgs&)
         void (*rope)(const RopeArgs&)
