@@ -89,7 +89,7 @@ void experts_hopper(const ExpertArgs& a, const Stream& stream) {
                "experts_hopper: expected compute capability 9, found {}.{}", stream.device.major,
                stream.device.minor);
   launch({"experts_hopper", {a.pairs, a.experts, a.n, a.k}}, hopper_kernel,
-         {(a.n / tile_rows + warps - 1) / warps, most_expert_tiles(a, block_x), 1}, threads,
+         {(a.n / tile_rows + warps - 1) / warps, max_expert_tiles(a, block_x), 1}, threads,
          Rows::stages * Rows::bytes, stream, a);
 }
 

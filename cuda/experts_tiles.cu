@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
 
 void experts_tiles(const ExpertArgs& a, const Stream& stream) {
   launch({"experts_tiles", {a.pairs, a.experts, a.n, a.k}}, tiles_kernel,
-         {(a.n / tile_rows + block_w - 1) / block_w, most_expert_tiles(a, block_x), 1}, threads,
+         {(a.n / tile_rows + block_w - 1) / block_w, max_expert_tiles(a, block_x), 1}, threads,
          Rows::stages * Rows::bytes, stream, a);
 }
 
