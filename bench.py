@@ -23,6 +23,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -34,11 +35,16 @@ from typing import Any
 import numpy as np
 
 import gptoss
-from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint import open_checkpoint
 from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
-from gptoss.native import _core, _kernels, arrays
+from gptoss.native import _core, arrays
+
+try:
+    from gptoss.native import _kernels
+except ImportError:  # an installation for users: it measures neither arithmetic nor a GPU's memory
+    _kernels = None
 
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # most prompt tokens in one step, as in the engine
 BF16 = 2  # bytes
@@ -76,14 +82,23 @@ class Spread:
 
 
 def read_bandwidth(threads: int, repeat: int) -> Spread:
-    """Bytes per second that the threads read from 1 GiB of memory."""
+    """Bytes per second that the threads read from 1 GiB of memory, by NumPy."""
     data = np.ones(1 << 27, np.uint64)
-    seconds, _ = _kernels.read_seconds(data, threads, repeat + 1)
+    parts = np.array_split(data, 8 * threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeat + 1):
+            start = perf_counter()
+            for _ in pool.map(np.max, parts):
+                pass
+            seconds.append(perf_counter() - start)
     return Spread.of([data.nbytes / s for s in seconds[1:]])
 
 
-def multiply_peak(threads: int, repeat: int, isa: str) -> Spread:
+def multiply_peak(threads: int, repeat: int, isa: str) -> Spread | None:
     """Operations per second of the threads' fastest multiply-add instruction, on registers."""
+    if _kernels is None:
+        return None
     rounds = 1 << 16
     while _kernels.peak_seconds(rounds, threads, isa=isa)[0] < 0.05:
         rounds *= 2
@@ -114,16 +129,22 @@ def cuda_product(library: str, repeat: int, n: int) -> Spread:
     raise Error("no bf16 product runs on this GPU")
 
 
-def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread, Spread]:
-    """Bytes and operations per second of what the model runs on."""
+def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread | None, Spread | None]:
+    """Bytes and operations per second of what the model runs on; None where that needs what only a
+    developer's build has."""
+    missing = "is not measured: that needs a developer's build (make install)"
     print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
     if device == "cpu":
         isa = _core.cpu_features()["isa"].split()[0]
         bandwidth, peak = read_bandwidth(threads, repeat), multiply_peak(threads, repeat, isa)
         print(f"          reads memory at {bandwidth.show(1e9)} GB/s")
-        print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s")
+        print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s" if peak is not None
+              else f"          what it multiplies at {missing}")  # fmt: skip
         return bandwidth, peak
     reason = {status["name"]: status["reason"] for status in _core.backends()}[device]
+    if _kernels is None:
+        print(f"          {reason}\n          what it reads and multiplies at {missing}")
+        return None, None
     library = str(Path(_core.plugin_directory()) / "libgptoss_cuda.so")
     emulated = reason.startswith("emulated")  # for tests
     bandwidth = cuda_copy(library, repeat, 1 << (10 if emulated else 28))
@@ -525,8 +546,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": config.parameters(),
         "weight_bytes": weight_bytes,
         "kv_bytes": kv_bytes,
-        "bandwidth_bytes_per_s": bandwidth.median,
-        "peak_flops": peak.median,
+        "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth.median,
+        "peak_flops": None if peak is None else peak.median,
         "load_s": load_s,
         "time_to_first_token_s": prefill[0]["seconds"]["median"],
         "prefill_tokens_per_s": prefill[0]["tokens_per_s"]["median"],
@@ -534,15 +555,30 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": memory,
         "prefill": prefill,
         "decode": decode,
-        "spread": {"bandwidth_bytes_per_s": asdict(bandwidth), "peak_flops": asdict(peak)},
+        "spread": {
+            "bandwidth_bytes_per_s": None if bandwidth is None else asdict(bandwidth),
+            "peak_flops": None if peak is None else asdict(peak),
+        },
     }
     backend.close()
     source.close()
     return result
 
 
+def share_of(rate: float, limit: Spread | None) -> float | None:
+    return None if limit is None else rate / limit.median
+
+
+def percent(share: float | None, limit: str) -> str:
+    return "" if share is None else f", {share:.0%} of the measured {limit}"
+
+
 def measure_prefill(
-    arguments: argparse.Namespace, runner: Runner, length: int, peak: Spread, peer: Peer | None
+    arguments: argparse.Namespace,
+    runner: Runner,
+    length: int,
+    peak: Spread | None,
+    peer: Peer | None,
 ) -> dict[str, Any]:
     config = runner.config
     theirs = None if peer is None else lambda: peer.ask(prefill=length)
@@ -555,11 +591,11 @@ def measure_prefill(
     operations += 2.0 * config.vocab_size * config.hidden_size
     rate = per_second(length, seconds)
     their_rate = None if other is None else per_second(length, other)
-    share = operations / seconds.median / peak.median
+    share = share_of(operations / seconds.median, peak)
     print(f"prefill   {length} tokens: {rate.show()} tokens/s, "
           f"first token after {seconds.median:.2f} s, "
-          f"{operations / length / 1e9:.2f} GFLOP a token, "
-          f"{share:.0%} of the measured peak{beside(rate, their_rate)}", flush=True)  # fmt: skip
+          f"{operations / length / 1e9:.2f} GFLOP a token{percent(share, 'peak')}"
+          f"{beside(rate, their_rate)}", flush=True)  # fmt: skip
     return {
         "tokens": length,
         "tokens_per_s": asdict(rate),
@@ -576,8 +612,8 @@ def measure_decode(
     batch: int,
     depth: int,
     size: Bytes,
-    bandwidth: Spread,
-    peak: Spread,
+    bandwidth: Spread | None,
+    peak: Spread | None,
     peer: Peer | None,
 ) -> dict[str, Any]:
     config, steps = runner.config, arguments.decode
@@ -591,11 +627,10 @@ def measure_decode(
     middle = depth + arguments.repeat * (steps + 1) // 2
     needed = step_bytes(config, batch, middle, size)
     operations = token_operations(config, middle, logits=True)
-    share = needed / seconds.median / bandwidth.median
+    share = share_of(needed / seconds.median, bandwidth)
     print(f"decode    batch {batch}, depth {depth}: {rate.show(digits=2)} tokens/s, "
-          f"{needed / batch / 1e9:.2f} GB a token, "
-          f"{share:.0%} of the measured bandwidth{beside(rate, their_rate)}",
-          flush=True)  # fmt: skip
+          f"{needed / batch / 1e9:.2f} GB a token{percent(share, 'bandwidth')}"
+          f"{beside(rate, their_rate)}", flush=True)  # fmt: skip
     return {
         "batch": batch,
         "depth": depth,
@@ -605,7 +640,7 @@ def measure_decode(
         "bytes_per_token": needed / batch,
         "operations_per_token": operations,
         "share_of_bandwidth": share,
-        "share_of_peak": batch * operations / seconds.median / peak.median,
+        "share_of_peak": share_of(batch * operations / seconds.median, peak),
         "peer_tokens_per_s": None if their_rate is None else asdict(their_rate),
     }
 

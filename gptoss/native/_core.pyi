@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from gptoss.native.arrays import SamplingBatch, StepOutput
 
 PAGE_SIZE: int
+WEIGHT_FORMATS: dict[str, int]
 
 class Backend:
     def __init__(
