@@ -76,10 +76,14 @@ cdef int _release(void* owner, const char* name) noexcept with gil:
 cdef class _Source:
     """Hands a TensorSource's arrays to C++ and keeps them alive while it may read them."""
     cdef object source
+    cdef object progress  # called with (bytes handed out, bytes in all), or None
+    cdef object bytes_fetched  # of any size, as a Python integer
     cdef dict kept
 
-    def __init__(self, source):
+    def __init__(self, source, progress):
         self.source = source
+        self.progress = progress
+        self.bytes_fetched = 0
         self.kept = {}
 
     cdef void fetch(self, str name, Tensor* out) except *:
@@ -104,6 +108,9 @@ cdef class _Source:
         for extent in array.shape:
             out.shape.push_back(extent)
         self.kept[name] = array
+        if self.progress is not None:
+            self.bytes_fetched += array.nbytes
+            self.progress(self.bytes_fetched, self.source.nbytes)
 
     def release(self, name):
         del self.kept[name]
@@ -116,6 +123,11 @@ cdef class _Source:
 
 cdef const int32_t* _pointer(const int32_t[::1] view) noexcept:
     return &view[0] if view.shape[0] > 0 else NULL
+
+
+def _is_second(names, name):
+    """Which of two; another name is a mistake of the caller's: gptoss.engine.options checks."""
+    return names.index(name) == 1
 
 
 def _int32(name, value, ndim):
@@ -134,9 +146,9 @@ cdef class Backend:
     """A model on a device. One step at a time; the caller serialises calls.
 
     config: gptoss.model.config.ModelConfig; source: gptoss.checkpoint.source.TensorSource, whose arrays are kept
-    alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
-    "f32" (nothing is rounded). threads: 0 = as many as the process may use. tensor_parallel: GPUs
-    that hold a part of the model each (on the CPU: groups of threads).
+    alive while the backend reads them. device: one of `backends()`. The other options are those of
+    gptoss.engine.options, where they are checked; threads: 0 = as many as the process may use.
+    progress: called with (bytes read, bytes in all) while the model is loaded.
     Raises gptoss.Error when the device is not available or a tensor is wrong.
     """
     cdef unique_ptr[CppBackend] backend
@@ -145,25 +157,21 @@ cdef class Backend:
     cdef int64_t num_pages
 
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
-                 weights="published", kv="bf16", tensor_parallel=1):
-        if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected bf16 or f32, found {activation!r}")
+                 weights="published", kv="bf16", tensor_parallel=1, progress=None):
         cdef Options options
-        options.activation = Activation.f32 if activation == "f32" else Activation.bf16
+        options.activation = (Activation.f32 if _is_second(("bf16", "f32"), activation)
+                              else Activation.bf16)
         options.threads = threads
-        if weights not in ("published", "q8"):
-            raise Error(f"weights: expected published or q8, found {weights!r}")
-        options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
-        if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected bf16 or int8, found {kv!r}")
-        options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
+        options.weights = (DenseWeights.q8 if _is_second(("published", "q8"), weights)
+                           else DenseWeights.published)
+        options.kv = KvFormat.int8 if _is_second(("bf16", "int8"), kv) else KvFormat.bf16
         options.ranks = tensor_parallel
         nccl = find_nccl() if tensor_parallel > 1 else None
         if nccl is not None:
             os.environ.setdefault("GPTOSS_NCCL", nccl)
         fill_config(&self.config, config)
         self.num_pages = 0
-        self.source = _Source(source)
+        self.source = _Source(source, progress)
         self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
         packed = getattr(source, "packed", None)

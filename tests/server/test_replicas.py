@@ -341,7 +341,7 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked |= {"max_requests": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
     asked |= {"tensor_parallel": 1, "replica": 0, "timeout": 60.0, "no_access_log": True}
-    asked |= {"no_prefix_cache": False, "no_speculation": False}
+    asked |= {"prefix_cache": True, "speculation": True}
 
     async def run():
         command = [sys.executable, "-m", "gptoss.cli.replica", "0"]
