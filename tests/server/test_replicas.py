@@ -327,6 +327,7 @@ def test_none_is_left_when_the_front_is_killed(long):
     [
         (["--model", "no-such-model"], "no-such-model"),
         (["--replicas", "0"], "--replicas: expected 1 to 64, found 0"),
+        (["--threads", "0"], "error: threads: expected an integer from 1 to 1024, found 0"),
     ],
 )
 def test_options_that_are_none(options, message):
