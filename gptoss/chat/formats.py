@@ -40,13 +40,15 @@ class ChatOptions:
         if self.effort not in EFFORTS:
             raise Error(
                 f"reasoning effort: expected one of {', '.join(EFFORTS)}, found "
-                f"{shown(self.effort)}"
+                f"{shown(self.effort)}",
+                field="reasoning_effort",
             )
         for name in self.built_in:
             if name not in BUILT_IN_TOOLS:
                 raise Error(
                     f"built-in tool: expected one of {', '.join(BUILT_IN_TOOLS)}, found "
-                    f"{shown(name)}"
+                    f"{shown(name)}",
+                    field="built_in",
                 )
 
 
@@ -71,7 +73,10 @@ class PlainChat:
     def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
         """Raises Error for tools, which such a model knows nothing of."""
         if options.tools or options.built_in:
-            raise Error("tools: this model was not taught conversations and cannot call tools")
+            raise Error(
+                "tools: this model was not taught conversations and cannot call tools",
+                field="tools",
+            )
         texts = [message.content for message in messages if message.content]
         return self._tokenizer.encode("\n\n".join(texts))
 
@@ -105,10 +110,19 @@ class HarmonyChat:
             tools: those that may be called.
             answer: of the final channel; None: any text.
             must_call: whether it must call one of the tools instead of answering.
+
+        Raises:
+            Error: a schema that must be kept to is none, or asks too much.
         """
         if answer is None and not must_call and not any(tool.strict for tool in tools):
             return None
-        return Grammar.lark(_harmony_grammar(tools, answer, must_call), what="response format")
+        try:
+            source = _harmony_grammar(tools, answer, must_call)
+            return Grammar.lark(source, what="response format")
+        except Error as error:
+            # The answer's grammar was checked when it was made: what is new are the tools' schemas.
+            strict = any(tool.strict for tool in tools)
+            raise Error(str(error), field="tools" if strict else error.field) from None
 
     def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
         """The tokens up to and including ``<|start|>assistant``.

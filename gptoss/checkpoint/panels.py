@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss import files
 from gptoss.checkpoint.safetensors import SafetensorsFile, encode_header
 from gptoss.checkpoint.source import Array, TensorInfo, TensorSource, listed, seam_tensors
 from gptoss.checkpoint.write import new_directory, write_json
@@ -33,6 +34,7 @@ WEIGHTS = ("published", "q8")
 FILE = "model.safetensors"
 _WRITE_BYTES = 1 << 24
 _NO_CHECKSUM = "0" * 16
+_MOST_THREADS = 4096  # as the core has it
 _MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate")
 
 Progress = Callable[[int, int], None]
@@ -185,10 +187,11 @@ def open_packed(config: ModelConfig, file: SafetensorsFile, name: str) -> Packed
 
 def _read_checksums(file: SafetensorsFile, infos: dict[str, TensorInfo]) -> dict[str, str]:
     try:
-        found = json.loads(file.metadata.get("checksums", ""))
-    except ValueError:
-        found = None
-    good = isinstance(found, dict) and all(
+        text = file.metadata.get("checksums", "").encode("utf-8", "replace")
+        found = files.parse_object(text, "checksums")
+    except Error:
+        found = {}
+    good = all(
         isinstance(found.get(name), str) and len(found[name]) == len(_NO_CHECKSUM) for name in infos
     )
     if not good:
@@ -210,10 +213,12 @@ def write_packed(
 
     weights: "published" (bf16, exact) or "q8" for attention and unembedding; experts stay as they
     are. threads: 0 for one per core. Never more than one tensor of the source and its panels are in
-    memory; an interrupted call leaves nothing behind. Raises Error.
+    memory; an interrupted call leaves nothing behind (see `write_checkpoint`). Raises Error.
     """
     if weights not in WEIGHTS:
         raise Error(f"weights: expected one of {', '.join(WEIGHTS)}, found {shown(weights)}")
+    if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
+        raise Error(f"threads: expected 0 to {_MOST_THREADS}, found {shown(threads)}")
     if source.packed is not None:
         raise Error(
             f"{source.name}: is packed already (weights {source.packed}); pack the checkpoint that "

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,7 +121,7 @@ class TensorSource(ABC):
             raise Error(f"{self.name}: no tensor is called {shown(name)}")
         return info
 
-    @property
+    @cached_property  # asked for with each tensor by whoever shows progress
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self._infos.values())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ def write_checkpoint(
     bytes in all).
 
     Everything is written into a hidden directory beside the target, which takes its name at the
-    end: an interrupted call leaves nothing behind. Never more than one tensor is in memory.
+    end: an interrupted call leaves nothing behind, and what a killed one has left is removed by the
+    next for the same target. Never more than one tensor is in memory.
     Raises Error.
     """
     if source.packed is not None:
@@ -77,22 +80,79 @@ def new_directory(directory: str | os.PathLike[str], nbytes: int) -> Iterator[tu
     Raises Error unless the target is new or empty and there is room for nbytes and a little more.
     """
     target = Path(os.path.abspath(directory))
-    partial = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
+        _sweep(target)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise Error(f"{target}: expected a new or empty directory, found something there")
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_space(target.parent, nbytes + _SPARE_BYTES)
-        partial.mkdir()
-        try:
+        with _partial_directory(target) as partial:
             yield target, partial
             if target.exists():
                 target.rmdir()
             partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise Error(f"{target}: cannot be written: {reason(error)}") from error
+
+
+@contextmanager
+def _partial_directory(target: Path) -> Iterator[Path]:
+    """A hidden directory beside `target`, removed at the end unless it has been renamed.
+
+    It is locked as long as this process fills it, which tells others not to sweep it.
+    """
+    lock: int | None = None
+    partial = target
+    try:
+        while lock is None:  # again where a sweeper was faster between the last two calls
+            new = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
+            if new.exists():
+                continue
+            partial = new
+            partial.mkdir()
+            lock = _lock(partial)
+        yield partial
+    finally:
+        if partial != target:
+            shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of `target` have left that were killed: directories nobody has locked."""
+    name = re.compile(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}")
+    with suppress(OSError):
+        for path in list(target.parent.iterdir()):
+            if not name.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+                continue
+            lock = _lock(path, swept=True)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(directory: Path, swept: bool = False) -> int | None:
+    """A descriptor that keeps `directory` locked until it is closed, or the process ends.
+
+    None where another has locked or removed it. Where the file system has no locks: a descriptor
+    for a directory of one's own, None for one that is to be `swept`.
+    """
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        flock(lock, LOCK_EX | LOCK_NB)
+        held = directory.exists()  # whoever has removed it was the one before to lock it
+    except BlockingIOError:
+        held = False
+    except OSError:
+        held = not swept
+    if held:
+        return lock
+    os.close(lock)
+    return None
 
 
 def _nbytes(stored: Stored) -> int:
@@ -173,6 +233,7 @@ def _split(stored: list[Stored], max_bytes: int) -> list[list[Stored]]:
 
 def _pieces(source: TensorSource, shard: list[Stored], layout: str) -> Iterator[memoryview]:
     """The bytes of a file's tensors, in order, a few MB at a time."""
+    held = {info.name for info in source.tensors()}
     for tensor in shard:
         written = 0
         for array in _arrays(source, tensor):
@@ -184,7 +245,7 @@ def _pieces(source: TensorSource, shard: list[Stored], layout: str) -> Iterator[
         if written != expected:  # a source that breaks its promise must not make a broken file
             raise Error(f"{source.name}: tensor {tensor.name}: {written} bytes, not {expected}")
         for part in tensor.parts:
-            if part.name in {info.name for info in source.tensors()}:
+            if part.name in held:
                 source.release(part.name)
 
 

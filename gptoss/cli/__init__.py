@@ -1,16 +1,18 @@
 """The command line: `gptoss`, or `python -m gptoss`.
 
 Exit codes: 0 done, 1 an error, 2 a command that makes no sense, 130 interrupted with Ctrl-C,
-141 the reader of our output went away. What a command needs is imported when it runs, so that
-`--help` is quick.
+129 and 143 ended by SIGHUP and SIGTERM, 141 the reader of our output went away. What a command
+needs is imported when it runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from gptoss.cli import (
@@ -27,6 +29,7 @@ from gptoss.cli import (
     viz,
 )
 from gptoss.cli.arguments import build_parser
+from gptoss.cli.signals import Terminated, raising_terminated
 from gptoss.errors import Error
 
 _COMMANDS = (generate, chat, serve, info, convert, synth, data, train, export, finetune, viz)
@@ -41,10 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(_COMMANDS)
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
+    # The others write nothing, and a signal that waited for a step of theirs would end them late.
+    writers = [module.run for module in (convert, synth, data, train, export, finetune, viz)]
     try:
-        code: int = arguments.run(arguments, parser)
+        # Within another program, its own answer to signals stays.
+        own = argv is None and arguments.run in writers
+        with raising_terminated() if own else nullcontext():
+            code: int = arguments.run(arguments, parser)
         sys.stdout.flush()
         return code
+    except Terminated as ended:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"gptoss: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
+            sys.stderr.flush()
+        os._exit(128 + ended.number)  # for the same reason as below
     except KeyboardInterrupt:
         print(file=sys.stderr)
         if argv is None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from gptoss import __version__
 from gptoss.engine.options import OPTIONS, EngineOptions, Option
+from gptoss.errors import shown
 
 
 class CommandModule(Protocol):
@@ -110,7 +111,7 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {shown(text)}") from None
 
 
 def whole_or_none(text: str) -> int | None:
@@ -120,6 +121,9 @@ def whole_or_none(text: str) -> int | None:
 def size(text: str) -> int:
     """Bytes: "500MB", "2GiB", "1.5g"; single letters are powers of 1024."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise argparse.ArgumentTypeError(f"expected a size such as 500MB or 2GiB, found {text!r}")
+    # A float holds a number of 20 digits, which is more than any memory.
+    if match is None or match[2] not in _UNITS or len(match[1]) > 20:
+        raise argparse.ArgumentTypeError(
+            f"expected a size such as 500MB or 2GiB, found {shown(text)}"
+        )
     return int(float(match[1]) * _UNITS[match[2]])

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from gptoss.engine.engine import Engine
     from gptoss.engine.options import EngineOptions
     from gptoss.engine.prompts import Prompt
+    from gptoss.engine.sequence import Account
     from gptoss.engine.stream import Stream
     from gptoss.engine.text import StopMatcher
 
 # Imported when first used (PEP 562): the command line reads `gptoss.engine.options` for its help,
 # which needs neither NumPy nor the compiled core.
 _HOME = {
+    "Account": "gptoss.engine.sequence",
     "AsyncEngine": "gptoss.engine.aio",
     "AsyncStream": "gptoss.engine.aio",
     "Engine": "gptoss.engine.engine",
@@ -26,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Account",
     "AsyncEngine",
     "AsyncStream",
     "Engine",

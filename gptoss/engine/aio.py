@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from gptoss.request import Completion, Delta, SamplingParams, Timing, join
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
     from types import TracebackType
 
     from gptoss.engine.engine import Engine
     from gptoss.engine.generation import Generation
     from gptoss.engine.prompts import Prompt
+    from gptoss.engine.sequence import Account
+    from gptoss.engine.stream import Submission
 
 
 class AsyncEngine:
@@ -40,11 +43,13 @@ class AsyncEngine:
         loop: asyncio.AbstractEventLoop | None = None,
         priority: int = 0,
         client: str = "",
+        account: Account | None = None,
     ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
 
         priority: lower goes first. client: whom it is for; those that wait share the engine alike.
+        account: shared by streams that are to count as one request of that client.
         loop: the one that the stream is read in; needed on other threads than the loop's, where
         the splitting of a long text into tokens holds up no other request.
 
@@ -52,10 +57,17 @@ class AsyncEngine:
         is not finished. Raises Error when prompt or parameters do not suit the model.
         """
         outbox = _Outbox(loop or asyncio.get_running_loop())
-        jobs = self.engine._generations(
-            prompt, params or SamplingParams(), outbox, priority=priority, client=client
+        requests = self.engine.prepare(
+            prompt,
+            params or SamplingParams(),
+            outbox,
+            priority=priority,
+            client=client,
+            account=account,
         )
-        return AsyncStream(self.engine, jobs, outbox)
+        for request in requests:
+            request.demand = request.sequence.limit + 1  # more than it can produce
+        return AsyncStream(self.engine.submit(requests), requests, outbox)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None
@@ -76,39 +88,31 @@ class AsyncStream(AsyncIterator[Delta]):
         choices: how many texts there will be. prompt_tokens: length of the prompt.
     """
 
-    def __init__(self, engine: Engine, jobs: list[Generation], outbox: _Outbox) -> None:
-        self._engine = engine  # not collected while it works for this stream
+    def __init__(
+        self, submission: Submission, requests: SequenceOf[Generation], outbox: _Outbox
+    ) -> None:
+        self._submission = submission
         self._outbox = outbox
-        self._running: dict[Any, Generation] = {}
         self.timing: Timing | None = None
         self.timings: list[Timing] = []
-        self.choices = len(jobs)
-        self.prompt_tokens = len(jobs[0].tokens)
-        for job in jobs:
-            job.demand = job.limit + 1  # more than it can produce: it waits for no reader
-            self._running[job.key] = job
-        try:
-            for job in jobs:
-                engine._worker.submit(job)
-        except BaseException:
-            self.cancel()
-            raise
+        self.choices = len(requests)
+        self.prompt_tokens = requests[0].prompt_tokens
 
     async def __anext__(self) -> Delta:
-        while self._running:
+        while self._submission:
             try:
                 key, item = await self._outbox.take()
             except BaseException:
                 self.cancel()
                 raise
-            if key not in self._running:
+            if key not in self._submission:
                 continue  # of a choice that was cancelled meanwhile
             if isinstance(item, BaseException):
                 self.cancel()
                 raise item
             assert isinstance(item, Delta)
             if item.finish_reason is not None:
-                del self._running[key]
+                self._submission.finish(key)
                 self.timing = item.timing
                 if item.timing is not None:
                     self.timings.append(item.timing)
@@ -116,11 +120,11 @@ class AsyncStream(AsyncIterator[Delta]):
         raise StopAsyncIteration
 
     def fail(self, error: Exception) -> None:
-        """End it for its reader with an error, behind what has come; called on the loop's thread.
+        """End it for its reader with an error, after what has come; called on the loop's thread.
 
         Nothing happens when it is over.
         """
-        for key in list(self._running)[:1]:
+        for key in self._submission.keys()[:1]:
             self._outbox.receive(key, [error])
 
     async def aclose(self) -> None:
@@ -139,14 +143,12 @@ class AsyncStream(AsyncIterator[Delta]):
         self.cancel()
 
     def __del__(self) -> None:
-        if getattr(self, "_running", None):
+        if hasattr(self, "_submission"):
             self.cancel()
 
     def cancel(self) -> None:
         """Cancel what is not finished; further reading ends at once."""
-        while self._running:
-            _, job = self._running.popitem()
-            self._engine._worker.cancel(job)
+        self._submission.close()
 
 
 class _Outbox:

@@ -31,7 +31,12 @@ class CompiledGrammar:
             limits=parser_limits(library),
         )
         if self._matcher.is_error():
-            raise Error(f"{grammar.what}: {first_line(self._matcher.get_error())}")
+            raise Error(f"{grammar.what}: {first_line(self._matcher.get_error())}", field="grammar")
+        # A rule that leads to nothing but itself is found out only by asking how a text begins.
+        try:
+            self.begin().mask()
+        except Error as error:
+            raise Error(f"{error}: no text can begin", field="grammar") from None
 
     def begin(self) -> GrammarState:
         """For a text that has not begun."""
@@ -70,7 +75,7 @@ class GrammarState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise Error(f"{self._what}: {first_line(self._matcher.get_error())}")
+            raise Error(f"{self._what}: {first_line(self._matcher.get_error())}", field="grammar")
 
 
 class GrammarVocabulary:
@@ -83,7 +88,7 @@ class GrammarVocabulary:
         """
         library = load_llguidance()
         if not eos_ids:
-            raise Error("grammar: the model has no token that ends a text")
+            raise Error("grammar: the model has no token that ends a text", field="grammar")
         self.mask_words = -(-vocab_size // 32)
         self.tokenizer = library.LLTokenizer(
             library.TokenizerWrapper(_Words(tokenizer, min(eos_ids))),

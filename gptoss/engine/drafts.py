@@ -15,7 +15,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence as SequenceOf
 
-MOST_GUESSES = 8
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.sequence import Chunk
+
+MAX_DRAFT = 8
 LONGEST_MATCH, SHORTEST_MATCH = 8, 3  # tokens that must have occurred before
 PAYS = 1.15  # guesses are made where they promise to be so much faster
 TRY_AGAIN = 24  # tokens after which a text that does not repeat itself is tried again
@@ -57,7 +60,7 @@ class StepCost:
 
 
 class Drafter:
-    """Guesses for one text.
+    """Drafts for one text.
 
     Args:
         cost: shared by all texts of an engine.
@@ -70,20 +73,20 @@ class Drafter:
         self._right, self._made = 1.2, 2.0
         self._since = TRY_AGAIN  # tokens since guesses were last made
 
-    def push(self, token: int) -> None:
-        """A token came behind the text."""
-        self._text += array("i", [token]).tobytes()
-        self._since += 1
-
-    def learn(self, right: int, made: int) -> None:
-        """Of so many guesses so many were right; one behind a wrong one was never judged."""
-        judged = min(made, right + 1)
+    def learn(self, drawn: SequenceOf[int], draft: SequenceOf[int]) -> None:
+        """A step drew tokens, the first of them against this draft, until one was wrong."""
+        self._text += array("i", drawn).tobytes()
+        self._since += len(drawn)
+        if not draft:
+            return
+        right = len(drawn) - 1
+        judged = min(len(draft), right + 1)  # one after a wrong one is not
         self._right = 0.9**judged * self._right + right
         self._made = 0.9**judged * self._made + judged
         self._since = 0
 
-    def guess(self, most: int, sequences: int) -> tuple[int, ...]:
-        """At most so many tokens; none where they would not pay.
+    def draft(self, max_tokens: int, sequences: int) -> tuple[int, ...]:
+        """At most `max_tokens` tokens; none where they would not pay.
 
         sequences: how many texts share the step.
         """
@@ -92,7 +95,7 @@ class Drafter:
             likely = max(likely, 0.6)
         needed = PAYS * self._cost.share(sequences)
         count, chance = 0, likely
-        while count < min(most, MOST_GUESSES) and chance > needed:
+        while count < min(max_tokens, MAX_DRAFT) and chance > needed:
             count += 1
             chance *= likely
         return self._lookup(count) if count else ()
@@ -115,3 +118,24 @@ class Drafter:
             return ()
         # What followed may run into the end itself: the text goes round in circles, and on.
         return tuple(found[i % len(found)] for i in range(count))
+
+
+def with_drafts(
+    chunks: list[Chunk], drafters: SequenceOf[Drafter | None], scheduler: Scheduler
+) -> list[Chunk]:
+    """The same step, with drafts after the tokens of those that decode.
+
+    The step's tokens are all known by now. Where prompts enter or wait, there is enough to compute
+    without drafts.
+    """
+    if scheduler.waiting or any(chunk.count > 1 or not chunk.reaches_end for chunk in chunks):
+        return chunks
+    budget = scheduler.step_tokens - len(chunks)
+    extended = []
+    for chunk, drafter in zip(chunks, drafters, strict=True):
+        most = min(budget, chunk.sequence.limit - chunk.end)
+        if drafter is not None and most > 0:
+            chunk = scheduler.extend(chunk, drafter.draft(most, len(chunks)))
+            budget -= len(chunk.draft)
+        extended.append(chunk)
+    return extended

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from gptoss.engine.constraint import CompiledGrammar, GrammarVocabulary
 from gptoss.engine.drafts import Drafter
 from gptoss.engine.generation import Generation
-from gptoss.engine.job import Outbox, Outlet, Scoring
 from gptoss.engine.load import Loaded, load
-from gptoss.engine.options import EngineOptions
+from gptoss.engine.options import EngineOptions, check_integer
 from gptoss.engine.prompts import Prompt, as_params, as_prompts
-from gptoss.engine.stream import Stream, Submitted
+from gptoss.engine.request import Outbox, Outlet, Request, Scoring
+from gptoss.engine.sequence import Account
+from gptoss.engine.stream import Stream, Submission
 from gptoss.engine.text import TextStream
 from gptoss.engine.worker import Worker
 from gptoss.errors import Error
@@ -32,6 +33,7 @@ from gptoss.model import ModelConfig
 from gptoss.request import SEED_LIMIT, Completion, Delta, Grammar, SamplingParams, derive_seed, join
 from gptoss.tokenizer import Tokenizer
 
+MAX_PRIORITY = (1 << 63) - 1
 LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
 
 _P = ParamSpec("_P")
@@ -197,11 +199,8 @@ class Engine:
         Raises:
             Error: the prompt or the parameters do not suit the model.
         """
-        return Stream(
-            self,
-            self._worker,
-            self._generations(prompt, params or SamplingParams(), Outbox(), priority=priority),
-        )
+        outbox = Outbox()
+        return Stream(self.submit(self.prepare(prompt, params, outbox, priority=priority)), outbox)
 
     def generate(
         self,
@@ -223,27 +222,32 @@ class Engine:
         """
         batch = as_prompts(prompts)
         outbox = Outbox()
-        jobs: list[Generation] = []
+        requests: list[Generation] = []
+        account = Account()  # one request to the engine, however many prompts
         for index, (prompt, own) in enumerate(
             zip(batch, as_params(params, len(batch)), strict=True)
         ):
             try:
-                jobs += self._generations(prompt, own, outbox, prompt_index=index)
+                requests += self.prepare(prompt, own, outbox, prompt_index=index, account=account)
             except Error as error:
                 if len(batch) == 1:
                     raise
-                raise Error(f"prompt {index} of {len(batch)}: {error}") from None
-        for job in jobs:
-            job.demand = job.limit + 1  # more than it can produce: run to the end
-            job.eager = False
-        with Submitted(self._worker, jobs):
-            deltas: dict[tuple[int, int], list[Delta]] = {}
-            while len(deltas) < len(jobs):
+                raise Error(f"prompt {index} of {len(batch)}: {error}", field=error.field) from None
+        for request in requests:
+            request.demand = request.sequence.limit + 1  # more than it can produce: run to the end
+            request.eager = False
+        deltas: dict[tuple[int, int], list[Delta]] = {}
+        submission = self.submit(requests)
+        try:
+            while len(deltas) < len(requests):
                 key, items = outbox.get()
                 if isinstance(items[-1], BaseException):
                     raise items[-1]
                 deltas[key] = items
-        return [join(deltas[job.key], prompt_index=job.key[0]) for job in jobs]
+                submission.finish(key)
+        finally:
+            submission.close()
+        return [join(deltas[p, c], prompt_index=p) for p, c in sorted(deltas)]
 
     def logits(self, token_ids: SequenceOf[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Logits after every token of a given text ("teacher-forced").
@@ -254,18 +258,20 @@ class Engine:
         Returns:
             float32 [len(token_ids), vocab_size]; row i is the model's guess at token i + 1.
         """
-        ids = self._check_ids(token_ids)
+        ids = self._check_ids(token_ids, "token_ids")
         if len(ids) > self._config.context_length:
             raise Error(
                 f"token_ids: expected at most {self._config.context_length} (the model's "
-                f"context), found {len(ids)}"
+                f"context), found {len(ids)}",
+                field="token_ids",
             )
         vocabulary = self._config.vocab_size
         outbox = Outbox()
-        job = Scoring(ids, outbox, chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
+        scoring = Scoring(ids, outbox, max_chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
         result = np.empty((len(ids), vocabulary), np.float32)
         done = 0
-        with Submitted(self._worker, [job]):
+        submission = self.submit([scoring])
+        try:
             while done < len(ids):
                 _, items = outbox.get()
                 for item in items:
@@ -274,6 +280,8 @@ class Engine:
                     first, rows = item
                     result[first : first + len(rows)] = rows
                     done = first + len(rows)
+        finally:
+            submission.close()
         return result
 
     # The end.
@@ -296,20 +304,40 @@ class Engine:
     ) -> None:
         self.close()
 
-    # From what the caller wrote to jobs.
+    # The seam for front ends: requests, made and submitted.
 
-    def _generations(
+    def prepare(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | None,
         outbox: Outlet,
         prompt_index: int = 0,
         *,
         priority: int = 0,
         client: str = "",
+        account: Account | None = None,
     ) -> list[Generation]:
+        """Check a prompt and its parameters, and make of them the requests to submit.
+
+        Args:
+            prompt: text, or token ids. outbox: where what they produce is to go, as
+                ((prompt_index, choice), list of `Delta`, or an exception as the last item).
+            priority: lower goes first.
+            client: whom it is for; clients share the engine alike, and so do a client's requests.
+            account: shared by what is to count as one request; None: these are one.
+
+        Returns:
+            One for each of the n choices.
+
+        Raises:
+            Error: the prompt or the parameters do not suit the model.
+        """
+        params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
-            raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
+            raise Error(
+                f"params: expected SamplingParams, found {type(params).__name__}", field="params"
+            )
+        priority = check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
         ids = self._prompt_ids(prompt)
         self._check_params(params)
         tokenizer = self._tokenizer_or_none(params)
@@ -320,12 +348,14 @@ class Engine:
         seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed
         cost = self._worker.cost
         grammar = self._compile(params.grammar) if params.grammar else None
+        max_tokens = self._max_tokens(len(ids), params.max_tokens)
+        account = account or Account()
         return [
             Generation(
                 ids,
                 params,
                 seed=derive_seed(seed, index),
-                most=self._most_tokens(len(ids), params.max_tokens),
+                max_tokens=max_tokens,
                 stop_ids=stop_ids,
                 text=TextStream(tokenizer.stream(), params.stop_strings) if tokenizer else None,
                 token_bytes=tokenizer.token_bytes if tokenizer else lambda token: b"",
@@ -336,9 +366,18 @@ class Engine:
                 drafter=Drafter(ids, cost) if self._speculates else None,
                 priority=priority,
                 client=client,
+                account=account,
             )
             for index in range(params.n)
         ]
+
+    def submit(self, requests: SequenceOf[Request]) -> Submission:
+        """Let prepared requests run, until they end or the submission is cancelled.
+
+        Raises:
+            Error: one can never fit the cache, or the engine is closed; none runs then.
+        """
+        return Submission(self, self._worker, requests)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         """A grammar for this model's vocabulary."""
@@ -348,13 +387,14 @@ class Engine:
                 self._grammars = GrammarVocabulary(self.tokenizer, self._config.vocab_size, eos)
             return self._grammars.compile(grammar)
 
-    def _most_tokens(self, prompt: int, max_tokens: int | None) -> int:
-        """How many tokens a request may draw: what it asks for, and what there is room for."""
+    def _max_tokens(self, prompt: int, max_tokens: int | None) -> int:
+        """Most tokens that a request may draw: what it asks for, and what there is room for."""
         context = self._config.context_length
         if prompt >= context:
             raise Error(
                 f"prompt: expected at most {context - 1} tokens (the model's context of {context} "
-                f"holds prompt and output), found {prompt}"
+                f"holds prompt and output), found {prompt}",
+                field="prompt",
             )
         if max_tokens is None:
             # Not the caller's number: make do with the cache there is.
@@ -369,7 +409,8 @@ class Engine:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise Error(
-                f"prompt: expected text, found a lone surrogate at index {error.start}"
+                f"prompt: expected text, found a lone surrogate at index {error.start}",
+                field="prompt",
             ) from None
         ids = self.tokenizer.encode(prompt)
         return self._check_ids(ids) if ids else [self._start_token()]
@@ -379,20 +420,25 @@ class Engine:
         for name in ("<|startoftext|>", "<|endoftext|>"):
             if name in special:
                 return special[name]
-        raise Error("prompt: it is empty, and the model has no token that begins a text")
+        raise Error(
+            "prompt: it is empty, and the model has no token that begins a text", field="prompt"
+        )
 
-    def _check_ids(self, ids: Any) -> list[int]:
+    def _check_ids(self, ids: Any, field: str = "prompt") -> list[int]:
         if isinstance(ids, np.ndarray):
             if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
                 raise Error(
                     f"token ids: expected a list of integers or an integer array of one "
-                    f"dimension, found {ids.dtype} {list(ids.shape)}"
+                    f"dimension, found {ids.dtype} {list(ids.shape)}",
+                    field=field,
                 )
             ids = ids.tolist()
         if isinstance(ids, (str, bytes)) or not isinstance(ids, SequenceOf):
-            raise Error(f"prompt: expected text or token ids, found {type(ids).__name__}")
+            raise Error(
+                f"prompt: expected text or token ids, found {type(ids).__name__}", field=field
+            )
         if not ids:
-            raise Error("token ids: expected at least one, found none")
+            raise Error("token ids: expected at least one, found none", field=field)
         top = self._config.vocab_size - 1
         for position, token in enumerate(ids):
             # bool is an int to Python, but not a token to anyone.
@@ -403,7 +449,8 @@ class Engine:
             ):
                 raise Error(
                     f"token ids: expected integers from 0 to {top}, found {token!r} "
-                    f"({type(token).__name__}) at position {position}"
+                    f"({type(token).__name__}) at position {position}",
+                    field=field,
                 )
         return [int(token) for token in ids]
 
@@ -416,10 +463,14 @@ class Engine:
             for token in ids:
                 if token >= vocabulary:
                     raise Error(
-                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}"
+                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}",
+                        field=option,
                     )
         if (params.logprobs or 0) > vocabulary:
-            raise Error(f"logprobs: expected at most {vocabulary}, found {params.logprobs}")
+            raise Error(
+                f"logprobs: expected at most {vocabulary}, found {params.logprobs}",
+                field="logprobs",
+            )
 
     def _tokenizer_or_none(self, params: SamplingParams) -> Tokenizer | None:
         """Token ids can be continued without a vocabulary; the text then stays empty."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as SequenceOf
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gptoss.engine.drafts import Drafter
 from gptoss.engine.sampling import SamplerState
-from gptoss.engine.sequence import Chunk
+from gptoss.engine.sequence import Account, Chunk, Sequence
 from gptoss.engine.text import TextStream
+from gptoss.native.arrays import StepOutput
 from gptoss.request import Delta, FinishReason, SamplingParams, Timing, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gptoss.native.arrays import StepOutput
-from gptoss.engine.job import Job, Outlet
+from gptoss.engine.request import Outlet, Request
 
 
 class Constraint(Protocol):
@@ -38,11 +38,11 @@ class Constraint(Protocol):
         ...
 
 
-class Generation(Job):
+class Generation(Request):
     """Draws tokens until one of the ends that its parameters name; puts a `Delta` for each.
 
     Args:
-        most: how many tokens it may draw; the caller has fitted it to context and memory.
+        max_tokens: most tokens it may draw; the caller has fitted it to context and memory.
         stop_ids: tokens that end it.
         text: the decoder of its text; None where the model has no tokenizer.
         token_bytes: what a token id stands for, for log-probabilities.
@@ -50,20 +50,6 @@ class Generation(Job):
         drafter: guesses tokens; None: none are guessed.
     """
 
-    __slots__ = (
-        "_constraint",
-        "_drafter",
-        "_first",
-        "_index",
-        "_most",
-        "_prompt",
-        "_reported",
-        "_reserved",
-        "_stop_ids",
-        "_taken",
-        "_text",
-        "_token_bytes",
-    )
     sampler: SamplerState
 
     def __init__(
@@ -72,82 +58,68 @@ class Generation(Job):
         params: SamplingParams,
         *,
         seed: int,
-        most: int,
+        max_tokens: int,
         stop_ids: frozenset[int],
         text: TextStream | None,
         token_bytes: Callable[[int], bytes],
         outbox: Outlet,
-        key: Any = None,
+        key: Hashable = None,
         index: int = 0,
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
         priority: int = 0,
         client: str = "",
+        account: Account | None = None,
     ) -> None:
         # The last token drawn is never fed back, so it needs no keys and values.
-        limit = len(prompt) + most - 1
-        super().__init__(prompt, limit, outbox, key, priority=priority, client=client)
+        limit = len(prompt) + max_tokens - 1
+        sequence = Sequence(prompt, limit, priority=priority, client=client, account=account)
+        super().__init__(sequence, outbox, key)
         self.sampler = SamplerState(params, seed, prompt)
-        self._prompt = len(prompt)
-        self._most = most
+        self.prompt_tokens = len(prompt)
+        self._max_tokens = max_tokens
         self._stop_ids = stop_ids
         self._text = text
         self._token_bytes = token_bytes
         self._index = index
         self._constraint = constraint
-        # What is allowed or punished behind a guess would have to be known before it is right.
+        # What is allowed or punished after a draft would have to be known before it is right.
         free = constraint is None and not self.sampler.tracks
-        self._drafter = drafter if free else None
+        self.drafter = drafter if free else None
         self._first = 0.0  # when its first token came
-        self._reserved = False  # the last of `tokens` stands for one that is being computed
         self._taken: list[tuple[int, int]] = []  # (token, row of the output), not reported yet
         self._reported = 0
-
-    def draft(self, most: int, sequences: int) -> tuple[int, ...]:
-        return self._drafter.guess(most, sequences) if self._drafter is not None else ()
 
     def rows(self, chunk: Chunk) -> range:
         wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0
         return range(chunk.count - wanted, chunk.count)
 
-    def masks(self, chunk: Chunk) -> list[NDArray[np.uint32] | None]:
-        if self._constraint is None or not chunk.reaches_end:
-            return super().masks(chunk)
-        return [self._constraint.mask()]
+    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+        # One row: nothing is drafted where a constraint is.
+        return None if self._constraint is None else self._constraint.mask()
 
-    def begin(self, chunk: Chunk) -> None:
-        if chunk.reaches_end and self.sampler.drawn + 1 < self._most:
-            self.tokens.append(0)
-            self._reserved = True
-
-    def undo(self, chunk: Chunk) -> None:
-        if self._reserved:
-            self.tokens.pop()
-            self._reserved = False
-
-    def take(self, chunk: Chunk, output: StepOutput, first_row: int) -> int:
+    def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
         if not chunk.reaches_end:
             return 0
         assert output.tokens is not None
-        self.undo(chunk)
-        for i in range(1 + len(chunk.draft)):
-            token = int(output.tokens[first_row + i])
-            self.tokens.append(token)
+        drawn = []
+        for row, guess in zip(rows, (*chunk.draft, None), strict=True):
+            token = int(output.tokens[row])
+            drawn.append(token)
+            self._taken.append((token, row))
             self.sampler.push(token)
-            if self._drafter is not None:
-                self._drafter.push(token)
-            self._taken.append((token, first_row + i))
-            self.over = token in self._stop_ids or self.sampler.drawn == self._most
+            self.over = token in self._stop_ids or self.sampler.drawn == self._max_tokens
             if self._constraint is not None and not self.over:
                 self._constraint.push(token)
                 self.over = self._constraint.ended
-            if self.over or i == len(chunk.draft) or token != chunk.draft[i]:
+            if self.over or token != guess:
                 break
-        if self._drafter is not None and chunk.draft:
-            self._drafter.learn(right=len(self._taken) - 1, made=len(chunk.draft))
-        return len(self._taken)
+        self.sequence.settle(drawn)
+        if self.drafter is not None:
+            self.drafter.learn(drawn, chunk.draft)
+        return len(drawn)
 
-    def report(self, chunk: Chunk, output: StepOutput, first_row: int) -> bool:
+    def report(self, chunk: Chunk, output: StepOutput, rows: range) -> bool:
         if not chunk.reaches_end:
             return False
         taken, self._taken = self._taken, []
@@ -184,7 +156,7 @@ class Generation(Job):
                 text += rest
         if not (last or stopped):
             return text, None
-        exhausted = self._reported == self._most and not ends and not stopped
+        exhausted = self._reported == self._max_tokens and not ends and not stopped
         return text, "length" if exhausted and not self._is_whole() else "stop"
 
     def _is_whole(self) -> bool:
@@ -212,8 +184,8 @@ class Generation(Job):
     def _timing(self, now: float) -> Timing:
         started = self.created if self.started is None else self.started
         return Timing(
-            prompt_tokens=self._prompt,
-            cached_tokens=min(self.cached or 0, self._prompt),
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=min(self.sequence.cached or 0, self.prompt_tokens),
             completion_tokens=self._reported,
             queue_seconds=started - self.created,
             prefill_seconds=self._first - started,

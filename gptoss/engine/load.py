@@ -69,9 +69,13 @@ def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
     if device == "auto":
         return next(name for name, backend in known.items() if backend["available"])
     if device not in known:
-        raise Error(f"device: expected 'auto' or one of {sorted(known)}, found {device!r}")
+        raise Error(
+            f"device: expected 'auto' or one of {sorted(known)}, found {device!r}", field="device"
+        )
     if not known[device]["available"]:
-        raise Error(f"device: {device!r} is not available: {known[device]['reason']}")
+        raise Error(
+            f"device: {device!r} is not available: {known[device]['reason']}", field="device"
+        )
     return device
 
 
@@ -104,8 +108,7 @@ def prepare(model: Model, options: EngineOptions) -> Loaded:
     source, backend = model.source, model.backend
     try:
         step_tokens, max_batch = options.step_limits(model.device)
-        pages = _kv_pages(model, options.kv_bytes, step_tokens)
-        backend.alloc_kv(pages)
+        pages = _allocate(model, options.kv_bytes, step_tokens)
         scheduler = Scheduler(
             pages,
             backend.page_size,
@@ -129,17 +132,19 @@ def prepare(model: Model, options: EngineOptions) -> Loaded:
 def _check_packed(source: PackedSource, options: EngineOptions, device: str) -> None:
     if device != "cpu":
         raise Error(
-            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}"
+            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}",
+            field="device",
         )
     if options.weights not in (None, source.packed):
         raise Error(
             f"{source.name}: is packed with weights {source.packed!r}, "
-            f"asked for {options.weights!r}: convert the checkpoint again"
+            f"asked for {options.weights!r}: convert the checkpoint again",
+            field="weights",
         )
 
 
-def _kv_pages(model: Model, kv_bytes: int | None, step_tokens: int) -> int:
-    """Pages of the cache, which must hold one token at least."""
+def _allocate(model: Model, kv_bytes: int | None, step_tokens: int) -> int:
+    """Allocate the cache, which must hold one token at least: its pages."""
     config, backend = model.source.config, model.backend
     pages_for = partial(
         peak_pages, chunk=step_tokens, window=config.sliding_window, page_size=backend.page_size
@@ -155,6 +160,14 @@ def _kv_pages(model: Model, kv_bytes: int | None, step_tokens: int) -> int:
     if pages < least:
         raise Error(
             f"kv_bytes: expected at least {least * backend.page_bytes} "
-            f"({least} pages of {backend.page_bytes} bytes), found {kv_bytes}"
+            f"({least} pages of {backend.page_bytes} bytes), found {kv_bytes}",
+            field="kv_bytes",
         )
+    try:
+        backend.alloc_kv(pages)
+    except Error as error:
+        raise Error(
+            f"kv_bytes: expected what the memory holds, found {kv_bytes}: {error}",
+            field="kv_bytes",
+        ) from None
     return pages

@@ -65,13 +65,20 @@ class Option:
             case "switch":
                 good, expected = isinstance(value, bool), "True or False"
             case _:
-                good = isinstance(value, Integral) and not isinstance(value, bool)
-                good = good and 1 <= int(value) <= self.limit
-                expected = f"an integer from 1 to {self.limit}"
-                value = int(value) if good else value
+                return check_integer(name, value, 1, self.limit)
         if not good:
-            raise Error(f"{name}: expected {expected}, found {shown(value)}")
+            raise Error(f"{name}: expected {expected}, found {shown(value)}", field=name)
         return value
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    """`value` as a plain int: those of NumPy overflow in arithmetic with others."""
+    # bool is an int to Python; here True is more likely a mistake than a 1.
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise Error(
+            f"{name}: expected an integer from {low} to {high}, found {shown(value)}", field=name
+        )
+    return int(value)
 
 
 def _option(kind: Any, help: str, details: str = "", **more: Any) -> dict[str, Option]:
@@ -216,7 +223,8 @@ class EngineOptions:
         sequences = self.max_batch or min(MAX_BATCH[device], tokens)
         if sequences > tokens:
             raise Error(
-                f"max_batch: expected 1 to {tokens} (the tokens of a step), found {sequences}"
+                f"max_batch: expected 1 to {tokens} (the tokens of a step), found {sequences}",
+                field="max_batch",
             )
         return tokens, sequences
 

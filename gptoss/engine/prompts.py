@@ -28,7 +28,8 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, bytes) or not isinstance(prompts, SequenceOf):
         raise Error(
             f"prompts: expected text, token ids, or a sequence of these, "
-            f"found {type(prompts).__name__}"
+            f"found {type(prompts).__name__}",
+            field="prompts",
         )
     if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]
@@ -43,6 +44,7 @@ def as_params(params: Any, count: int) -> list[SamplingParams]:
     if not isinstance(params, SequenceOf) or len(params) != count:
         found = len(params) if isinstance(params, SequenceOf) else type(params).__name__
         raise Error(
-            f"params: expected one SamplingParams, or one per prompt ({count}), found {found}"
+            f"params: expected one SamplingParams, or one per prompt ({count}), found {found}",
+            field="params",
         )
     return list(params)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +81,7 @@ class SamplerState:
 _GREEDY = SamplerState(SamplingParams(temperature=0), 0, ())
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """How one row of logits becomes a token.
 
     ahead: how many draws of the same text come before it in this step. mask: a bit for each token

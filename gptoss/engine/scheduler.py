@@ -5,10 +5,9 @@ Policy only; nothing here knows models, text or sampling. The rules:
 1. Every running sequence that waits for its next token gets it in every step (decode first).
 2. What remains of the step's token budget goes to prompts, oldest first, in chunks.
 3. A waiting sequence is admitted when pages for all its present tokens are free and not owed to a
-   prompt that is still entering. Of those that wait the next one is: of the highest priority; sent
-   back before; of the client that has had the least computed; first come, first served.
-4. An admitted sequence begins behind what the prefix cache has of it. One that shares a long
-   beginning with a prompt that is entering waits until it can take that from the cache.
+   prompt that is still entering. `queue` says who comes first.
+4. An admitted sequence starts after the prefix that the cache has of it. One that shares a long
+   prefix with a prompt that is entering waits until it can take that from the cache.
 5. When a running sequence needs a page and none is free, the latest admitted one of the lowest
    priority is sent back to the head of the queue and gives up its pages. So it is when one of a
    higher priority finds no room. Its tokens, output included, are computed again when it returns
@@ -16,20 +15,24 @@ Policy only; nothing here knows models, text or sampling. The rules:
 
 The first of the running sequences can thus always take pages from all others, and a sequence is
 refused on arrival unless it fits the empty pool: some sequence advances in every step.
+
+A step: `plan` says what it computes, each chunk's sequence is told to `advance` when it begins, and
+`update` takes what became of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
-from gptoss.engine.pages import PagePool, SequencePages, peak_pages
+from gptoss.engine.pages import PagePool, SequencePages, first_block_seen, peak_pages
 from gptoss.engine.prefix_cache import Node, PrefixCache
-from gptoss.engine.sequence import Chunk, Sequence
+from gptoss.engine.queue import Waiting
+from gptoss.engine.sequence import Account, Chunk, Sequence
 from gptoss.errors import Error
 
-SHARED_BLOCKS = 4  # a beginning shared with a prompt that enters is waited for from this length on
-MOST_CLIENTS = 4096  # whose service is remembered
+SHARED_BLOCKS = 4  # a prefix shared with a prompt that enters is waited for from this length on
+MAX_PASSED = 64  # sequences that wait for a prefix are passed over, but not more in one step
+MAX_CLIENTS = 4096  # whose service is remembered
 
 
 class Scheduler:
@@ -41,7 +44,7 @@ class Scheduler:
         window: width of the sliding attention window, in tokens, the query's own included.
         step_tokens: most tokens in one step.
         max_running: most sequences in one step.
-        prefix_cache: whether beginnings that were computed before are used again.
+        prefix_cache: whether prefixes that were computed before are used again.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Scheduler:
         if not 1 <= max_running <= step_tokens:
             raise Error(
                 f"max_batch: expected 1 to {step_tokens} (the tokens of one step), "
-                f"found {max_running}"
+                f"found {max_running}",
+                field="max_batch",
             )
         self.pool = PagePool(pages)
         self._cache = PrefixCache(self.pool, page_size, window) if prefix_cache else None
@@ -65,15 +69,13 @@ class Scheduler:
         self.window = window
         self.step_tokens = step_tokens
         self.max_running = max_running
-        self.waiting: deque[Sequence] = deque()  # in order of arrival, those sent back first
+        self.waiting = Waiting(self._client)
         self.running: list[Sequence] = []  # by priority, then in order of admission
         # Since the start.
         self.preemptions = 0
         self.prompt_tokens = 0  # of admitted sequences,
         self.cached_tokens = 0  # and how many of these the prefix cache had
-        # Tokens computed for each client: the counter of Sheng et al., "Fairness in serving large
-        # language models" (2024).
-        self._service: dict[str, int] = {}
+        self._clients: dict[str, Account] = {}
         # What did not fit, and the pages to spare then.
         self._blocked: tuple[Sequence, int] | None = None
 
@@ -104,29 +106,35 @@ class Scheduler:
             raise Error(
                 f"request: {sequence.limit} tokens of prompt and output need {need} pages of KV "
                 f"cache, and there are {self.pool.size} (enough for {self.capacity()} tokens); "
-                "raise kv_bytes, or lower max_tokens or the length of the prompt"
+                "raise kv_bytes, or lower max_tokens or the length of the prompt",
+                field="prompt",
             )
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; raises as `check` does."""
         self.check(sequence)
-        active = {s.client for s in (*self.running, *self.waiting)}
-        if sequence.client not in active:
-            # Who was away has saved up nothing.
-            least = min((self._service.get(client, 0) for client in active), default=0)
-            self._service[sequence.client] = max(least, self._service.get(sequence.client, 0))
-            if len(self._service) > MOST_CLIENTS:
-                active.add(sequence.client)
-                self._service = {c: n for c, n in self._service.items() if c in active}
-        self.waiting.append(sequence)
+        client, account = self._client(sequence), sequence.account
+        # Whoever was away has not saved up anything: they begin level with the least served.
+        if not client.active:
+            client.served = max(client.served, self._least(None))
+        if not account.active:
+            account.served = max(account.served, self._least(sequence.client))
+        client.active += 1
+        account.active += 1
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or cancelled, and free its pages; known or not."""
-        if sequence in self.running:
+        if sequence.pages is not None:
             self.running.remove(sequence)
             self._free(sequence)
-        elif sequence in self.waiting:
+        elif sequence.place:
             self.waiting.remove(sequence)
+        else:
+            return
+        sequence.place = 0
+        self._client(sequence).active -= 1
+        sequence.account.active -= 1
 
     def reset(self) -> None:
         """Forget every sequence and everything computed, and start with a full pool."""
@@ -135,123 +143,110 @@ class Scheduler:
             self._cache = PrefixCache(self.pool, self.page_size, self.window)
         self.waiting.clear()
         self.running.clear()
+        self._clients.clear()
         self._blocked = None
 
     def plan(self) -> list[Chunk]:
         """The next step: at most one chunk per sequence, with pages for every token in it."""
         self._make_way()
-        budget = self.step_tokens - sum(s.pending == 1 for s in self.running)
+        running = self.running
+        budget = self.step_tokens - sum(s.computed + 1 == len(s.tokens) for s in running)
         chunks: list[Chunk] = []
         preempted_before = self.preemptions
-        for sequence in list(self.running):
-            if sequence.pages is None:
+        for sequence in tuple(running):
+            pages = sequence.pages
+            if pages is None:
                 break  # it and all after it were preempted in this loop
-            decoding = sequence.pending == 1
-            count = 1 if decoding else min(sequence.pending, budget, sequence.chunk or budget)
-            if count == 0 or not self._make_room(sequence, sequence.computed + count):
+            start = sequence.computed
+            pending = len(sequence.tokens) - start
+            count = 1 if pending == 1 else min(pending, budget, sequence.max_chunk or budget)
+            if count == 0 or not self._make_room(sequence, start + count):
                 continue
-            chunks.append(self._chunk(sequence, count))
-            budget -= 0 if decoding else count
-        if self.preemptions == preempted_before:
+            chunks.append(Chunk(sequence, pages, start, count, count == pending))
+            budget -= 0 if pending == 1 else count
+        if self.preemptions == preempted_before and len(self.waiting):
             self._admit(budget, chunks)
         return chunks
 
-    def begin(self, chunk: Chunk) -> None:
-        """The step is on its way: what is planned next comes behind it."""
-        if chunk.sequence.pages is not None:
-            chunk.sequence.computed = chunk.end
+    def extend(self, chunk: Chunk, draft: tuple[int, ...]) -> Chunk:
+        """The chunk with a draft after its tokens, as far as pages are free.
 
-    def undo(self, chunk: Chunk) -> None:
-        """The step failed: its tokens are to be computed still."""
-        if chunk.sequence.pages is not None:
-            chunk.sequence.computed = chunk.start
+        No sequence gives up pages for a draft.
+        """
+        pages = chunk.pages
+        while draft and pages.missing(chunk.end + len(draft)) > self.pool.free:
+            draft = draft[:-1]
+        if not draft:
+            return chunk
+        pages.grow(chunk.end + len(draft))
+        return replace(chunk, count=chunk.count + len(draft), draft=draft)
 
-    def commit(self, chunk: Chunk) -> None:
+    def update(self, chunk: Chunk) -> None:
         """The step ran, and the tokens it drew are known: keys and values are in their pages."""
         sequence = chunk.sequence
-        self._service[sequence.client] = self._service.get(sequence.client, 0) + chunk.count
-        if sequence.pages is None:
+        self._client(sequence).served += chunk.count
+        sequence.account.served += chunk.count
+        pages = chunk.pages
+        if sequence.pages is not pages:
             return  # removed or preempted while the step ran
         end = chunk.end
         if chunk.draft:  # of which some were wrong
             end = sequence.computed = min(end, len(sequence.tokens) - 1)
-        if self._cache is not None and sequence.reuses:
-            self._cache.extend(sequence.pages, sequence.tokens, end)
-        sequence.pages.trim(end)
+        completed = end // self.page_size > chunk.start // self.page_size
+        if completed and self._cache is not None and sequence.reuses:
+            self._cache.extend(pages, sequence.tokens, end)
+        if first_block_seen(end, self.window, self.page_size) > pages.first_sliding:
+            pages.trim(end)
 
-    def add_guesses(self, chunks: list[Chunk]) -> list[Chunk]:
-        """The same step, with guesses behind the tokens of those that decode.
+    def _client(self, sequence: Sequence) -> Account:
+        """What was computed for a sequence's client."""
+        account = self._clients.get(sequence.client)
+        if account is None:
+            if len(self._clients) >= MAX_CLIENTS:
+                self._clients = {c: a for c, a in self._clients.items() if a.active}
+            account = self._clients[sequence.client] = Account()
+        return account
 
-        The step's tokens are all known by now. Where prompts enter or wait, there is enough to
-        compute without guesses.
-        """
-        if self.waiting or any(chunk.count > 1 or not chunk.reaches_end for chunk in chunks):
-            return chunks
-        budget = self.step_tokens - len(chunks)
-        found = []
-        for chunk in chunks:
-            draft = self._draft(chunk, budget, len(chunks))
-            budget -= len(draft)
-            found.append(replace(chunk, count=1 + len(draft), draft=draft) if draft else chunk)
-        return found
-
-    @staticmethod
-    def _chunk(sequence: Sequence, count: int) -> Chunk:
-        return Chunk(sequence, sequence.computed, count, reaches_end=count == sequence.pending)
-
-    def _draft(self, chunk: Chunk, budget: int, sequences: int) -> tuple[int, ...]:
-        """Guesses that fit; no sequence gives up pages for them."""
-        sequence, pages = chunk.sequence, chunk.sequence.pages
-        most = min(budget, sequence.limit - chunk.end)
-        if most <= 0 or pages is None:
-            return ()
-        draft = sequence.draft(most, sequences)
-        while draft and pages.missing(chunk.end + len(draft)) > self.pool.free:
-            draft = draft[:-1]
-        pages.grow(chunk.end + len(draft))
-        return draft
-
-    def _next(self, passed: set[int]) -> Sequence | None:
-        """Of those that wait, who comes first; without those passed over."""
-        best, rank = None, None
-        for place, sequence in enumerate(self.waiting):
-            if id(sequence) in passed:
-                continue
-            served = 0 if sequence.preemptions else self._service.get(sequence.client, 0)
-            its = (sequence.priority, not sequence.preemptions, served, place)
-            if rank is None or its < rank:
-                best, rank = sequence, its
-        return best
+    def _least(self, client: str | None) -> int:
+        """The least that was computed for any active client, or for any of a client's requests."""
+        if client is None:
+            served = [self._client(s).served for s in self.running]
+            least = self.waiting.least_client()
+        else:
+            served = [s.account.served for s in self.running if s.client == client]
+            least = self.waiting.least_request(client)
+        return min(served if least is None else (*served, least), default=0)
 
     def _make_way(self) -> None:
         """Send back sequences for the sake of one of a higher priority that finds no room."""
-        while self.waiting and self.running:
-            sequence = self._next(set())
+        while self.running:
+            sequence = self.waiting.first()
             if sequence is None or sequence.priority >= self.running[-1].priority:
                 return
             if self._enters_already(sequence, self._known_blocks(sequence)):
                 return  # it waits by itself
             if len(self.running) < self.max_running:
-                pages = self._room_for(sequence)
+                pages = self._room_for(sequence, self._owed())
                 if pages is not None:
                     pages.release()
                     return
             self._preempt()
 
     def _admit(self, budget: int, chunks: list[Chunk]) -> None:
-        passed: set[int] = set()
-        while budget > 0 and len(self.running) < self.max_running:
-            sequence = self._next(passed)
+        passed: list[Sequence] = []
+        owed = self._owed()
+        while budget > 0 and len(self.running) < self.max_running and len(passed) < MAX_PASSED:
+            sequence = self.waiting.first()
             if sequence is None:
                 break
-            pages = self._room_for(sequence)
+            pages = self._room_for(sequence, owed)
             if pages is None:
                 break
+            self.waiting.remove(sequence)
             if self._enters_already(sequence, pages.blocks):
                 pages.release()
-                passed.add(id(sequence))
+                passed.append(sequence)
                 continue
-            self.waiting.remove(sequence)
             sequence.pages = pages
             sequence.computed = pages.blocks * self.page_size
             self.prompt_tokens += len(sequence.tokens)
@@ -262,16 +257,23 @@ class Scheduler:
             while place and self.running[place - 1].priority > sequence.priority:
                 place -= 1
             self.running.insert(place, sequence)
-            count = min(sequence.pending, budget, sequence.chunk or budget)
+            count = min(sequence.pending, budget, sequence.max_chunk or budget)
             pages.grow(sequence.computed + count)
-            chunks.append(self._chunk(sequence, count))
+            pending = sequence.pending
+            chunks.append(Chunk(sequence, pages, sequence.computed, count, count == pending))
             budget -= count
+            owed += self._owed_to(sequence, pages)
+        for sequence in reversed(passed):
+            self.waiting.restore(sequence)
 
-    def _room_for(self, sequence: Sequence) -> SequencePages | None:
-        """Its pages to begin with, those that the cache has; None where the rest does not fit."""
+    def _room_for(self, sequence: Sequence, owed: int) -> SequencePages | None:
+        """Its pages to start with, those that the cache has; None where the rest does not fit.
+
+        owed: pages that running sequences still need.
+        """
         # One page of headroom for each running sequence: without it, those admitted last would be
         # preempted as soon as the others pass a page border.
-        spare = self.pool.free - self._owed() - len(self.running)
+        spare = self.pool.free - owed - len(self.running)
         if self.running and self._blocked is not None:
             blocked, spare_then = self._blocked
             if blocked is sequence and spare <= spare_then:
@@ -290,7 +292,7 @@ class Scheduler:
         return pages
 
     def _known_blocks(self, sequence: Sequence) -> int:
-        """Blocks of its beginning that the cache has."""
+        """Blocks of its prefix that the cache has."""
         if self._cache is None or not sequence.reuses:
             return 0
         return len(self._cache.find(sequence.tokens))
@@ -312,20 +314,25 @@ class Scheduler:
 
     def _owed(self) -> int:
         """Pages that running sequences still need for the tokens they have."""
-        return sum(
-            max(0, self.pages_for(len(s.tokens)) - s.pages.held)
-            for s in self.running
-            if s.pages is not None and s.pages.missing(len(s.tokens)) > 0
-        )
+        return sum(self._owed_to(s, s.pages) for s in self.running if s.pages is not None)
+
+    def _owed_to(self, sequence: Sequence, pages: SequencePages) -> int:
+        length = len(sequence.tokens)
+        if pages.blocks * self.page_size >= length:
+            return 0
+        return max(0, self.pages_for(length) - pages.held)
 
     def _make_room(self, sequence: Sequence, end: int) -> bool:
         """Take the pages for tokens up to `end`, preempting if need be; False if it hit itself."""
-        assert sequence.pages is not None
-        missing = sequence.pages.missing(end)
+        pages = sequence.pages
+        assert pages is not None
+        if pages.blocks * self.page_size >= end:
+            return True
+        missing = pages.missing(end)
         while self.pool.free < missing:
             if self._preempt() is sequence:
                 return False
-        sequence.pages.grow(end)
+        pages.grow(end)
         return True
 
     def _preempt(self) -> Sequence:
@@ -334,7 +341,7 @@ class Scheduler:
         self._free(victim)
         victim.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(victim)
+        self.waiting.restore(victim)
         return victim
 
     @staticmethod

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
-from gptoss.engine.generation import Generation
-from gptoss.engine.job import Job, Outbox
+from gptoss.engine.request import Outbox, Request
 from gptoss.engine.worker import Worker
 from gptoss.request import Delta, Timing
+
+
+class Submission:
+    """Requests that an engine works on, until each is finished or all are cancelled.
+
+    Args:
+        owner: the engine, which would close when it is collected.
+    """
+
+    def __init__(self, owner: object, worker: Worker, requests: SequenceOf[Request]) -> None:
+        self._owner = owner
+        self._worker = worker
+        self._running: dict[Hashable, Request] = {}
+        try:
+            for request in requests:
+                self._running[request.key] = request  # first: an interruption here cancels it
+                worker.submit(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        """How many are not finished."""
+        return len(self._running)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._running
+
+    def keys(self) -> list[Hashable]:
+        """Of those that are not finished."""
+        return list(self._running)
+
+    def want_more(self, key: Hashable) -> None:
+        """One more item of this request is to be computed."""
+        self._running[key].demand += 1
+        self._worker.wake()
+
+    def finish(self, key: Hashable) -> None:
+        """A request has produced its last item."""
+        del self._running[key]
+
+    def close(self) -> bool:
+        """Cancel what is not finished; whether there was anything. From any thread."""
+        cancelled = False
+        while self._running:
+            _, request = self._running.popitem()
+            self._worker.cancel(request)
+            cancelled = True
+        return cancelled
+
+    def __del__(self) -> None:
+        if hasattr(self, "_running"):
+            self.close()
 
 
 class Stream(Iterator[Delta]):
@@ -21,16 +73,11 @@ class Stream(Iterator[Delta]):
         timing: of the choice that finished last; None before.
     """
 
-    def __init__(self, owner: object, worker: Worker, jobs: SequenceOf[Generation]) -> None:
-        self._owner = owner  # an engine that is collected closes the worker
-        self._worker = worker
-        self._outbox = cast(Outbox, jobs[0].outbox)
-        self._running: dict[Any, Job] = {}
-        self._ready: deque[tuple[Any, Any]] = deque()
+    def __init__(self, submission: Submission, outbox: Outbox) -> None:
         self.timing: Timing | None = None
-        for job in jobs:
-            self._running[job.key] = job  # first, so that an interruption here cancels it
-            self._worker.submit(job)
+        self._outbox = outbox
+        self._ready: deque[tuple[Any, Any]] = deque()
+        self._submission = submission  # last: from here on closing finds all that it needs
 
     def __next__(self) -> Delta:
         try:
@@ -38,10 +85,9 @@ class Stream(Iterator[Delta]):
             if isinstance(item, BaseException):
                 raise item
             # The next token is computed while the caller uses this one.
-            self._running[key].demand += 1
-            self._worker.wake()
+            self._submission.want_more(key)
             if item.finish_reason is not None:
-                del self._running[key]
+                self._submission.finish(key)
                 self.timing = item.timing
         except BaseException:
             self.close()
@@ -50,21 +96,19 @@ class Stream(Iterator[Delta]):
         return item
 
     def _take(self) -> tuple[Any, Any]:
-        while self._running:
+        while self._submission:
             if not self._ready:
                 key, items = self._outbox.get()
                 self._ready.extend((key, item) for item in items)
             while self._ready:
                 key, item = self._ready.popleft()
-                if key in self._running:  # else closed by another thread meanwhile
+                if key in self._submission:  # else closed by another thread meanwhile
                     return key, item
         raise StopIteration
 
     def close(self) -> None:
         """Cancel what is not finished; further reading ends at once."""
-        while self._running:
-            _, job = self._running.popitem()
-            self._worker.cancel(job)
+        if self._submission.close():
             self._outbox.put((None, []))  # wakes a reader in another thread
 
     def __enter__(self) -> Stream:
@@ -79,34 +123,5 @@ class Stream(Iterator[Delta]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_running"):
+        if hasattr(self, "_submission"):
             self.close()
-
-
-class Submitted:
-    """While the block runs, so do the jobs; those unfinished when it is left are cancelled."""
-
-    def __init__(self, worker: Worker, jobs: SequenceOf[Job]) -> None:
-        self._worker = worker
-        self._jobs = jobs
-
-    def __enter__(self) -> None:
-        try:
-            for job in self._jobs:
-                self._worker.submit(job)
-        except BaseException:
-            self._cancel()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        for job in self._jobs:
-            self._worker.cancel(job)

@@ -1,6 +1,6 @@
 """The thread that runs the model: one step after another, for whoever asks.
 
-Everything that changes while the model runs (scheduler, pages, jobs) belongs to this thread
+Everything that changes while the model runs (scheduler, pages, requests) belongs to this thread
 alone. Others send it calls through a queue and read results from another. Both are SimpleQueue,
 which a signal handler or a finaliser may use at any moment, so a Ctrl-C in a caller, wherever it
 strikes, cannot leave a page table half changed, and need not wait for the step in progress.
@@ -12,26 +12,20 @@ reads computes nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
 
-from gptoss.engine.drafts import StepCost
-from gptoss.engine.job import Job
-from gptoss.engine.sampling import Draw, sampling_batch
+from gptoss.engine.drafts import StepCost, with_drafts
+from gptoss.engine.request import Request
 from gptoss.engine.scheduler import Scheduler
 from gptoss.engine.sequence import Chunk, Sequence
-from gptoss.engine.step import StepArrays, fill_in, step_arrays
+from gptoss.engine.step import Backend, Step
 from gptoss.errors import Error
-
-if TYPE_CHECKING:
-    from gptoss.native._core import Backend
-    from gptoss.native.arrays import StepOutput
+from gptoss.native.arrays import StepOutput
 
 
 class Worker:
@@ -57,10 +51,10 @@ class Worker:
         self.cost = StepCost()
         self._overlap_from = overlap_from
         self._device = None if overlap_from is None else ThreadPoolExecutor(1, "gptoss-device")
-        self._flight: _Flight | None = None  # the step that runs
+        self._running: Step | None = None  # launched ahead of time
         self._at_end = at_end or _nothing
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._jobs: dict[Job, None] = {}  # an ordered set
+        self._requests: dict[Sequence, Request] = {}
         self._closing = False  # set by close(), on any thread
         self._ended = False  # seen by the loop
         self._thread: threading.Thread | None = None
@@ -73,28 +67,28 @@ class Worker:
         self._thread = threading.Thread(target=self._loop, name="gptoss", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; its outbox will get its results, or one exception.
+    def submit(self, request: Request) -> None:
+        """Queue a request; its outbox will get its results, or one exception.
 
         Raises:
             Error: it can never fit the page pool, or the engine is closed.
         """
-        self.scheduler.check(job)
+        self.scheduler.check(request.sequence)
         self._refuse_if_closed()
-        self._inbox.put(partial(self._add, job))
-        # Again: a job that went in behind the end of the loop would wait for ever.
+        self._inbox.put(partial(self._add, request))
+        # Again: a request that went in after the end of the loop would wait for ever.
         self._refuse_if_closed()
 
-    def cancel(self, job: Job) -> None:
-        """Drop a job as soon as the step in progress is over; its pages become free."""
-        self._inbox.put(partial(self._drop, job))
+    def cancel(self, request: Request) -> None:
+        """Drop a request as soon as the step in progress is over; its pages become free."""
+        self._inbox.put(partial(self._drop, request))
 
     def wake(self) -> None:
-        """Look at the jobs' demands again."""
+        """Look at the requests' demands again."""
         self._inbox.put(_nothing)
 
     def close(self) -> None:
-        """End after the step in progress; jobs that are not done get an Error."""
+        """End after the step in progress; requests that are not done get an Error."""
         self._closing = True
         self._inbox.put(self._end)
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -111,264 +105,185 @@ class Worker:
             try:
                 self.serve()
             except Exception as error:  # a bug of ours: no reader may wait for ever
-                jobs, self._jobs = self._jobs, {}
-                flight, self._flight = self._flight, None
-                if flight is not None:
-                    flight.settle()
+                requests = list(self._requests.values())
+                self._requests.clear()
+                self._abandon()
                 self.scheduler.reset()
-                for job in jobs:
-                    job.put(error)
-                    job.deliver(done=True)
+                for request in requests:
+                    request.put(error)
+                    request.deliver(done=True)
         if self._device is not None:
             self._device.shutdown()
         self._at_end()
 
+    @property
+    def busy(self) -> bool:
+        """Whether `serve` would find something to do at once."""
+        return self._wanted() or self._running is not None or not self._inbox.empty()
+
     def serve(self) -> None:
         """Wait until there is something to do, and do it: messages, then one step."""
-        if not self._wanted() and self._flight is None:
+        if not self._wanted() and self._running is None:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
-        if not self._ended and (self._flight is not None or self._wanted()):
+        if not self._ended and (self._running is not None or self._wanted()):
             self.step()
 
     def step(self) -> None:
-        """Run a step, and hand out the results; perhaps begin the next one before that.
+        """Run a step, and hand out the results; perhaps launch the next one before that.
 
         Overlapped, the time that a device computes is used to plan what it does next, and its next
         step runs while readers are served. A token that ends a text by a stop string is found out
         too late for that: the text is then computed one token too far, which nobody sees.
         """
-        flight, self._flight = self._flight, None
-        if flight is None:
-            chunks = self.scheduler.add_guesses(self._plan())
-            flight = self._launch(chunks, self._device if self._overlaps(chunks) else None)
-        following: list[Chunk] = []
-        arrays: StepArrays | None = None
-        ahead = self._overlaps(flight.chunks)
-        if ahead:
-            for chunk in flight.chunks:
-                self.scheduler.begin(chunk)
-                _job(chunk).begin(chunk)
-            following = self.scheduler.plan()
-            arrays = self._lay_out(following) if following else None
+        step, self._running = self._running, None
+        if step is None:
+            step = self._make(self._draft(self._plan()))
+            self._launch(step, self._device if self._overlaps(step) else None)
+        following = self._following(step)
         try:
-            output = flight.result()
+            output = step.result()
         except Exception as error:
-            if ahead:
-                for chunk in flight.chunks:
-                    self.scheduler.undo(chunk)
-                    _job(chunk).undo(chunk)
-            self._compute_apart(flight.chunks, error)
+            step.undo()
+            self._compute_apart(step, error)
             return
-        if not ahead:
-            for chunk in flight.chunks:
-                self.scheduler.begin(chunk)
-        owed = self._take(flight.chunks, output)
-        going_on = [
-            chunk for chunk in following if _job(chunk) in self._jobs and not _job(chunk).over
-        ]
-        if going_on and self._wanted(owed):
-            going_on = self.scheduler.add_guesses(going_on)
-            if arrays is not None and going_on == following:
-                fill_in(arrays, going_on)
-            else:
-                arrays = None
-            self._flight = self._launch(going_on, self._device, arrays)
-        self._report(flight.chunks, output)
+        if step.decodes:
+            self.cost.observe(step.tokens, step.seconds)
+        owed = self._take(step, output)
+        if following is not None and self._wanted(owed):
+            self._running = self._renewed(following)
+            if self._running is not None:
+                self._launch(self._running, self._device)
+        self._report(step, output)
 
     def _plan(self) -> list[Chunk]:
         chunks = self.scheduler.plan()
         if not chunks:
-            raise RuntimeError("the scheduler found nothing to do, though jobs are waiting")
+            raise RuntimeError("the scheduler found nothing to do, though requests are waiting")
         return chunks
 
-    def _overlaps(self, chunks: SequenceOf[Chunk]) -> bool:
-        """Whether the next step is planned while this one runs.
+    def _draft(self, chunks: list[Chunk]) -> list[Chunk]:
+        drafters = [self._requests[chunk.sequence].drafter for chunk in chunks]
+        return with_drafts(chunks, drafters, self.scheduler) if any(drafters) else chunks
 
-        How far a step gets with guesses is known only when it is over.
-        """
+    def _make(self, chunks: SequenceOf[Chunk]) -> Step:
+        requests = [self._requests[chunk.sequence] for chunk in chunks]
+        return Step(chunks, requests, self.scheduler.page_size)
+
+    def _launch(self, step: Step, device: Executor | None) -> None:
+        now = perf_counter()
+        for request in step.requests:
+            request.started = request.started or now
+        self.steps += 1
+        step.launch(self.backend, device)
+
+    def _overlaps(self, step: Step) -> bool:
+        """Whether the next step is planned while this one runs."""
         return (
             self._overlap_from is not None
-            and len(chunks) >= self._overlap_from
-            and not any(chunk.draft for chunk in chunks)
+            and len(step.chunks) >= self._overlap_from
+            and not step.drafts
         )
 
-    def _launch(
-        self,
-        chunks: list[Chunk],
-        device: ThreadPoolExecutor | None,
-        arrays: StepArrays | None = None,
-    ) -> _Flight:
-        """Begin a step; without a device's thread it runs when its result is asked for.
+    def _following(self, step: Step) -> Step | None:
+        """The step after one that runs, as far as it is known."""
+        if not self._overlaps(step):
+            return None
+        chunks = self.scheduler.plan()
+        return self._make(chunks) if chunks else None
 
-        arrays: of the chunks, where they are laid out already.
-        """
-        now = perf_counter()
-        for chunk in chunks:
-            job = _job(chunk)
-            job.started = job.started or now
-        try:
-            compute = self._prepare(chunks, arrays)
-        except Exception as error:
-            return _Flight(chunks, partial(_raise, error))
-        if device is None:
-            return _Flight(chunks, compute)
-        # The interpreter is this thread's for milliseconds unless it is given away: the device
-        # would begin when all is planned and reported, which is what this is to avoid.
-        begun = threading.Event()
-
-        def begin() -> StepOutput:
-            begun.set()
-            return compute()
-
-        result = device.submit(begin).result
-        begun.wait()
-        return _Flight(chunks, result)
-
-    def _lay_out(self, chunks: SequenceOf[Chunk]) -> StepArrays:
-        rows = [_job(chunk).rows(chunk) for chunk in chunks]
-        return step_arrays(chunks, rows, self.scheduler.page_size)
-
-    def _prepare(
-        self, chunks: SequenceOf[Chunk], arrays: StepArrays | None = None
-    ) -> Callable[[], StepOutput]:
-        """The step as a call that touches nothing of this thread's."""
-        jobs = [_job(chunk) for chunk in chunks]
-        if arrays is None:
-            arrays = self._lay_out(chunks)
-        draws = [
-            Draw(job.sampler, ahead, mask)
-            for job, chunk in zip(jobs, chunks, strict=True)
-            for ahead, mask in enumerate(job.masks(chunk))
+    def _renewed(self, step: Step) -> Step | None:
+        """A step that was planned before the results of the one before it were known."""
+        going_on = [
+            chunk
+            for chunk, request, _ in step
+            if not request.over and chunk.sequence in self._requests
         ]
-        sampling = sampling_batch(draws) if draws else None
-        decodes = all(chunk.reaches_end and chunk.count == 1 + len(chunk.draft) for chunk in chunks)
-        want_logits = any(job.wants_logits for job in jobs)
+        if not going_on:
+            return None
+        drafted = self._draft(going_on)
+        if len(going_on) == len(step.chunks) and not any(chunk.draft for chunk in drafted):
+            step.fill_in()
+            return step
+        return self._make(drafted)
 
-        def compute() -> StepOutput:
-            begun = perf_counter()
-            self.steps += 1
-            output = self.backend.step(
-                arrays.token_ids,
-                arrays.seq_start,
-                arrays.context_len,
-                arrays.block_table,
-                arrays.logits_rows,
-                sampling=sampling,
-                want_logits=want_logits,
-            )
-            if decodes:
-                self.cost.observe(len(arrays.token_ids), perf_counter() - begun)
-            return output
-
-        return compute
-
-    def _compute_apart(self, chunks: SequenceOf[Chunk], error: Exception) -> None:
+    def _compute_apart(self, step: Step, error: Exception) -> None:
         """After a failed step: run each sequence alone, so that only the guilty one fails.
 
         Computing a chunk twice is harmless: it writes the same keys and values again.
         """
-        for chunk in chunks:
-            if _job(chunk) not in self._jobs or chunk.sequence.pages is None:
+        for chunk, request, _ in step:
+            if chunk.sequence not in self._requests or chunk.sequence.pages is not chunk.pages:
                 continue  # given up, or sent back to the queue
+            if len(step.chunks) == 1:
+                self._fail(request, error)
+                continue
+            alone = self._make([chunk])
+            alone.launch(self.backend)
             try:
-                if len(chunks) == 1:
-                    raise error
-                output = self._prepare([chunk])()
+                output = alone.result()
             except Exception as own_error:
-                self._fail(_job(chunk), own_error)
+                alone.undo()
+                self._fail(request, own_error)
             else:
-                self.scheduler.begin(chunk)
-                self._take([chunk], output)
-                self._report([chunk], output)
+                self._take(alone, output)
+                self._report(alone, output)
 
-    def _take(self, chunks: SequenceOf[Chunk], output: StepOutput) -> int:
+    def _take(self, step: Step, output: StepOutput) -> int:
         """What the next step must know of this one; how many items are to be reported."""
         owed = 0
-        for chunk, first_row in _with_rows(chunks):
-            job = _job(chunk)
-            if job not in self._jobs:
+        for chunk, request, rows in step:
+            if chunk.sequence not in self._requests:
                 continue
             try:
-                owed = max(owed, job.take(chunk, output, first_row))
+                owed = max(owed, request.take(chunk, output, rows))
             except Exception as error:
-                self._fail(job, error)
+                self._fail(request, error)
             else:
-                self.scheduler.commit(chunk)
+                self.scheduler.update(chunk)
         return owed
 
-    def _report(self, chunks: SequenceOf[Chunk], output: StepOutput) -> None:
+    def _report(self, step: Step, output: StepOutput) -> None:
         """Serve the readers."""
-        for chunk, first_row in _with_rows(chunks):
-            job = _job(chunk)
-            if job not in self._jobs:
+        for chunk, request, rows in step:
+            if chunk.sequence not in self._requests:
                 continue
             try:
-                done = job.report(chunk, output, first_row)
+                done = request.report(chunk, output, rows)
                 if done:
-                    self._drop(job)
-                job.deliver(done)
+                    self._drop(request)
+                request.deliver(done)
             except Exception as error:
-                self._fail(job, error)
+                self._fail(request, error)
 
     def _wanted(self, owed: int = 0) -> bool:
         """Whether a reader wants more than there is, and than the next report brings."""
-        return any(job.produced + owed < job.demand for job in self._jobs)
+        return any(r.produced + owed < r.demand for r in self._requests.values())
 
-    def _add(self, job: Job) -> None:
-        self._jobs[job] = None
-        self.scheduler.add(job)
+    def _add(self, request: Request) -> None:
+        self._requests[request.sequence] = request
+        self.scheduler.add(request.sequence)
 
-    def _drop(self, job: Job) -> None:
-        self._jobs.pop(job, None)
-        self.scheduler.remove(job)
+    def _drop(self, request: Request) -> None:
+        if self._requests.pop(request.sequence, None) is not None:
+            self.scheduler.remove(request.sequence)
 
-    def _fail(self, job: Job, error: Exception) -> None:
-        self._drop(job)
-        job.put(error)
-        job.deliver(done=True)
+    def _fail(self, request: Request, error: Exception) -> None:
+        self._drop(request)
+        request.put(error)
+        request.deliver(done=True)
+
+    def _abandon(self) -> None:
+        step, self._running = self._running, None
+        if step is not None:
+            step.abandon()
 
     def _end(self) -> None:
         self._ended = True
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            flight.settle()
-        for job in list(self._jobs):
-            self._fail(job, Error("engine: it was closed while the request ran"))
-
-
-def _job(chunk: Chunk) -> Job:
-    sequence: Sequence = chunk.sequence
-    return cast(Job, sequence)
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A step that was begun. result: waits for what it gives, or raises."""
-
-    chunks: list[Chunk]
-    result: Callable[[], StepOutput]
-
-    def settle(self) -> None:
-        """Wait until the device is done with it, whatever comes of it."""
-        try:
-            self.result()
-        except Exception:
-            pass
-
-
-def _with_rows(chunks: SequenceOf[Chunk]) -> Iterator[tuple[Chunk, int]]:
-    """Chunks, with the first of their rows in the output."""
-    first_row = 0
-    for chunk in chunks:
-        count = len(_job(chunk).rows(chunk))  # asked before its rows are taken
-        yield chunk, first_row
-        first_row += count
-
-
-def _raise(error: Exception) -> Any:
-    raise error
+        self._abandon()
+        for request in list(self._requests.values()):
+            self._fail(request, Error("engine: it was closed while the request ran"))
 
 
 def _nothing() -> None:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gptoss.errors import Error, shown
@@ -22,6 +23,7 @@ MOST_SOURCE = 1 << 20  # characters of a grammar
 MOST_CHOICES = 1024
 # Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
 _BLANKS = r"( |\n[ \t]{0,64})?"
+_refused = partial(Error, field="grammar")  # the option that a grammar is given by
 # What a grammar may cost: of the parser's own limits those that a hostile one would use up.
 _LIMITS = {
     "initial_lexer_fuel": 500_000,  # to build its automata, about a second
@@ -54,14 +56,14 @@ class Grammar:
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
-                raise Error(f"json schema: expected JSON: {error}") from None
+                raise _refused(f"json schema: expected JSON: {error}") from None
         return Grammar.lark(f"start: {json_rule(value)}", what="json schema")
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
         """Text that matches all of a regular expression (Rust's syntax; no look-around)."""
         if not isinstance(pattern, str):
-            raise Error(f"regex: expected a string, found {shown(pattern)}")
+            raise _refused(f"regex: expected a string, found {shown(pattern)}")
         return Grammar.lark(f"start: /{_escaped(pattern)}/", what="regex")
 
     @staticmethod
@@ -73,7 +75,7 @@ class Grammar:
             or not 0 < len(texts) <= MOST_CHOICES
             or not all(isinstance(text, str) and text for text in texts)
         ):
-            raise Error(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
+            raise _refused(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
         names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
         return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
@@ -85,15 +87,17 @@ class Grammar:
             Error: it is none, or too large; llguidance is not there.
         """
         if not isinstance(source, str):
-            raise Error(f"{what}: expected a string, found {shown(source)}")
+            raise _refused(f"{what}: expected a string, found {shown(source)}")
         if len(source) > MOST_SOURCE:
-            raise Error(f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}")
+            raise _refused(
+                f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}"
+            )
         library = load_llguidance()
         problem = library.LLMatcher.validate_grammar(
             library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
         )
         if problem and not problem.startswith("WARNING"):
-            raise Error(f"{what}: {first_line(problem)}")
+            raise _refused(f"{what}: {first_line(problem)}")
         return Grammar(source, what)
 
     @property
@@ -108,14 +112,14 @@ class Grammar:
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
     """A part of a Lark rule: JSON that fits a schema. Raises Error when it is no schema."""
     if not isinstance(schema, (Mapping, bool)):
-        raise Error(f"json schema: expected an object, found {shown(schema)}")
+        raise _refused(f"json schema: expected an object, found {shown(schema)}")
     if schema is False:
-        raise Error("json schema: false fits nothing")
+        raise _refused("json schema: false fits nothing")
     options = {"x-guidance": {"whitespace_pattern": _BLANKS}}
     try:
         return f"%json {json.dumps({**(schema if isinstance(schema, Mapping) else {}), **options})}"
     except (TypeError, ValueError, RecursionError) as error:
-        raise Error(f"json schema: expected JSON: {error}") from None
+        raise _refused(f"json schema: expected JSON: {error}") from None
 
 
 def parser_limits(library: Any) -> Any:
@@ -126,7 +130,7 @@ def load_llguidance() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise Error("grammar: llguidance is missing: pip install 'gptoss[grammar]'") from None
+        raise _refused("grammar: llguidance is missing: pip install 'gptoss[grammar]'") from None
     return llguidance
 
 

@@ -7,6 +7,7 @@ here depends on a model: ids are checked against a vocabulary when the request i
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -132,27 +133,43 @@ def derive_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
-def _refuse(option: str, expected: str, found: object) -> Error:
-    return Error(f"{option}: expected {expected}, found {shown(found)} ({type(found).__name__})")
+def _refuse(option: str, expected: str, found: object, part: str = "") -> Error:
+    """part: what it is of the option's value that is refused."""
+    return Error(
+        f"{option}{part}: expected {expected}, found {shown(found)} ({type(found).__name__})",
+        field=option,
+    )
 
 
-def _integer(option: str, value: Any, low: int, high: int) -> int:
+def _integer(option: str, value: Any, low: int, high: int, part: str = "") -> int:
     # bool is an int to Python; here True is more likely a mistake than a 1.
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise _refuse(option, f"an integer from {low} to {high}", value)
+        raise _refuse(option, f"an integer from {low} to {high}", value, part)
     return int(value)
 
 
-def _number(option: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+def _number(
+    option: str, value: Any, low: float, high: float, part: str = "", *, open_low: bool = False
+) -> float:
     above = "above" if open_low else "from"
     expected = f"a number {above} {low:g} {'up ' if open_low else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise _refuse(option, expected, value)
-    number = float(value)
+        raise _refuse(option, expected, value, part)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction beyond every float
+        raise _refuse(option, expected, value, part) from None
     too_low = number <= low if open_low else number < low
     if math.isnan(number) or too_low or number > high:
-        raise _refuse(option, expected, value)
+        raise _refuse(option, expected, value, part)
+    if open_low and _as_float32(number) <= low:  # the core's numbers, where a step would fail
+        raise _refuse(option, f"{expected} in float32 too", value, part)
     return number
+
+
+def _as_float32(number: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded
 
 
 def _biases(value: Any) -> dict[int, float]:
@@ -161,8 +178,8 @@ def _biases(value: Any) -> dict[int, float]:
     if len(value) > MAX_BIASES:
         raise _refuse("logit_bias", f"at most {MAX_BIASES} entries", len(value))
     return {
-        _integer("logit_bias: token id", token, 0, _INT32_MAX): _number(
-            f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS
+        _integer("logit_bias", token, 0, _INT32_MAX, ": token id"): _number(
+            "logit_bias", bias, -MAX_BIAS, MAX_BIAS, f"[{token}]"
         )
         for token, bias in value.items()
     }

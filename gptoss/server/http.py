@@ -7,15 +7,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from gptoss.errors import Error
+from gptoss.server.access import Access
 from gptoss.server.errors import ApiError
 
 log = logging.getLogger("gptoss.server")
@@ -26,6 +28,48 @@ CLIENT_LEFT = 499  # nginx's; nobody reads it
 CLIENT_HEADER, CALLER_HEADER = "x-gptoss-client", "x-gptoss-caller"
 
 _Result = TypeVar("_Result")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(
+    endpoint: Endpoint,
+    *,
+    client: Callable[[Request], str],
+    answered: Callable[[str, int], None],
+    is_logged: Callable[[Response], bool],
+) -> Endpoint:
+    """The endpoint, counted and in the access log; errors of ours as OpenAI's API says them.
+
+    client: whom the log names. answered: is told each route and status. is_logged: whether the
+    line of an endpoint's response is, or will be, written elsewhere.
+    """
+
+    async def guarded(request: Request) -> Response:
+        status, logged = 500, False
+        access = Access(request.method, request.url.path, client(request))
+        request.state.access = access
+        try:
+            response = await endpoint(request)
+            status, logged = response.status_code, is_logged(response)
+        except Error as error:
+            said = error if isinstance(error, ApiError) else ApiError(str(error), field=error.field)
+            status = said.status
+            response = JSONResponse(said.body(), status, headers=said.headers)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
+            response = Response(status_code=status)
+        finally:
+            answered(request.scope["route"].path, status)
+            if not logged:
+                access.end(status)
+        return response
+
+    return guarded
+
+
+def address_of(request: Request) -> str:
+    """The client's address; empty where the connection has none."""
+    return request.client.host if request.client else ""
 
 
 def knows_key(request: Request, keys: Iterable[str]) -> bool:

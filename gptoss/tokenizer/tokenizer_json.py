@@ -7,13 +7,19 @@ give other tokens than the model was trained on, and is refused.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from itertools import pairwise
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
 from gptoss import files
 from gptoss.errors import Error, shown
-from gptoss.tokenizer.vocabulary import HARMONY_END, Vocabulary, dump_ranks, is_o200k
+from gptoss.tokenizer.vocabulary import (
+    HARMONY_END,
+    Vocabulary,
+    dump_ranks,
+    is_o200k,
+    is_token_id,
+)
 
 NAME = "tokenizer.json"
 _LIMIT = 1 << 28  # bytes; that of gpt-oss has 28 MB
@@ -112,7 +118,7 @@ def _added_tokens(path: Path, entries: Any) -> tuple[dict[str, int], dict[str, i
         if not isinstance(entry, dict):
             raise _unsupported(path, key, "an object", entry)
         name, token = entry.get("content"), entry.get("id")
-        if not isinstance(name, str) or type(token) is not int:
+        if not isinstance(name, str) or not is_token_id(token):
             raise _unsupported(path, key, "content (text) and id (a token id)", entry)
         for option in ("lstrip", "rstrip", "single_word"):
             if entry.get(option):
@@ -131,7 +137,7 @@ def _ranks(path: Path, vocab: dict[str, Any], special: Mapping[str, int]) -> dic
     ranks: dict[bytes, int] = {}
     seen: dict[int, str] = {}
     for text, rank in vocab.items():
-        if type(rank) is not int or rank < 0:
+        if not is_token_id(rank):
             raise _unsupported(path, f"model.vocab: {shown(text)}", "a token id", rank)
         if special.get(text, rank) != rank:
             key = f"model.vocab: {shown(text)}"
@@ -204,23 +210,47 @@ def _check_merges(
             continue
         parts = _merge_to_two(token, ranks)
         if len(parts) != 2 or tuple(parts) not in pairs:
+            left_out = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
             raise Error(
-                f"{path}: model.merges: expected {' + '.join(map(shown, parts))} → "
+                f"{path}: model.merges: expected {' + '.join(map(shown, parts[:6]))}{left_out} → "
                 f"{shown(token)}, found no such merge"
             )
 
 
 def _merge_to_two(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """`token` merged by rank until two parts are left, or more where nothing merges any further."""
-    parts = [token[index : index + 1] for index in range(len(token))]
-    while len(parts) > 2:
-        sums = [ranks.get(a + b) for a, b in pairwise(parts)]
-        known = [rank for rank in sums if rank is not None]
-        if not known:
-            break
-        at = sums.index(min(known))
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+    """`token` merged by rank until two parts are left, or more where nothing merges any further.
+
+    The parts are a linked list by the offsets of their first bytes, the pairs that may merge a
+    heap: a token of n bytes costs n log n, not n², since whoever wrote the file chose n.
+    """
+    size = len(token)
+    ends = list(range(1, size + 1))  # first byte of a part → its end; 0 where no part begins
+    before = list(range(-1, size - 1))  # first byte of a part → that of the part before it
+    pairs: list[tuple[int, int, int]] = []  # (rank, first byte, end); those of merged parts stay in
+
+    def offer(start: int) -> None:
+        middle = ends[start]
+        if middle < size:
+            rank = ranks.get(token[start : ends[middle]])
+            if rank is not None:
+                heappush(pairs, (rank, start, ends[middle]))
+
+    for start in range(size):
+        offer(start)
+    left = size
+    while left > 2 and pairs:
+        _, start, end = heappop(pairs)
+        middle = ends[start]
+        if not 0 < middle < size or ends[middle] != end:
+            continue  # one of the two has been merged with another since
+        ends[start], ends[middle] = end, 0
+        left -= 1
+        if end < size:
+            before[end] = start
+        offer(start)
+        if start:
+            offer(before[start])
+    return [token[start:end] for start, end in enumerate(ends) if end]
 
 
 def _eos_token(path: Path, added: Collection[str]) -> str | None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gptoss import files
 from gptoss.errors import Error, shown
@@ -52,6 +52,10 @@ _HARMONY_NAMED = {
 }
 HARMONY_END = ("<|return|>", "<|call|>")  # not <|end|>: another message follows it
 _FILE_LIMIT = 1 << 28  # bytes; o200k_base has 3.6 MB, as tokenizer.json 28 MB
+_ID_LIMIT = 1 << 24  # no model has more ids
+# Characters of a special token's name. `re` compiles names with a common beginning in time
+# proportional to the square of its length.
+_NAME_LIMIT = 1024
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Vocabulary:
             what = f"{self.source}: special token {shown(name)}"
             if not name or not _is_text(name):
                 raise Error(f"{what}: expected a name of valid, non-empty text")
+            if len(name) > _NAME_LIMIT:
+                raise Error(
+                    f"{what}: expected a name of at most {_NAME_LIMIT} characters, found "
+                    f"{len(name)}"
+                )
             if type(token) is not int or token < 0:
                 raise Error(f"{what}: expected a token id, found {shown(token)}")
             if token >= self.vocab_size:
@@ -139,6 +148,15 @@ def harmony(data: bytes, source: str, vocab_size: int) -> Vocabulary:
         plain_tokens={},
         eos_ids=frozenset(special[name] for name in HARMONY_END),
     )
+
+
+def is_token_id(value: object) -> TypeGuard[int]:
+    """Whether `value`, from a file, can be an id in any vocabulary.
+
+    Ask before it becomes a key: integers beyond 2^61 share hash values as their writer likes, and
+    a dictionary of n such keys takes time in n².
+    """
+    return type(value) is int and 0 <= value < _ID_LIMIT
 
 
 def is_o200k(data: bytes) -> bool:
@@ -249,21 +267,27 @@ def _own(
         raise Error(f"{config_path}: pattern: expected text, found {shown(pattern)}")
     if not isinstance(special, dict):
         raise Error(f"{config_path}: special_tokens: expected an object, found {shown(special)}")
+    ids: dict[int, str] = {}
+    for name, token in special.items():
+        if type(token) is not int or token < 0:
+            raise Error(
+                f"{config_path}: special_tokens: {shown(name)}: expected a token id, found "
+                f"{shown(token)}"
+            )
+        if not is_token_id(token):
+            continue  # Vocabulary refuses it, naming the model's own limit
+        if token in ids:
+            raise Error(
+                f"{config_path}: special_tokens: {shown(ids[token])} and {shown(name)} have the "
+                f"same id {token}"
+            )
+        ids[token] = name
     for key in ("eos_token", "bos_token"):
         name = config.get(key)
         if name is not None and (not isinstance(name, str) or name not in special):
             raise Error(
                 f"{config_path}: {key}: expected one of special_tokens or null, found {shown(name)}"
             )
-    ids: dict[int, str] = {}
-    for name, token in special.items():
-        if type(token) is int and token in ids:
-            raise Error(
-                f"{config_path}: special_tokens: {shown(ids[token])} and {shown(name)} have the "
-                f"same id {token}"
-            )
-        if type(token) is int:
-            ids[token] = name
     used = {*ranks.values(), *ids}
     gap = next((rank for rank in range(max(ranks.values())) if rank not in used), None)
     if gap is not None:

@@ -55,6 +55,7 @@ class MergedSource(TensorSource):
             directory=base.directory,
         )
         self._base = base
+        self._held = {info.name for info in base.tensors()}
         self._factors = dict(factors)
         self._rows = dict(rows or {})
         self._row_ids = list(row_ids)
@@ -88,9 +89,8 @@ class MergedSource(TensorSource):
         return matrix if found is None else matrix + found.difference(index)
 
     def release(self, name: str) -> None:
-        stored = {info.name for info in self._base.tensors()}
         for known in (name, f"{name}.blocks", f"{name}.scales"):
-            if known in stored:
+            if known in self._held:
                 self._base.release(known)
 
     def close(self) -> None:

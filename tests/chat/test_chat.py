@@ -55,8 +55,9 @@ def test_messages():
     ],
 )
 def test_messages_that_are_none(raw, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         parse_messages(raw)
+    assert caught.value.field == "messages"
 
 
 def nested(depth):
@@ -80,8 +81,9 @@ def nested(depth):
     ],
 )
 def test_tools_that_are_none(raw, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         parse_tools(raw)
+    assert caught.value.field == "tools"
 
 
 def test_options_are_checked():

@@ -188,6 +188,14 @@ def test_a_special_token_that_there_is_not(engine):
         engine.generate("x", SamplingParams(grammar=Grammar.lark("start: <|nope|>")))
 
 
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+def test_a_schema_of_nothing_but_itself_is_refused_before_anything_runs(engine, schema):
+    steps = engine.info()["steps"]
+    with pytest.raises(Error, match="json schema: .*no text can begin") as caught:
+        engine.stream("x", SamplingParams(grammar=Grammar.json(schema)))
+    assert caught.value.field == "grammar" and engine.info()["steps"] == steps
+
+
 def test_params_want_a_grammar():
     with pytest.raises(Error, match=re.escape("grammar: expected a gptoss.Grammar")):
         SamplingParams(grammar="start: /a/")

@@ -27,10 +27,9 @@ def events(address, body):
 
 
 @pytest.fixture
-def slow(engine, monkeypatch):
+def slow(engine, monkeypatch, before_step):
     """Steps that take their time."""
-    prepare = engine._worker._prepare
-    monkeypatch.setattr(engine._worker, "_prepare", lambda *c: time.sleep(0.02) or prepare(*c))
+    before_step(engine, lambda *arrays: time.sleep(0.02))
     yield engine
     monkeypatch.undo()
     settle(engine)

@@ -31,6 +31,8 @@ from gptoss.train.run.state import CHECKPOINT_FILE, load_state
         ({"schedule": "linear"}, "schedule: expected one of cosine, constant, wsd"),
         ({"batch_tokens": 1000}, "multiple of the row length 512, found 1000"),
         ({"learning_rate": math.nan}, "learning_rate: expected 0 to 1000, found nan"),
+        ({"clip": 10**400}, "clip: expected a number, found an integer of 1329 bits"),
+        ({"steps": 10**400}, "steps: expected 1 to 1e.09, found 1000"),
         ({"spike": 0.5}, "spike: expected more than 1, or 0 for never, found 0.5"),
         ({"compile": 1}, "compile: expected true or false, found 1"),
         ({"texts": "a:0"}, "texts: expected names such as a:2,b:1, found 'a:0'"),

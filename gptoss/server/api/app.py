@@ -21,7 +21,6 @@ from gptoss.chat import HarmonyChat, PlainChat, load_chat
 from gptoss.engine import AsyncEngine, Engine
 from gptoss.errors import Error, shown
 from gptoss.request import Timing
-from gptoss.server.access import Access
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.completions import CompletionRequest
 from gptoss.server.api.fields import Caller, parse_body
@@ -33,9 +32,12 @@ from gptoss.server.http import (
     CLIENT_HEADER,
     CLIENT_LEFT,
     MISTAKE,
+    Endpoint,
+    address_of,
     check_key,
     failed,
     for_origins,
+    guarded,
     log,
     no_route,
     read_body,
@@ -124,36 +126,19 @@ class _Server:
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
-    def _guarded(
-        self, endpoint: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """The endpoint for those who may ask; errors of ours as OpenAI's API says them."""
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint for those who may ask."""
 
-        async def guarded(request: Request) -> Response:
-            status = 500
-            response: Response | None = None
-            access = Access(request.method, request.url.path, self._client(request))
-            request.state.access = access
-            try:
-                check_key(request, self._options.api_keys)
-                response = await endpoint(request)
-                status = response.status_code
-            except ApiError as error:
-                status = error.status
-                response = JSONResponse(error.body(), status, headers=error.headers)
-            except Error as error:
-                status = 400
-                response = JSONResponse(ApiError(str(error)).body(), status)
-            except ClientDisconnect:
-                status = CLIENT_LEFT
-                response = Response(status_code=status)
-            finally:
-                self._metrics.answered(request.scope["route"].path, status)
-                if not isinstance(response, _EventStream):  # which goes on
-                    access.end(status)
-            return response
+        async def keyed(request: Request) -> Response:
+            check_key(request, self._options.api_keys)
+            return await endpoint(request)
 
-        return guarded
+        return guarded(
+            keyed,
+            client=self._client,
+            answered=self._metrics.answered,
+            is_logged=lambda response: isinstance(response, _EventStream),  # when it ends
+        )
 
     async def _body(self, request: Request) -> dict[str, Any]:
         options = self._options
@@ -162,7 +147,7 @@ class _Server:
     def _client(self, request: Request) -> str:
         if self._options.behind_front:
             return request.headers.get(CLIENT_HEADER, "")
-        return request.client.host if request.client else ""
+        return address_of(request)
 
     def _caller(self, request: Request) -> Caller:
         """Clients are told apart by their keys, or else by their addresses."""
@@ -283,7 +268,7 @@ class _Server:
             raise ApiError(
                 f"model: expected {self._options.model_name}, found {shown(name)}",
                 404,
-                param="model",
+                field="model",
                 code="model_not_found",
             )
 
@@ -309,7 +294,7 @@ class _Server:
         body = await self._body(request)
         text = body.get("prompt", body.get("content"))
         if not isinstance(text, str):
-            raise ApiError(f"prompt: expected a string, found {shown(text)}", param="prompt")
+            raise ApiError(f"prompt: expected a string, found {shown(text)}", field="prompt")
         # On another thread, as all that may take a while: streams go on meanwhile.
         tokens = await asyncio.to_thread(self._engine.tokenizer.encode, text)
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
@@ -320,7 +305,7 @@ class _Server:
         if not isinstance(tokens, list) or not all(
             isinstance(token, int) and 0 <= token < size for token in tokens
         ):
-            raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
+            raise ApiError(f"tokens: expected a list of ids below {size}", field="tokens")
         text = await asyncio.to_thread(self._engine.tokenizer.decode, tokens)
         return JSONResponse({"prompt": text})
 

@@ -25,6 +25,7 @@ from gptoss.request import Delta, Timing, TokenLogprob
 from gptoss.server.api.fields import (
     Caller,
     answer_grammar,
+    field_names,
     flag,
     priority_of,
     refuse_unsupported,
@@ -51,28 +52,32 @@ class ChatRequest:
         chat: HarmonyChat | PlainChat,
         body: Mapping[str, Any],
         caller: Caller,
-        format_name: str = "response_format",
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        """format_name: what the request's API calls the form of the answer, for messages."""
+        """names: what the API calls fields for which it has other names than chat completions."""
         refuse_unsupported(body, _UNSUPPORTED)
-        answer = answer_grammar(body, format_name)
+        names = names or {}
+        asks, answer = answer_grammar(body, names.get("response_format", "response_format"))
         priority = priority_of(body)
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
         self._chat = chat
         self._logprobs = flag(body, "logprobs")
-        stop = stop_strings(body)
         harmony = isinstance(chat, HarmonyChat)
-        # In harmony stop strings are looked for in the answer, not in thinking or headers.
-        self._stop = stop if harmony else ()
-        wanted = body.get("max_completion_tokens")
-        options = sampling_params(
-            body,
-            max_tokens=body.get("max_tokens") if wanted is None else wanted,
-            logprobs=(body.get("top_logprobs") or 0) if self._logprobs else None,
-            stop=() if harmony else stop,
-        )
-        try:
+        limit = "max_completion_tokens"
+        if body.get(limit) is None:
+            limit = "max_tokens"
+        made_of = {"prompt": "messages", "logprobs": "top_logprobs", "grammar": asks}
+        with field_names({**made_of, "max_tokens": limit, **names}):
+            stop = stop_strings(body)
+            # In harmony stop strings are looked for in the answer, not in thinking or headers.
+            self._stop = stop if harmony else ()
+            options = sampling_params(
+                body,
+                max_tokens=body.get(limit),
+                logprobs=(body.get("top_logprobs") or 0) if self._logprobs else None,
+                stop=() if harmony else stop,
+            )
             messages = parse_messages(body.get("messages"))
             tools, may_call, must_call = _chosen(
                 parse_tools(body.get("tools")), body.get("tool_choice")
@@ -93,10 +98,6 @@ class ChatRequest:
                 priority=priority,
                 client=caller.client,
             )
-        except ApiError:
-            raise
-        except Error as error:
-            raise ApiError(str(error), param=_param_of(str(error))) from None
         self.usage: dict[str, Any] = {}
         self._completion = self._thinking = 0
 
@@ -300,7 +301,7 @@ def _chosen(tools: list[Tool], choice: object) -> tuple[list[Tool], list[Tool], 
         if not must_call:
             return may_call, may_call, False
     if not may_call:
-        raise ApiError("tool_choice: expected tools to choose from, found none", param="tools")
+        raise ApiError("tool_choice: expected tools to choose from, found none", field="tools")
     return tools, may_call, True
 
 
@@ -309,7 +310,7 @@ def _named(tools: list[Tool], choice: object) -> tuple[list[Tool], bool]:
     if not isinstance(choice, Mapping) or choice.get("type") not in ("function", "allowed_tools"):
         raise ApiError(
             f"tool_choice: expected auto, none, required or a function, found {shown(choice)}",
-            param="tool_choice",
+            field="tool_choice",
         )
     listed: object = [choice]
     must_call = True
@@ -318,7 +319,7 @@ def _named(tools: list[Tool], choice: object) -> tuple[list[Tool], bool]:
         listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
         must_call = isinstance(allowed, Mapping) and allowed.get("mode") == "required"
     if not isinstance(listed, list):
-        raise ApiError("tool_choice.tools: expected a list", param="tool_choice")
+        raise ApiError("tool_choice.tools: expected a list", field="tool_choice")
     known = {tool.name: tool for tool in tools}
     found = []
     for each in listed:
@@ -328,15 +329,7 @@ def _named(tools: list[Tool], choice: object) -> tuple[list[Tool], bool]:
             raise ApiError(
                 f"tool_choice: expected one of {', '.join(known) or 'no tools'}, found "
                 f"{shown(name)}",
-                param="tool_choice",
+                field="tool_choice",
             )
         found.append(known[name])
     return found, must_call
-
-
-def _param_of(message: str) -> str | None:
-    """The field that a message names first."""
-    name = message.partition(":")[0].partition("[")[0].partition(".")[0]
-    return {"reasoning effort": "reasoning_effort"}.get(
-        name, name if name in ("messages", "tools") else None
-    )

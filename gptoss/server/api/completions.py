@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from gptoss.engine import AsyncEngine, Prompt
+from gptoss.engine import Account, AsyncEngine, AsyncStream, Prompt
 from gptoss.errors import Error, shown
 from gptoss.request import Delta, Timing, TokenLogprob
 from gptoss.server.api.fields import (
     Caller,
     answer_grammar,
+    field_names,
     flag,
     priority_of,
     refuse_unsupported,
@@ -18,6 +19,7 @@ from gptoss.server.api.fields import (
     stop_strings,
     wants_usage,
 )
+from gptoss.server.api.merge import Merged
 from gptoss.server.errors import ApiError
 
 _UNSUPPORTED = ("suffix", "best_of")
@@ -36,34 +38,39 @@ class CompletionRequest:
         self.streams = flag(body, "stream")
         self.usage_wanted = wants_usage(body)
         logprobs = body.get("logprobs")
+        asks, answer = answer_grammar(body)
         params = sampling_params(
             body,
             max_tokens=16 if body.get("max_tokens") is None else body["max_tokens"],
             logprobs=logprobs,
             stop=stop_strings(body),
-            grammar=answer_grammar(body),
+            grammar=answer,
         )
         priority = priority_of(body)
         prompts = _prompts(body.get("prompt"))
         if flag(body, "echo"):
-            raise ApiError("echo: this server cannot do that", param="echo", code="unsupported")
+            raise ApiError("echo: this server cannot do that", field="echo", code="unsupported")
         self._params = params
-        self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        self._streams = []
+        self.usage: dict[str, Any] = {}
+        self._streams: list[AsyncStream] = []
+        self._merged = Merged(self._streams)
+        account = Account()  # however many prompts, one request
         try:
-            for prompt in prompts:
-                self._streams.append(
-                    engine.stream(
-                        prompt,
-                        params,
-                        loop=caller.loop,
-                        priority=priority,
-                        client=caller.client,
+            with field_names({"grammar": asks}):
+                for prompt in prompts:
+                    self._streams.append(
+                        engine.stream(
+                            prompt,
+                            params,
+                            loop=caller.loop,
+                            priority=priority,
+                            client=caller.client,
+                            account=account,
+                        )
                     )
-                )
-        except Error as error:
+        except Error:
             self.cancel()
-            raise ApiError(str(error), param="prompt") from None
+            raise
 
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
@@ -76,23 +83,24 @@ class CompletionRequest:
 
     def cancel(self) -> None:
         """Stop what is still running."""
+        self._merged.cancel()
         for stream in self._streams:
             stream.cancel()
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """Choices with new text, in the form of a streamed answer."""
-        for place, stream in enumerate(self._streams):
-            offsets: dict[int, int] = {}
-            async for delta in stream:
-                self._count(delta)
-                if delta.text or delta.finish_reason or delta.logprobs:
-                    yield self._choice(delta, place * self._params.n + delta.index, offsets)
-            if stream.timing is not None:
-                self.usage["prompt_tokens"] += stream.timing.prompt_tokens
-        self.usage["total_tokens"] = self.usage["prompt_tokens"] + self.usage["completion_tokens"]
-
-    def _count(self, delta: Delta) -> None:
-        self.usage["completion_tokens"] += len(delta.token_ids)
+        """Choices with new text, of all prompts as it comes, in the form of a streamed answer."""
+        completion = 0
+        offsets: dict[int, int] = {}
+        async for place, delta in self._merged:
+            completion += len(delta.token_ids)
+            if delta.text or delta.finish_reason or delta.logprobs:
+                yield self._choice(delta, place * self._params.n + delta.index, offsets)
+        prompt = sum(stream.prompt_tokens for stream in self._streams)
+        self.usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def _choice(self, delta: Delta, index: int, offsets: dict[int, int]) -> dict[str, Any]:
         at = offsets.get(index, 0)
@@ -129,12 +137,12 @@ def _prompts(raw: object) -> list[Prompt]:
             return [raw]
         if len(raw) > _MOST_PROMPTS:
             raise ApiError(f"prompt: expected at most {_MOST_PROMPTS}, found {len(raw)}",
-                           param="prompt")  # fmt: skip
+                           field="prompt")  # fmt: skip
         if all(isinstance(item, (str, list)) and item != [] for item in raw):
             return list(raw)
     raise ApiError(
         f"prompt: expected a string, token ids, or a list of these, found {shown(raw)}",
-        param="prompt",
+        field="prompt",
     )
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from gptoss.chat import HarmonyChat, PlainChat
+from gptoss.chat import HarmonyChat, PlainChat, parse_messages
 from gptoss.engine import AsyncEngine
 from gptoss.errors import Error, shown
 from gptoss.request import Timing
 from gptoss.server.api.chat_completions import ChatRequest
-from gptoss.server.api.fields import Caller, flag, refuse_unsupported
+from gptoss.server.api.fields import Caller, field_names, flag, refuse_unsupported
 from gptoss.server.errors import ApiError
 
 # A conversation that is kept here, work in the background, tools of OpenAI's own.
@@ -22,6 +22,15 @@ _SAME = (
     "repetition_penalty", "logit_bias", "seed", "stop", "tool_choice", "top_logprobs", "priority",
     "structured_outputs",
 )  # fmt: skip
+
+# Fields of the engine, of conversations and of chat completions, as this API calls them.
+_NAMES = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
 
 Event = dict[str, Any]
 
@@ -39,7 +48,7 @@ class ResponsesRequest:
     ) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         self.streams = flag(body, "stream")
-        self._chat = ChatRequest(engine, chat, _as_chat(body), caller, "text.format")
+        self._chat = ChatRequest(engine, chat, _as_chat(body), caller, _NAMES)
         self._body = body
         self._head = {
             "id": f"resp_{secrets.token_hex(16)}",
@@ -231,14 +240,17 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     reasoning = body.get("reasoning")
     if reasoning is not None and not isinstance(reasoning, Mapping):
         raise ApiError(
-            f"reasoning: expected an object, found {shown(reasoning)}", param="reasoning"
+            f"reasoning: expected an object, found {shown(reasoning)}", field="reasoning"
         )
     text = body.get("text")
     if text is not None and not isinstance(text, Mapping):
-        raise ApiError(f"text: expected an object, found {shown(text)}", param="text")
+        raise ApiError(f"text: expected an object, found {shown(text)}", field="text")
     messages = _messages(body.get("input"))
     if body.get("instructions") is not None:
-        messages.insert(0, {"role": "developer", "content": body["instructions"]})
+        message = {"role": "developer", "content": body["instructions"]}
+        with field_names({"messages": "instructions"}):
+            parse_messages([message])
+        messages.insert(0, message)
     return {
         **chat,
         "messages": messages,
@@ -254,7 +266,7 @@ def _messages(raw: object) -> list[dict[str, Any]]:
         return [{"role": "user", "content": raw}]
     if not isinstance(raw, list) or not raw:
         raise ApiError(
-            f"input: expected a string or a list of items, found {shown(raw)}", param="input"
+            f"input: expected a string or a list of items, found {shown(raw)}", field="input"
         )
     messages: list[dict[str, Any]] = []
     for i, item in enumerate(raw):
@@ -265,7 +277,7 @@ def _messages(raw: object) -> list[dict[str, Any]]:
             parts = item.get("content") or ()
             texts: list[Any] = [part.get("text") for part in parts if isinstance(part, Mapping)]
             if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
-                raise ApiError(f"input[{i}].content: expected parts with a text", param="input")
+                raise ApiError(f"input[{i}].content: expected parts with a text", field="input")
             messages.append({"role": "assistant", "reasoning": "".join(texts)})
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
@@ -278,7 +290,7 @@ def _messages(raw: object) -> list[dict[str, Any]]:
             raise ApiError(
                 f"input[{i}]: expected a message, reasoning, function_call or "
                 f"function_call_output, found {shown(kind if kind is not None else item)}",
-                param="input",
+                field="input",
             )
     # Thinking without a text of its own belongs to what follows; empty thinking to nothing.
     return [m for m in messages if m.get("content") or m.get("tool_calls") or m.get("reasoning")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -23,7 +23,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gptoss.errors import Error
-from gptoss.server.access import Access
 from gptoss.server.errors import ApiError
 from gptoss.server.front.metrics import FrontMetrics
 from gptoss.server.front.router import GENERATING, RESPONSES, Router, prefix_keys
@@ -31,9 +30,12 @@ from gptoss.server.http import (
     CALLER_HEADER,
     CLIENT_HEADER,
     CLIENT_LEFT,
+    Endpoint,
+    address_of,
     check_key,
     failed,
     for_origins,
+    guarded,
     knows_key,
     no_route,
     read_body,
@@ -54,8 +56,11 @@ class Unreached(Error):
     """The request did not get to the replica: another may have it."""
 
 
-class Broken(Error):
+class Broken(ApiError):
     """The replica went away while it had the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 502)
 
 
 @dataclass(frozen=True)
@@ -129,29 +134,13 @@ class _Front:
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
-    def _guarded(
-        self, endpoint: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def guarded(request: Request) -> Response:
-            status = 500
-            host = request.client.host if request.client else ""
-            access = Access(request.method, request.url.path, host)
-            try:
-                response = await endpoint(request)
-                status = response.status_code
-            except (Broken, ApiError) as error:
-                said = error if isinstance(error, ApiError) else ApiError(str(error), 502)
-                status = said.status
-                response = JSONResponse(said.body(), status, headers=said.headers)
-                access.end(status)  # what replicas answer they log themselves, with more to say
-            except ClientDisconnect:
-                status = CLIENT_LEFT
-                response = Response(status_code=status)
-            finally:
-                self._metrics.answered(request.scope["route"].path, status)
-            return response
-
-        return guarded
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        return guarded(
+            endpoint,
+            client=address_of,
+            answered=self._metrics.answered,
+            is_logged=lambda response: True,  # by the replica, which has more to say
+        )
 
     async def _generate(self, request: Request) -> Response:
         """A request that computes: where its beginning was read, and not more than may."""
@@ -217,7 +206,7 @@ class _Front:
             for name, value in request.headers.items()
             if name not in _NOT_PASSED and not name.startswith("access-control-")
         }
-        host = request.client.host if request.client else ""
+        host = address_of(request)
         headers[CLIENT_HEADER] = headers[CALLER_HEADER] = host
         if self._options.api_keys:
             given = request.headers.get("authorization", "").encode()
@@ -297,7 +286,7 @@ async def _events(reply: Reply, path: str) -> AsyncIterator[bytes]:
                 yield held[:end]
                 held = held[end:]
     except Broken as error:
-        said = ApiError(str(error), 502).body()
+        said = error.body()
         if path == RESPONSES:
             event = json.dumps({**said["error"], "type": "error"})
             yield f"event: error\ndata: {event}\n\n".encode()

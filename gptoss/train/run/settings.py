@@ -124,7 +124,7 @@ class Settings:
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and value.bit_length() < 1024:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not kind:
                 raise Error(f"{field.name}: expected {_KINDS[kind]}, found {shown(value)}")
