@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 
 import gptoss
-from gptoss.checkpoint import open_checkpoint
+from gptoss.cli.arguments import add_engine_options, engine_options
+from gptoss.engine.load import choose_device, open_model
 from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
@@ -46,7 +47,6 @@ try:
 except ImportError:  # an installation for users: it measures neither arithmetic nor a GPU's memory
     _kernels = None
 
-STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # most prompt tokens in one step, as in the engine
 BF16 = 2  # bytes
 MXFP4 = 17 / 32  # bytes: 16 bytes of values and 1 of scale for 32 weights
 Q8 = 34 / 32  # bytes: 32 of values and 2 of scale for 32 weights
@@ -438,24 +438,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", default="synthetic:gpt-oss-20b", help="checkpoint or synthetic:…"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
-    parser.add_argument("--activation", default="bf16", choices=("bf16", "f32"))
-    parser.add_argument("--weights", default="published", choices=("published", "q8"))
-    parser.add_argument("--kv", default="bf16", choices=("bf16", "int8"))
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs")
+    add_engine_options(
+        parser,
+        ["model", "device", "activation", "weights", "kv", "tensor_parallel", "step_tokens",
+         "threads"],
+        {"model": "synthetic:gpt-oss-20b", "device": "cpu"},
+    )  # fmt: skip
     parser.add_argument("--prefill", type=integers, default=[512], help="prompt lengths: 512,2048")
     parser.add_argument("--decode", type=positive, default=64, help="single-token steps")
     parser.add_argument("--batch", type=integers, default=[1], help="sequences per step: 1,4")
     parser.add_argument(
         "--depth", type=depths, default=[0], help="tokens in the cache before decoding: 0,4096"
     )
-    parser.add_argument(
-        "--step-tokens", type=positive, help="most tokens in a step (default: the engine's)"
-    )
-    parser.add_argument("--threads", type=positive, default=None, help="default: one per core")
     parser.add_argument("--repeat", type=positive, default=3, help="repetitions (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -473,18 +467,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    threads = arguments.threads or _core.cpu_features()["threads"]
-    known = {status["name"]: status["available"] for status in _core.backends()}
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if known.get("cuda") else "cpu"
-    if not known.get(device):
-        raise Error(f"--device: expected auto or one of {sorted(known)}, found {device}: not here")
+    options = engine_options(arguments)
+    threads = options.threads or _core.cpu_features()["threads"]
+    device = choose_device(options.device, _core.backends())
+    step_tokens, _ = options.step_limits(device)
     bandwidth, peak = measure_machine(device, threads, max(5, arguments.repeat))
 
     forget_peak_memory()
     start = perf_counter()
-    source = open_checkpoint(arguments.model)
+    model = open_model(options, device)
+    load_s = perf_counter() - start
+    source, backend = model.source, model.backend
     config = source.config
     steps = arguments.repeat * (arguments.decode + 1)
     longest = max(*arguments.prefill, max(arguments.depth) + steps)
@@ -493,17 +486,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--prefill, --depth, --decode, --repeat: expected at most {config.context_length} "
             f"tokens (the model's context), found {longest}"
         )
-    backend = _core.Backend(
-        config,
-        source,
-        device=device,
-        activation=arguments.activation,
-        threads=threads,
-        weights=source.packed or arguments.weights,
-        kv=arguments.kv,
-        tensor_parallel=arguments.tensor_parallel,
-    )
-    load_s = perf_counter() - start
     info = backend.info()
     weight_bytes = int(info["weight_bytes"])
     print(f"model     {source.name}: {config.parameters() / 1e9:.2f} G parameters, "
@@ -515,7 +497,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         MXFP4 if source.expert_dtype == "mxfp4" else BF16,
         KV_ELEMENT[info["kv_cache"]],
     )
-    step_tokens = arguments.step_tokens or STEP_TOKENS[device]
     runner = Runner(backend, config, max(arguments.batch), longest, step_tokens)
     with open_peer(arguments, threads, longest + 64) as peer:
         prefill = [
@@ -560,8 +541,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "peak_flops": None if peak is None else asdict(peak),
         },
     }
-    backend.close()
-    source.close()
+    model.close()
     return result
 
 

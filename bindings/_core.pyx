@@ -85,10 +85,14 @@ cdef int _release(void* owner, const char* name) noexcept with gil:
 cdef class _Source:
     """Hands a TensorSource's arrays to C++ and keeps them alive while it may read them."""
     cdef object source
+    cdef object progress  # called with (bytes handed out, bytes in all), or None
+    cdef object bytes_fetched  # of any size, as a Python integer
     cdef dict kept
 
-    def __init__(self, source):
+    def __init__(self, source, progress):
         self.source = source
+        self.progress = progress
+        self.bytes_fetched = 0
         self.kept = {}
 
     cdef void fetch(self, str name, Tensor* out) except *:
@@ -113,6 +117,9 @@ cdef class _Source:
         for extent in array.shape:
             out.shape.push_back(extent)
         self.kept[name] = array
+        if self.progress is not None:
+            self.bytes_fetched += array.nbytes
+            self.progress(self.bytes_fetched, self.source.nbytes)
 
     def release(self, name):
         del self.kept[name]
@@ -136,6 +143,11 @@ cdef const float* _floats(const float[::1] array) noexcept:
 
 cdef const uint32_t* _words(const uint32_t[::1] array) noexcept:
     return &array[0] if array.shape[0] > 0 else NULL
+
+
+def _is_second(names, name):
+    """Which of two; another name is a mistake of the caller's: gptoss.engine.options checks."""
+    return names.index(name) == 1
 
 
 def _int32(name, value, ndim):
@@ -210,18 +222,16 @@ cdef void _allocate_draws(Output* output, result, int rows, int logprobs) except
 
 
 cdef DenseWeights _dense_weights(name) except *:
-    if name not in ("published", "q8"):
-        raise Error(f"weights: expected published or q8, found {name!r}", field="weights")
-    return DenseWeights.q8 if name == "q8" else DenseWeights.published
+    return DenseWeights.q8 if _is_second(("published", "q8"), name) else DenseWeights.published
 
 
 cdef class Backend:
     """A model on a device. One step at a time; the caller serialises calls.
 
-    config: gptoss.model.config.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
-    alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
-    "f32" (nothing is rounded). threads: 0 = as many as the process may use. tensor_parallel: GPUs
-    that hold a part of the model each (on the CPU: groups of threads).
+    config: gptoss.model.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
+    alive while the backend reads them. device: one of `backends()`. The other options are those of
+    gptoss.engine.options, where they are checked; threads: 0 = as many as the process may use.
+    progress: called with (bytes read, bytes in all) while the model is loaded.
     Raises gptoss.Error when the device is not available or a tensor is wrong.
     """
     cdef unique_ptr[CppBackend] backend
@@ -230,23 +240,20 @@ cdef class Backend:
     cdef int64_t num_pages
 
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
-                 weights="published", kv="bf16", tensor_parallel=1):
-        if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected bf16 or f32, found {activation!r}", field="activation")
+                 weights="published", kv="bf16", tensor_parallel=1, progress=None):
         cdef Options options
-        options.activation = Activation.f32 if activation == "f32" else Activation.bf16
+        options.activation = (Activation.f32 if _is_second(("bf16", "f32"), activation)
+                              else Activation.bf16)
         options.threads = threads
         options.weights = _dense_weights(weights)
-        if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected bf16 or int8, found {kv!r}", field="kv")
-        options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
+        options.kv = KvFormat.int8 if _is_second(("bf16", "int8"), kv) else KvFormat.bf16
         options.ranks = tensor_parallel
         nccl = find_nccl() if tensor_parallel > 1 else None
         if nccl is not None:
             os.environ.setdefault("GPTOSS_NCCL", nccl)
         fill_config(&self.config, config)
         self.num_pages = 0
-        self.source = _Source(source)
+        self.source = _Source(source, progress)
         self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
         cdef optional[DenseWeights] panels

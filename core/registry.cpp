@@ -76,25 +76,22 @@ std::unique_ptr<Backend> make_backend(const std::string& device,
   GPTOSS_CHECK(options.ranks >= 1 && options.ranks <= max_ranks,
                "tensor parallel: expected 1 to {} ranks, found {}", max_ranks, options.ranks);
   for (const char* name : plugin_names) {
-    if (device != name && device != "auto") {
+    if (device != name) {
       continue;
     }
     const PluginResult found = find_plugin(name, plugin_directory);
-    if (found.plugin != nullptr) {
-      const auto create = [plugin = found.plugin](const Options& of_rank) {
-        return std::unique_ptr<Backend>(plugin->create(of_rank));
-      };
-      if (options.ranks == 1) {
-        return create(options);
-      }
-      std::vector<std::unique_ptr<Communicator>> communicators;
-      found.plugin->communicators(options.ranks, communicators);
-      return make_parallel_backend(options, std::move(communicators), create);
+    GPTOSS_CHECK(found.plugin != nullptr, "device {} is not available: {}", device, found.reason);
+    const auto create = [plugin = found.plugin](const Options& of_rank) {
+      return std::unique_ptr<Backend>(plugin->create(of_rank));
+    };
+    if (options.ranks == 1) {
+      return create(options);
     }
-    GPTOSS_CHECK(device == "auto", "device {} is not available: {}", device, found.reason);
+    std::vector<std::unique_ptr<Communicator>> communicators;
+    found.plugin->communicators(options.ranks, communicators);
+    return make_parallel_backend(options, std::move(communicators), create);
   }
-  GPTOSS_CHECK(device == "cpu" || device == "auto", "device: expected auto, cpu or cuda, found {}",
-               device);
+  GPTOSS_CHECK(device == "cpu", "device: expected cpu or cuda, found {}", device);
   if (options.ranks > 1) {
     return make_parallel_backend(options, thread_communicators(options.ranks), cpu::make_backend);
   }

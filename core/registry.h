@@ -15,12 +15,11 @@ struct BackendStatus {
   std::string reason;  // why not, or what it is
 };
 
-// Every backend this build knows, in order of preference for device "auto".
+// Every backend this build knows, the preferred first.
 // `plugin_directory` is where shared-library backends are looked for.
 std::vector<BackendStatus> list_backends(const std::string& plugin_directory);
 
-// `device`: a backend's name, or "auto" for the first one available. Throws Error with the reason
-// when it is unknown or not available.
+// `device`: a backend's name. Throws Error with the reason when it is unknown or not available.
 std::unique_ptr<Backend> make_backend(const std::string& device,
                                       const std::string& plugin_directory, const Options& options);
 

@@ -54,7 +54,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_an_installation_for_users_measures_what_it_can(tiny_a, tmp_path):
-    """gptoss.native._kernels is not in the wheel: memory is measured all the same, arithmetic is not."""
+    """Without gptoss.native._kernels memory is measured all the same, arithmetic is not."""
     path = tmp_path / "report.json"
     options = ["--prefill", "8", "--decode", "2", "--repeat", "1", "--json", path]
     done = subprocess.run(

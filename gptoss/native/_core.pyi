@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ class Backend:
         weights: str = "published",
         kv: str = "bf16",
         tensor_parallel: int = 1,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None: ...
     @property
     def page_size(self) -> int: ...
