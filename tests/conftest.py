@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import string
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # what tests of every folder use: `waiting`, …
 
 
 @pytest.fixture(scope="session")
