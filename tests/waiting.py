@@ -1,7 +1,7 @@
 """Waiting for events.
 
-No test passes or fails by how long something took. It waits for what it is about, and PATIENCE, which
-is far longer than that takes on a busy machine, only ends what would otherwise hang.
+No test passes or fails by how long something took. It waits for what it is about, and PATIENCE,
+which is far longer than that takes on a busy machine, only ends what would otherwise hang.
 """
 
 from __future__ import annotations

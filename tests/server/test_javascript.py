@@ -9,6 +9,7 @@ import pytest
 from fake_engine import settle
 from serving import serving
 from test_structured import BundledHarmony, likely_ends
+from waiting import PATIENCE
 
 from gptoss import SamplingParams
 from gptoss.server import app as server
@@ -43,7 +44,7 @@ def found(node_script, engine):
     options = json.dumps({"logit_bias": likely_ends(engine)})
     with serving(app) as address:
         done = subprocess.run(
-            [*node_script, address, options], capture_output=True, text=True, timeout=120
+            [*node_script, address, options], capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
         settle(engine)
