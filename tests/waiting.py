@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 PATIENCE = 120.0  # seconds
+WORK = 1200.0  # seconds that a program of ours is left to do its work in
 _PAUSE = 0.005
 
 Found = TypeVar("Found")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import PATIENCE
+from waiting import WORK
 
 from gptoss import Engine, Error, SamplingParams
 from gptoss.checkpoint import ArraySource, open_checkpoint, write_checkpoint, write_packed
@@ -103,7 +103,7 @@ def test_two_processes_at_once(packed):
     code = "import sys, gptoss; print(gptoss.Engine(sys.argv[1]).logits([1, 5])[-1].argmax())"
     command = [sys.executable, "-c", code, packed["q8"]]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate(timeout=PATIENCE)[0] for process in running}
+    answers = {process.communicate(timeout=WORK)[0] for process in running}
     assert len(answers) == 1
     assert all(process.returncode == 0 for process in running)
 
@@ -249,7 +249,7 @@ def test_a_trainers_arrays(tiny_a, tmp_path):
 def test_command_line(tiny_a, tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "gptoss", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(command, capture_output=True, text=True, timeout=WORK)
 
     target = tmp_path / "packed"
     done = run("convert", tiny_a, target, "--layout", "packed", "--weights", "q8")
@@ -277,7 +277,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / siz
     with open_checkpoint(model) as source:
         write_checkpoint(source, model_dir)
     done = subprocess.run(
-        [sys.executable, "-c", code, model_dir], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, model_dir], capture_output=True, text=True, timeout=WORK
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.15
