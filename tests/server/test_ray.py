@@ -154,7 +154,7 @@ def test_a_conversation_stays_where_it_began(address, client):
 def long(engine):
     """A request of some seconds: no text of it may end by itself."""
     bias = {str(token): -100 for token in engine.tokenizer.eos_ids}
-    return {"max_tokens": 900, "n": 16, "logit_bias": bias}
+    return {"max_tokens": 900, "n": 64, "logit_bias": bias}
 
 
 def idle(address):

