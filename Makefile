@@ -1,5 +1,6 @@
 # make demo   install into .venv and let the bundled model write a story
 # make test   install into .venv with the test extras, run the C++ and the Python tests
+# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing
 #
 # Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
 # there before; CMake and Ninja come as wheels. Another Python: make demo PYTHON=python3.12
@@ -18,12 +19,13 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test lint sanitize fuzz cuda clean
+.PHONY: help install demo test slow lint sanitize fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      the bundled model writes a story"
 	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
+	@echo "make slow      what takes long: notebooks, random examples, fuzzing for five minutes"
 	@echo "make install   the package, editable, in .venv"
 	@echo "make lint      formatters, linters, type checker"
 	@echo "make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -82,8 +84,16 @@ test: $(VENV)/test-extras
 	@$(BIN)/cmake --build $(BUILD) --target core_tests
 	@status=0; \
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --timeout 300 || status=1; \
-	$(BIN)/pytest || status=1; \
+	$(BIN)/pytest -m "not slow" || status=1; \
 	exit $$status
+
+# hypothesis draws other examples each time here, and the same ones in `make test`.
+slow: $(VENV)/test-extras
+	@status=0; \
+	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=random || status=1; \
+	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 300 || status=1; \
+	exit $$status
+	@if $(MAKE) -n tsan > /dev/null 2>&1; then $(MAKE) tsan; fi
 
 lint: $(VENV)/dev-extras
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure

@@ -5,10 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import string
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # what tests of every folder use: `waiting`, …
+
+# The same examples each time, so that a change is not failed by what it did not touch. `make slow`
+# draws others.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

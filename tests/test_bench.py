@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import WORK
 
 BENCH = Path(__file__).parents[1] / "bench.py"
 
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, BENCH, *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, BENCH, *map(str, arguments)], capture_output=True, text=True, timeout=WORK
     )
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from byte_vocabulary import WORDS
+from waiting import WORK
 
 from gptoss import Engine, Error, SamplingParams
 from gptoss.chat.formats import HarmonyChat, load_chat
@@ -153,7 +154,7 @@ def test_the_program():
     lines = "/help\nOnce upon a time\n/dance\n/quit\nnever read\n"
     done = subprocess.run(
         [sys.executable, "-m", "gptoss", "chat", "--max-tokens", "8", "--temperature", "0"],
-        input=lines, capture_output=True, text=True, timeout=120,
+        input=lines, capture_output=True, text=True, timeout=WORK,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "/effort LEVEL" in done.stdout and len(done.stdout.splitlines()) >= 6

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from waiting import WORK
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,7 +29,7 @@ def gptoss(environment: dict[str, str]) -> Run:
             [sys.executable, "-m", "gptoss", *map(str, arguments)],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
-            timeout=120,
+            timeout=WORK,
             env={**environment, **changes},
         )
         return subprocess.CompletedProcess(

@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from waiting import WORK
+
 from gptoss.native import _kernels
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def run(*command, **environment):
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=WORK, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,10 +1,10 @@
 """An `Engine` on the fake backend, with a small vocabulary of its own."""
 
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import fake_backend as fake
+from waiting import until
 
 from gptoss import Engine, EngineOptions, Error
 from gptoss.engine.load import Model, choose_device, prepare
@@ -95,10 +95,9 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
 
 def settle(engine):
     """Wait until cancelled requests are gone; nothing may stay behind."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    def settled():
         info = engine.info()
-        if info["kv_pages_free"] == info["kv_pages"] and not info["running"] + info["waiting"]:
-            return
-        time.sleep(0.001)
-    raise AssertionError(f"requests or pages left: {engine.info()}")
+        return info["kv_pages_free"] == info["kv_pages"] and not info["running"] + info["waiting"]
+
+    until(settled, "the end of all requests and the return of their pages")

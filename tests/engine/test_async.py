@@ -2,10 +2,13 @@
 
 import asyncio
 import gc
+from itertools import islice
 
 import numpy as np
 import pytest
 from fake_engine import settle
+from held_steps import held
+from waiting import until_async
 
 from gptoss import AsyncEngine, Engine, Error, SamplingParams
 
@@ -70,11 +73,12 @@ def test_leaving_cancels(engine, way):
     async def leave():
         asynchronous = AsyncEngine(engine)
         if way == "task":
-            task = asyncio.create_task(asynchronous.generate("abc", endless))
-            await asyncio.sleep(0.05)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            with held(engine) as steps:
+                task = asyncio.create_task(asynchronous.generate("abc", endless))
+                await until_async(lambda: steps.waits, "its first step")
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
             return
         stream = asynchronous.stream("abc", endless)
         await anext(stream)
@@ -101,7 +105,7 @@ def test_a_slow_reader_holds_up_nobody_and_loses_nothing(engine):
         asynchronous = AsyncEngine(engine)
         slow = asynchronous.stream("slow", GREEDY)
         (quick,) = await asynchronous.generate("quick", GREEDY)
-        await asyncio.sleep(0.2)
+        await until_async(lambda: not engine.info()["running"], "the end of the slow one too")
         return await text_of(slow), quick.text
 
     wanted = [c.text for c in engine.generate(["slow", "quick"], GREEDY)]
@@ -155,13 +159,18 @@ def test_a_closed_engine_says_so(tiny_a_words):
     engine = Engine(tiny_a_words, kv_bytes=8 << 20, threads=1)
 
     async def run():
-        stream = AsyncEngine(engine).stream("abc", SamplingParams(max_tokens=3000, ignore_eos=True))
+        asynchronous = AsyncEngine(engine)
+        stream = asynchronous.stream("abc", SamplingParams(max_tokens=3000, ignore_eos=True))
         await anext(stream)
-        engine.close()
+        with held(engine):  # it may not come to its end before
+            closing = asyncio.ensure_future(asyncio.to_thread(engine.close))
+            with pytest.raises(Error, match="closed"):
+                while True:
+                    await asynchronous.stream("abc").aclose()
+                    await asyncio.sleep(0)
         with pytest.raises(Error, match="closed"):
             await text_of(stream)
-        with pytest.raises(Error, match="closed"):
-            AsyncEngine(engine).stream("abc")
+        await closing
 
     asyncio.run(run())
 
@@ -173,18 +182,30 @@ def test_many_streams_with_random_cancels(tiny_a_words):
     leaves = random.random(64) < 0.4
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
 
-    async def follow(engine, index):
-        await asyncio.sleep(float(random.uniform(0, 0.3)))
-        async with AsyncEngine(engine).stream(prompts[index], params) as stream:
-            text = ""
-            async for delta in stream:
-                text += delta.text
-                if leaves[index] and len(text) > 5:
-                    return None
-        return text
-
     async def run(engine):
-        return await asyncio.gather(*(follow(engine, i) for i in range(64)))
+        waiting, begun = iter(range(64)), []
+
+        def begin():
+            for index in islice(waiting, 1):
+                begun.append(asyncio.ensure_future(follow(index)))
+
+        async def follow(index):
+            text = ""
+            async with AsyncEngine(engine).stream(prompts[index], params) as stream:
+                async for delta in stream:
+                    text += delta.text
+                    if random.random() < 0.1:  # others come while it runs
+                        begin()
+                    if leaves[index] and len(text) > 5:
+                        text = None
+                        break
+            begin()
+            return text
+
+        begin()
+        while len(begun) < 64 or not all(task.done() for task in begun):
+            await asyncio.wait([task for task in begun if not task.done()])
+        return [task.result() for task in begun]
 
     with Engine(tiny_a_words, activation="f32", kv_bytes=8 << 20, threads=1) as engine:
         found = asyncio.run(run(engine))

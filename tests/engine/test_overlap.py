@@ -1,7 +1,5 @@
 """Steps that are planned while the one before them runs."""
 
-import time
-
 import fake_backend as fake
 from hand_stepped import (
     WINDOW,
@@ -14,6 +12,7 @@ from hand_stepped import (
     run,
     tokens_of,
 )
+from waiting import until
 
 
 def test_overlapped_steps_give_the_same():
@@ -33,9 +32,7 @@ def test_a_step_is_planned_while_the_one_before_runs():
     step, plan = worker.backend.step, worker.scheduler.plan
 
     def patient_step(*args, **kwargs):
-        end = time.monotonic() + 10
-        while events.count("plan") < events.count("end") + 2 and time.monotonic() < end:
-            time.sleep(0.001)
+        until(lambda: events.count("plan") >= events.count("end") + 2, "the plan of the next step")
         output = step(*args, **kwargs)
         events.append("end")
         return output

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +12,12 @@ from pathlib import Path
 import fake_backend as fake
 import pytest
 from fake_engine import WINDOW, make_engine, settle
+from held_steps import held
+from waiting import PATIENCE, until
 
 from gptoss import Error, SamplingParams
 
+HERE = Path(__file__).parent
 LONG = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -69,14 +71,13 @@ def test_logits_while_a_stream_is_open(engine):
 
 def test_a_stream_that_is_not_read_computes_one_token(engine):
     stream = engine.stream([1], LONG)
-    deadline = time.monotonic() + 10
-    while engine.info()["steps"] < 1 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    assert engine.info()["steps"] == 1
-    next(stream)
-    time.sleep(0.05)
-    assert engine.info()["steps"] == 2
+    for read in range(1, 4):
+        for _ in range(5):  # so often the worker looks for something to do
+            looked = threading.Event()
+            engine._worker._inbox.put(looked.set)
+            assert looked.wait(PATIENCE)
+        assert engine.info()["steps"] == read
+        next(stream)
 
 
 def test_timing_of_a_stream(engine):
@@ -117,18 +118,23 @@ def test_leaving_a_stream_frees_its_pages(engine, way, read):
 
 
 def test_closing_from_another_thread_wakes_the_reader(engine):
-    blocked = threading.Event()
-    engine.fake.fail_when = lambda ids: blocked.wait(10)
-    stream = engine.stream([1], LONG)
-    found = []
+    stream, found = None, []
     reader = threading.Thread(target=lambda: found.extend(stream))
-    reader.start()
-    time.sleep(0.05)
-    stream.close()
-    reader.join(10)
-    assert not reader.is_alive() and found == []
-    blocked.set()
+    with held(engine) as steps:
+        stream = engine.stream([1], LONG)
+        reader.start()
+        until(lambda: steps.waits, "a step, so that there is nothing to read")
+        until(lambda: inside(reader, "_take"), "the reader")
+        stream.close()
+        reader.join(PATIENCE)
+        assert not reader.is_alive() and found == []
     settle(engine)
+
+
+def inside(thread, function):
+    """Whether a thread runs this function just now."""
+    frame = sys._current_frames().get(thread.ident)
+    return frame is not None and frame.f_code.co_name == function
 
 
 def test_many_threads(engine):
@@ -144,7 +150,7 @@ def test_many_threads(engine):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert results == {i: expected([i], 12) for i in range(24)}
     settle(engine)
 
@@ -206,7 +212,12 @@ def test_an_interrupt_at_any_line_leaves_the_engine_usable(engine, kind):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 def test_signals_at_random_moments(engine):
-    def interrupt(*_):
+    def interrupt(_, frame):
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":  # there Python ignores exceptions: once more
+                signal.setitimer(signal.ITIMER_REAL, 0.0001)
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGALRM, interrupt)
@@ -215,7 +226,7 @@ def test_signals_at_random_moments(engine):
         for i in range(60):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0003 * (i % 20))
-                for _ in range(20):
+                while True:
                     for _ in engine.stream([i % 40], LONG):
                         pass
             except KeyboardInterrupt:
@@ -230,25 +241,26 @@ def test_signals_at_random_moments(engine):
     assert engine.generate([1], SHORT)[0].token_ids == expected([1], 12)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
 def test_an_interrupt_does_not_wait_for_the_step(engine):
-    blocked = threading.Event()
-    engine.fake.fail_when = lambda ids: blocked.wait(20)
-
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    def strike():
+        until(lambda: steps.waits, "the step")
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
     previous = signal.signal(signal.SIGALRM, interrupt)
-    start = time.monotonic()
+    striker = threading.Thread(target=strike)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate([1], SHORT)
-        assert time.monotonic() - start < 5
+        with held(engine) as steps:
+            with pytest.raises(KeyboardInterrupt):
+                striker.start()
+                engine.generate([1], SHORT)
+            assert steps.waits  # the step is not even begun
+        striker.join(PATIENCE)
     finally:
         signal.signal(signal.SIGALRM, previous)
-        blocked.set()
-    engine.fake.fail_when = None
     settle(engine)
 
 
@@ -326,10 +338,10 @@ def test_close_while_another_thread_generates(engine):
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    until(lambda: any(count == 4 for count, _ in engine.fake.steps), "all four in one step")
     engine.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in threads)
     assert len(caught) == 4 and all("closed" in str(error) for error in caught)
 
@@ -344,13 +356,13 @@ def test_an_engine_that_is_dropped_closes_itself():
     del stream
     gc.collect()
     assert alive() is None
-    thread.join(10)
+    thread.join(PATIENCE)
     assert backend.closed
 
 
 def test_a_program_that_never_closes_its_engine_ends():
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in (HERE, HERE.parent)]}\n"
         "from fake_engine import make_engine\n"
         "from gptoss import SamplingParams\n"
         "engine = make_engine()\n"
@@ -359,6 +371,6 @@ def test_a_program_that_never_closes_its_engine_ends():
         "print('done')\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")

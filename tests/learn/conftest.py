@@ -15,3 +15,11 @@ def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
     return module_or_skip(NEEDED, module_path, parent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Weights that a test draws are the same in any order of tests."""
+    import torch
+
+    torch.manual_seed(0)

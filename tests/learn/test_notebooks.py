@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "learn").glob("*.ipynb"))
+LONG = ("01", "05", "06", "07", "08")  # take half a minute and more
 
 
 def tool() -> ModuleType:
@@ -27,7 +28,13 @@ def test_the_path_is_whole() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == [f"0{n}" for n in range(1, 10)]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.name.startswith(LONG))
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs_with_small_settings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = tool().execute(path, small=True)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import WORK
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "fuzz" / "fuzz_checkpoint.py"
 
 
 def fuzz(tmp_path: Path, *options: str) -> str:
     command = [sys.executable, str(SCRIPT), *options, "--keep", str(tmp_path / "kept")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WORK)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "kept").exists()
     return done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import WORK
 
 from gptoss import Engine, Error, SamplingParams
 from gptoss.checkpoint import BUNDLED_MODEL
@@ -104,7 +105,7 @@ def test_two_processes_at_once(packed):
     code = "import sys, gptoss; print(gptoss.Engine(sys.argv[1]).logits([1, 5])[-1].argmax())"
     command = [sys.executable, "-c", code, packed["q8"]]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate(timeout=120)[0] for process in running}
+    answers = {process.communicate(timeout=WORK)[0] for process in running}
     assert len(answers) == 1
     assert all(process.returncode == 0 for process in running)
 
@@ -250,7 +251,7 @@ def test_a_trainers_arrays(tiny_a, tmp_path):
 def test_command_line(tiny_a, tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "gptoss", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=WORK)
 
     target = tmp_path / "packed"
     done = run("convert", tiny_a, target, "--layout", "packed", "--weights", "q8")
@@ -278,7 +279,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / siz
     with open_checkpoint(model) as source:
         write_checkpoint(source, model_dir)
     done = subprocess.run(
-        [sys.executable, "-c", code, model_dir], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, model_dir], capture_output=True, text=True, timeout=WORK
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1.15

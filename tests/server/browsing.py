@@ -1,6 +1,5 @@
 """A model that writes what a test tells it to, when it tells it to, and a browser to look at it."""
 
-import asyncio
 import shutil
 import threading
 from contextlib import ExitStack, contextmanager
@@ -10,6 +9,7 @@ import pytest
 from byte_vocabulary import WORDS
 from scripted import ANSWER, OfBytes
 from serving import serving
+from waiting import PATIENCE, until_async
 
 from gptoss.errors import Error
 from gptoss.request.result import Delta, TokenLogprob
@@ -48,8 +48,7 @@ class Writer:
         return _Stream(self, text, len(prompt), params.logprobs)
 
     async def wait(self):
-        while not self._go.acquire(blocking=False):
-            await asyncio.sleep(0.01)
+        await until_async(lambda: self._go.acquire(blocking=False), "go()")
 
 
 class _Stream:
@@ -154,7 +153,7 @@ def visits(chromium, engine, monkeypatch):
     nothing was complained of."""
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=PATIENCE * 1000)
     with ExitStack() as stack:
         made = []
 
@@ -168,7 +167,7 @@ def visits(chromium, engine, monkeypatch):
             size = dict(zip(("width", "height"), viewport, strict=True))
             context = chromium.new_context(viewport=size, color_scheme=color_scheme)
             stack.callback(context.close)
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(PATIENCE * 1000)
             seen = Visit(context.new_page(), address)
             seen.writer, seen.asked = writer, asked
             made.append(seen)

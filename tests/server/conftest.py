@@ -11,12 +11,16 @@ sys.path[:0] = [
     str(folder)
     for folder in (
         HERE,
-        HERE.parent,
         *(HERE.parent / name for name in ("chat", "engine", "tokenizer")),
     )
 ]
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client", "openai", "httpx")
+
+if find_spec("httpx"):
+    from waiting import patient_httpx
+
+    patient_httpx()
 
 
 def pytest_pycollect_makemodule(module_path, parent):

@@ -7,6 +7,7 @@ import sys
 
 import httpx
 import pytest
+from waiting import PATIENCE
 
 SERVE = [sys.executable, "-m", "gptoss", "serve", "--port", "0", "--threads", "1"]
 
@@ -21,16 +22,16 @@ def test_it_serves_until_it_is_told_to_end(how):
                 break
         assert address
         body = {"prompt": "Once upon a time", "max_tokens": 5, "model": "nano"}
-        answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+        answer = httpx.post(f"{address}/v1/completions", json=body)
         assert answer.json()["choices"][0]["text"]
         body = {**body, "max_tokens": 300, "stream": True}
-        with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as stream:
+        with httpx.stream("POST", f"{address}/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(how)  # what runs is finished first
             assert "data: [DONE]" in list(lines)
         process.stderr.read()
-        assert process.wait(30) in (0, -how)
+        assert process.wait(PATIENCE) in (0, -how)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_it_serves_until_it_is_told_to_end(how):
     ],
 )
 def test_options_that_are_none(options, message):
-    done = subprocess.run([*SERVE, *options], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*SERVE, *options], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 

@@ -1,99 +1,104 @@
 """Clients that are slow, greedy or hostile, and an engine that is full: others go on."""
 
+import contextlib
 import json
 import logging
-import socket
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from fake_engine import settle
-from serving import serving
+from held_steps import held
+from serving import asking, connection, serving, until_none_run
+from waiting import PATIENCE, until
 
 from gptoss import Engine, SamplingParams
+from gptoss.server.api import app as server
 from gptoss.server.api.app import ServerOptions, create_app
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 800, "temperature": 1, "ignore_eos": True}
 
 
 def post(address, body, path="/v1/completions"):
-    return httpx.post(address + path, json=body, timeout=60)
+    return httpx.post(address + path, json=body)
 
 
 def events(address, body):
-    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
+    with httpx.stream("POST", f"{address}/v1/completions", json=body) as answer:
         return [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
 
 
-@pytest.fixture
-def slow(engine, monkeypatch, before_step):
-    """Steps that take their time."""
-    before_step(engine, lambda *arrays: time.sleep(0.02))
-    yield engine
-    monkeypatch.undo()
-    settle(engine)
+def test_an_answer_that_takes_too_long(engine, monkeypatch):
+    ask = server.CompletionRequest
 
+    def patient(*given):
+        """The time begins to run when the first five steps are over."""
+        answer = ask(*given)
+        until(lambda: steps.waits, "the sixth step")
+        return answer
 
-def test_an_answer_that_takes_too_long(slow):
-    with serving(create_app(slow, ServerOptions("nano", timeout=1.0))) as address:
-        answer = post(address, LONG)
+    monkeypatch.setattr(server, "CompletionRequest", patient)
+    with serving(create_app(engine, ServerOptions("nano", timeout=0.2))) as address:
+        with held(engine, steps=5) as steps:
+            answer = post(address, LONG)
         error = answer.json()["error"]
         assert answer.status_code == 504 and error["code"] == "timeout"
-        assert "longer than 1 seconds" in error["message"]
-        found = events(address, {**LONG, "stream": True})
+        assert "longer than 0.2 seconds" in error["message"]
+        settle(engine)
+        with held(engine, steps=5) as steps:
+            found = events(address, {**LONG, "stream": True})
+            until_none_run(address)
         assert len(found) > 3  # what was written came, and then why it ended
         assert json.loads(found[-1])["error"]["code"] == "timeout"
-        settle(slow)
-        assert httpx.get(f"{address}/health").json()["running"] == 0
+    settle(engine)
+    monkeypatch.undo()
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
         assert post(address, {**LONG, "max_tokens": 2}).status_code == 200
-
-
-def raw(address, text):
-    host, port = address.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    connection.settimeout(10)
-    connection.sendall(text.encode())
-    return connection
 
 
 def test_a_body_that_does_not_come(engine):
     with serving(create_app(engine, ServerOptions("nano", body_timeout=0.3))) as address:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-        with raw(address, head) as connection:
-            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        with connection(address) as client:
+            client.sendall(head.encode())
+            assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_reader_that_does_not_read(engine):
     """It holds up nobody, and finds everything when it comes."""
     with serving(create_app(engine, ServerOptions("nano"))) as address:
-        body = json.dumps({**LONG, "stream": True, "logprobs": 20, "seed": 1})
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            host, port = address.removeprefix("http://").split(":")
-            connection.connect((host, int(port)))
-            connection.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
+        body = {**LONG, "stream": True, "logprobs": 20, "seed": 1}
+        ends = {"Connection": "close"}
+        with asking(address, "/v1/completions", body, narrow=True, **ends) as client:
             for _ in range(3):
                 assert post(address, {**LONG, "max_tokens": 30}).status_code == 200
             settle(engine)  # computed to the end, though nothing was read
-            received = b""
-            while part := connection.recv(1 << 16):
-                received += part
+            received = all_of(client)
         assert b"data: [DONE]" in received and b'"finish_reason": "length"' in received
 
 
-def test_a_reader_that_never_reads_is_cut_off(slow, monkeypatch):
-    monkeypatch.setattr("gptoss.server.api.app._GRACE", 0.2)
-    with serving(create_app(slow, ServerOptions("nano", timeout=0.3))) as address:
-        body = json.dumps({**LONG, "stream": True})
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        with raw(address, head + body):
-            end = time.monotonic() + 10
-            while httpx.get(f"{address}/health").json()["running"] and time.monotonic() < end:
-                time.sleep(0.02)
-            assert httpx.get(f"{address}/health").json()["running"] == 0
-        settle(slow)
+def test_a_reader_that_never_reads_is_cut_off(engine, monkeypatch):
+    ask = server.CompletionRequest
+
+    def computed(*given):
+        """The time begins to run when there is nothing to wait for but the reader."""
+        answer = ask(*given)
+        until(lambda: engine.info()["steps"] > before, "the first step")
+        settle(engine)
+        asked.set()
+        return answer
+
+    before, asked = engine.info()["steps"], threading.Event()
+    monkeypatch.setattr(server, "CompletionRequest", computed)
+    monkeypatch.setattr(server, "_GRACE", 0.2)
+    with serving(create_app(engine, ServerOptions("nano", timeout=0.3)), narrow=True) as address:
+        body = {**LONG, "stream": True, "logprobs": 20}  # more than the sockets hold
+        with asking(address, "/v1/completions", body, narrow=True) as client:
+            assert asked.wait(PATIENCE)
+            until_none_run(address)
+            received = all_of(client)
+        assert 0 < len(received) < 200_000 and not received.endswith(b"0\r\n\r\n")
 
 
 def test_a_cache_that_is_full():
@@ -120,6 +125,15 @@ def test_a_cache_that_is_full():
         settle(few)
 
 
+def all_of(connection):
+    """What comes until the connection ends."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            received += part
+    return received
+
+
 def small():
     """An engine with room for about two hundred tokens."""
     with Engine(threads=1) as engine:
@@ -128,17 +142,25 @@ def small():
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
-def test_ten_megabytes_of_prompt(engine, path):
+def test_ten_megabytes_of_prompt(engine, path, monkeypatch):
     """Others go on while it is taken apart."""
+    encode, begun, served = engine.tokenizer.encode, threading.Event(), threading.Event()
+
+    def watched(text, *more):
+        if len(text) > 1_000_000:
+            begun.set()
+            assert served.wait(PATIENCE)
+        return encode(text, *more)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", watched)
     with serving(create_app(engine, ServerOptions("nano"))) as address:
         with ThreadPoolExecutor(1) as pool:
             big = pool.submit(post, address, {"prompt": "word " * 2_000_000}, path)
-            others = 0
+            assert begun.wait(PATIENCE)
             while not big.done():
                 assert post(address, {**LONG, "max_tokens": 3}).status_code == 200
-                others += 1
+                served.set()
             answer = big.result()
-        assert others >= 3
         if path == "/tokenize":
             assert answer.json()["count"] > 1_000_000
         else:
@@ -169,6 +191,7 @@ def test_the_access_log(engine, caplog):
             with httpx.Client(base_url=address, headers=headers) as client:
                 client.post("/v1/completions", json=body)
                 list(client.post("/v1/completions", json={**body, "stream": True}).iter_lines())
+                until(lambda: len(caplog.records) == 2, "the line of the stream")
                 client.post("/v1/completions", json={"prompt": 5})
             httpx.get(f"{address}/v1/models")
     lines = [json.loads(record.message) for record in caplog.records]
@@ -185,15 +208,13 @@ def test_the_access_log(engine, caplog):
     assert secret not in text and "pass" not in text
 
 
-def test_a_client_that_left_is_in_the_log(slow, caplog):
+def test_a_client_that_left_is_in_the_log(engine, caplog):
     with caplog.at_level(logging.INFO, logger="gptoss.access"):
-        with serving(create_app(slow, ServerOptions("nano"))) as address:
-            body = {**LONG, "stream": True}
-            with httpx.stream("POST", f"{address}/v1/completions", json=body) as answer:
-                next(answer.iter_lines())
-            end = time.monotonic() + 10
-            while not caplog.records and time.monotonic() < end:
-                time.sleep(0.02)
+        with serving(create_app(engine, ServerOptions("nano"))) as address, held(engine) as steps:
+            with asking(address, "/v1/completions", {**LONG, "stream": True}):
+                until(lambda: steps.waits, "its first step")
+            until(lambda: caplog.records, "the line of the request")
+    settle(engine)
     assert json.loads(caplog.records[0].message)["status"] == 499
 
 

@@ -6,6 +6,7 @@ import json
 import httpx
 import pytest
 from serving import serving
+from waiting import until_async
 
 from gptoss.server.front.app import Broken, Call, FrontOptions, Unreached, create_front
 from gptoss.server.front.router import CHAT, COMPLETIONS, RESPONSES, Router
@@ -184,11 +185,9 @@ def test_events_come_as_they_are_written():
                 parts = answer.aiter_raw()
                 assert await anext(parts) == b"data: 1\n\n"  # while the next one waits
                 assert router.running == [1]
-            for _ in range(1000):  # left before its end
-                if reply.closed:
-                    break
-                await asyncio.sleep(0.02)
-            assert reply.closed == 1 and router.running == [0]
+            # Left before its end.
+            await until_async(lambda: reply.closed and router.running == [0], "the end of it")
+            assert reply.closed == 1
 
     wait, router = asyncio.Event(), Router(1, 5)
     reply = Reply([b"data: 1\n\n", wait, b"data: 2\n\n"], EVENTS)
@@ -198,47 +197,52 @@ def test_events_come_as_they_are_written():
 
 
 def test_who_does_not_read_holds_up_the_replica():
-    part, most = b"data: " + b"x" * 65536 + b"\n\n", 4000  # 262 MB
-    written = 0
+    """What the server does not take, as its sockets are full, is not fetched either."""
+    taken, fetched = [], []
 
     class Endless(Reply):
         async def parts(self):
-            nonlocal written
-            for _ in range(most):
-                yield part
-                written += 1
+            while True:
+                fetched.append(b"data: x\n\n")
+                yield fetched[-1]
 
-    app = create_front(
-        [Replica(lambda call: Endless([], EVENTS))], Router(1, 5), FrontOptions("inner")
-    )
-    with serving(app) as address, httpx.stream("POST", address + CHAT, json={}) as answer:
-        last = -1
-        for _ in range(200):
-            if last == written:
-                break
-            last = written
-            asyncio.run(asyncio.sleep(0.2))
-        assert 0 < written < most / 4  # what sockets hold, and no more
-        for _, _ in zip(range(5), answer.iter_raw(), strict=False):
-            pass
+    async def run():
+        full, asked = asyncio.Event(), iter([{"type": "http.request", "body": b"{}"}])
+
+        async def receive():
+            return next(asked, None) or await full.wait()
+
+        async def send(message):
+            taken.append(message)
+            if len(taken) > 5:
+                await full.wait()
+
+        replica = Replica(lambda call: Endless([], EVENTS))
+        app = create_front([replica], Router(1, 5), FrontOptions("inner"))
+        scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(),
+                 "query_string": b"", "headers": []}  # fmt: skip
+        answering = asyncio.ensure_future(app(scope, receive, send))
+        await until_async(lambda: len(taken) > 5, "the first events")
+        for _ in range(1000):  # turns in which it could fetch more
+            await asyncio.sleep(0)
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+
+    asyncio.run(run())
+    assert len(taken) == 6 and len(fetched) <= 6
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
 def test_who_leaves_while_nothing_came(path):
     router, replica = Router(1, 5), Replica(lambda call: asyncio.Event())
 
-    async def until(done):
-        end = asyncio.get_running_loop().time() + 20
-        while not done():
-            assert asyncio.get_running_loop().time() < end
-            await asyncio.sleep(0.01)
-
     async def run(address):
         async with httpx.AsyncClient() as client:
-            asking = asyncio.ensure_future(client.post(address + path, json={}, timeout=60))
-            await until(lambda: replica.calls)
+            asking = asyncio.ensure_future(client.post(address + path, json={}))
+            await until_async(lambda: replica.calls, "the call")
             asking.cancel()
-            await until(lambda: replica.calls[-1] == "cancelled" and router.running == [0])
+            await until_async(lambda: replica.calls[-1] == "cancelled", "its end")
+            await until_async(lambda: router.running == [0], "the router's notice of it")
 
     with serving(create_front([replica], router, FrontOptions("inner"))) as address:
         asyncio.run(run(address))

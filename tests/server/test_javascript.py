@@ -9,6 +9,7 @@ import pytest
 from fake_engine import settle
 from serving import serving
 from test_structured import BundledHarmony, likely_ends
+from waiting import WORK
 
 from gptoss import SamplingParams
 from gptoss.server.api import app as server
@@ -29,7 +30,7 @@ def node_script(request):
     package = folder / "node_modules" / "openai" / "package.json"
     if not package.exists() or json.loads(package.read_text())["version"] != wanted:
         command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WORK)
         if done.returncode:
             pytest.skip(f"npm cannot install the client: {done.stderr.strip()[-200:]}")
     return [node, str(folder / "client.mjs")]
@@ -43,7 +44,7 @@ def found(node_script, engine):
     options = json.dumps({"logit_bias": likely_ends(engine)})
     with serving(app) as address:
         done = subprocess.run(
-            [*node_script, address, options], capture_output=True, text=True, timeout=120
+            [*node_script, address, options], capture_output=True, text=True, timeout=WORK
         )
         assert done.returncode == 0, done.stderr
         settle(engine)

@@ -1,14 +1,15 @@
 """OpenAI's own client, and clients that mean no good, against a server of the bundled model."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 from fake_engine import settle
-from serving import serving
+from held_steps import held
+from serving import asking, running, serving, until_none_run
+from waiting import until
 
 from gptoss import Error, SamplingParams
 from gptoss.server.api.app import ServerOptions, create_app
@@ -89,6 +90,7 @@ def test_chat_with_a_model_that_was_not_taught_it(client, engine):
 def test_models_tokens_and_health(client, address, engine):
     (model,) = client.models.list().data
     assert model.id == "nano" == client.models.retrieve("nano").id
+    until_none_run(address)
     with httpx.Client(base_url=address) as plain:
         tokens = plain.post("/tokenize", json={"prompt": "Once upon"}).json()["tokens"]
         assert tokens == engine.tokenizer.encode("Once upon")
@@ -162,32 +164,26 @@ def test_many_at_a_time(client, engine):
     assert found == [each.text for each in wanted]
 
 
-def running(address):
-    return httpx.get(f"{address}/health").json()["running"]
-
-
-def until_none_run(address):
-    end = time.monotonic() + 10
-    while running(address) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert running(address) == 0
-
-
 LONG = {"prompt": "Once upon a time", "max_tokens": 900, "logit_bias": {}, "temperature": 1}
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_a_client_that_leaves_ends_its_request(address, engine, path):
-    body = {**LONG, "messages": [{"role": "user", "content": "Once"}], "stream": True}
-    with httpx.stream("POST", address + path, json=body) as answer:
-        for _, line in zip(range(3), answer.iter_lines(), strict=False):
-            assert not line or line.startswith("data: ")
-    until_none_run(address)
+def test_a_client_that_leaves_ends_its_request(address, engine, path, stream):
+    body = {**LONG, "messages": [{"role": "user", "content": "Once"}], "stream": stream}
+    with held(engine, steps=3) as steps:
+        if stream:
+            with httpx.stream("POST", address + path, json=body) as answer:
+                lines = answer.iter_lines()  # dropped, it would close the connection
+                assert next(lines).startswith("data: ")
+                until(lambda: steps.waits, "the fourth step")
+        else:
+            with asking(address, path, body):
+                until(lambda: steps.waits, "the fourth step")
+                assert running(address) == 1
+        until_none_run(address)
     settle(engine)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(address + path, json={**body, "stream": False}, timeout=0.05)
-    until_none_run(address)
-    settle(engine)
+    assert steps.begun <= 4
 
 
 @pytest.mark.parametrize("kind", [Error, RuntimeError])
@@ -206,7 +202,7 @@ def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, before
         events = [json.loads(line[6:]) for line in found.iter_lines() if line]
     assert events[-1]["error"]["type"] == "server_error"
     assert client.completions.create(model="nano", prompt="a", max_tokens=3).choices
-    assert running(address) == 0
+    until_none_run(address)
 
 
 def test_keys(engine):
@@ -230,6 +226,7 @@ def test_metrics(engine):
         httpx.post(f"{address}/v1/completions", json=body)
         list(httpx.post(f"{address}/v1/completions", json={**body, "stream": True}).iter_lines())
         httpx.post(f"{address}/v1/completions", json={"prompt": 5})
+        until_none_run(address)
         lines = httpx.get(f"{address}/metrics").text.splitlines()
     found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)
              if not name.startswith("#")}  # fmt: skip
@@ -242,13 +239,10 @@ def test_metrics(engine):
     assert found['gptoss_sequences{state="running"}'] == 0
 
 
-def test_no_more_than_may(engine, before_step):
-    before_step(engine, lambda *arrays: time.sleep(0.02))
+def test_no_more_than_may(engine):
     with serving(create_app(engine, ServerOptions("nano", max_requests=1))) as address:
-        body = {**LONG, "stream": True}
-        with httpx.stream("POST", f"{address}/v1/completions", json=body) as first:
-            lines = first.iter_lines()  # dropped, it would close the connection
-            next(lines)
+        with held(engine) as steps, asking(address, "/v1/completions", LONG):
+            until(lambda: steps.waits, "a step of the first one")
             answer = httpx.post(f"{address}/v1/completions", json={"prompt": "a"})
             assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
         until_none_run(address)

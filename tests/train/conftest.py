@@ -20,6 +20,14 @@ def pytest_pycollect_makemodule(
     return module_or_skip(NEEDED, module_path, parent)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Weights that a test draws are the same in any order of tests."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 STORIES = [
     f"Once upon a time there was a {size} {animal} who lived in a {place}.\n\n"
     f'One day the {animal} said, "I want to see the {other}!" So it went out of the {place} '

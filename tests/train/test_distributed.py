@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import WORK
 
 from gptoss.cli import main
 from gptoss.errors import Error
@@ -36,7 +37,7 @@ def launch(program: list[str], **options: Any) -> subprocess.CompletedProcess[st
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=WORK,
         **options,
     )
 

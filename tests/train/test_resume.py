@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import WORK
 
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
@@ -89,7 +90,7 @@ def test_killed_run_equals_unharmed(
     subprocess.run(
         [sys.executable, program, json.dumps(about), prepared, whole, parts],
         check=True,
-        timeout=300,
+        timeout=WORK,
     )
     expected, found = logged(whole), logged(parts)
     assert [r["step"] for r in found] == list(range(1, 13))

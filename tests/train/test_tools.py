@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import WORK
+
+pytestmark = pytest.mark.slow
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -17,7 +20,7 @@ def run(tool: str, *arguments: object) -> str:
         [sys.executable, TOOLS / tool, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=WORK,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
