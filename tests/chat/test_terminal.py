@@ -9,10 +9,10 @@ from byte_vocabulary import WORDS
 from waiting import WORK
 
 from gptoss import Engine, Error, SamplingParams
-from gptoss.chat import HarmonyChat, load_chat
+from gptoss.chat.formats import HarmonyChat, load_chat
+from gptoss.chat.harmony import HarmonyParser
 from gptoss.cli.chat import Session, command, read_messages
-from gptoss.completion import Delta
-from gptoss.harmony import HarmonyParser
+from gptoss.request.result import Delta
 
 
 def messages(*lines):

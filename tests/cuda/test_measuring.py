@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from waiting import WORK
 
-from gptoss import _kernels
+from gptoss.native import _kernels
 
 pytestmark = pytest.mark.slow
 

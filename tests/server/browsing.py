@@ -11,9 +11,9 @@ from scripted import ANSWER, OfBytes
 from serving import serving
 from waiting import PATIENCE, until_async
 
-from gptoss.completion import Delta, TokenLogprob
 from gptoss.errors import Error
-from gptoss.server import app as server
+from gptoss.request.result import Delta, TokenLogprob
+from gptoss.server.api import app as server
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -14,8 +14,8 @@ from serving import asking, connection, serving, until_none_run
 from waiting import PATIENCE, until
 
 from gptoss import Engine, SamplingParams
-from gptoss.server import app as server
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api import app as server
+from gptoss.server.api.app import ServerOptions, create_app
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 800, "temperature": 1, "ignore_eos": True}
 

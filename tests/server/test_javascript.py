@@ -12,7 +12,7 @@ from test_structured import BundledHarmony, likely_ends
 from waiting import WORK
 
 from gptoss import SamplingParams
-from gptoss.server import app as server
+from gptoss.server.api import app as server
 
 HERE = Path(__file__).parent / "javascript"
 

@@ -11,7 +11,7 @@ from serving import until_none_run
 from waiting import until
 
 import gptoss.server
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 if NO_BROWSER is None:
     from playwright.sync_api import expect

@@ -12,7 +12,7 @@ from serving import asking, running, serving, until_none_run
 from waiting import until
 
 from gptoss import Error, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -187,15 +187,12 @@ def test_a_client_that_leaves_ends_its_request(address, engine, path, stream):
 
 
 @pytest.mark.parametrize("kind", [Error, RuntimeError])
-def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, monkeypatch, kind):
-    compute = engine._worker._prepare
-
-    def fails(chunks, *arrays):
-        if any(len(chunk.sequence.tokens) > 40 for chunk in chunks):
+def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, before_step, kind):
+    def fails(token_ids, seq_start, context_len, *arrays):
+        if context_len.max() > 40:
             raise kind("no luck")
-        return compute(chunks, *arrays)
 
-    monkeypatch.setattr(engine._worker, "_prepare", fails)
+    before_step(engine, fails)
     body = {"prompt": "a b c d e f g h " * 10, "max_tokens": 5}
     answer = httpx.post(f"{address}/v1/completions", json=body)
     assert answer.status_code == 500

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from vocabularies import tiny_ranks
 
-from gptoss.vocabulary import O200K_FILE, dump_ranks
+from gptoss.tokenizer.vocabulary import O200K_FILE, dump_ranks
 
 TOOL = Path(__file__).parents[2] / "tools" / "vocabulary.py"
 
