@@ -23,6 +23,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -34,13 +35,18 @@ from typing import Any
 import numpy as np
 
 import gptoss
-from gptoss.checkpoint.files import open_checkpoint
+from gptoss.cli.arguments import add_engine_options, engine_options
+from gptoss.engine.load import choose_device, open_model
 from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
-from gptoss.native import _core, _kernels, arrays
+from gptoss.native import _core, arrays
 
-STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # most prompt tokens in one step, as in the engine
+try:
+    from gptoss.native import _kernels
+except ImportError:  # an installation for users: it measures neither arithmetic nor a GPU's memory
+    _kernels = None
+
 BF16 = 2  # bytes
 MXFP4 = 17 / 32  # bytes: 16 bytes of values and 1 of scale for 32 weights
 Q8 = 34 / 32  # bytes: 32 of values and 2 of scale for 32 weights
@@ -76,14 +82,23 @@ class Spread:
 
 
 def read_bandwidth(threads: int, repeat: int) -> Spread:
-    """Bytes per second that the threads read from 1 GiB of memory."""
+    """Bytes per second that the threads read from 1 GiB of memory, by NumPy."""
     data = np.ones(1 << 27, np.uint64)
-    seconds, _ = _kernels.read_seconds(data, threads, repeat + 1)
+    parts = np.array_split(data, 8 * threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeat + 1):
+            start = perf_counter()
+            for _ in pool.map(np.max, parts):
+                pass
+            seconds.append(perf_counter() - start)
     return Spread.of([data.nbytes / s for s in seconds[1:]])
 
 
-def multiply_peak(threads: int, repeat: int, isa: str) -> Spread:
+def multiply_peak(threads: int, repeat: int, isa: str) -> Spread | None:
     """Operations per second of the threads' fastest multiply-add instruction, on registers."""
+    if _kernels is None:
+        return None
     rounds = 1 << 16
     while _kernels.peak_seconds(rounds, threads, isa=isa)[0] < 0.05:
         rounds *= 2
@@ -114,16 +129,22 @@ def cuda_product(library: str, repeat: int, n: int) -> Spread:
     raise Error("no bf16 product runs on this GPU")
 
 
-def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread, Spread]:
-    """Bytes and operations per second of what the model runs on."""
+def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread | None, Spread | None]:
+    """Bytes and operations per second of what the model runs on; None where that needs what only a
+    developer's build has."""
+    missing = "is not measured: that needs a developer's build (make install)"
     print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
     if device == "cpu":
         isa = _core.cpu_features()["isa"].split()[0]
         bandwidth, peak = read_bandwidth(threads, repeat), multiply_peak(threads, repeat, isa)
         print(f"          reads memory at {bandwidth.show(1e9)} GB/s")
-        print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s")
+        print(f"          multiplies at {peak.show(1e9, 0)} GFLOP/s" if peak is not None
+              else f"          what it multiplies at {missing}")  # fmt: skip
         return bandwidth, peak
     reason = {status["name"]: status["reason"] for status in _core.backends()}[device]
+    if _kernels is None:
+        print(f"          {reason}\n          what it reads and multiplies at {missing}")
+        return None, None
     library = str(Path(_core.plugin_directory()) / "libgptoss_cuda.so")
     emulated = reason.startswith("emulated")  # for tests
     bandwidth = cuda_copy(library, repeat, 1 << (10 if emulated else 28))
@@ -417,24 +438,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", default="synthetic:gpt-oss-20b", help="checkpoint or synthetic:…"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
-    parser.add_argument("--activation", default="bf16", choices=("bf16", "f32"))
-    parser.add_argument("--weights", default="published", choices=("published", "q8"))
-    parser.add_argument("--kv", default="bf16", choices=("bf16", "int8"))
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs")
+    add_engine_options(
+        parser,
+        ["model", "device", "activation", "weights", "kv", "tensor_parallel", "step_tokens",
+         "threads"],
+        {"model": "synthetic:gpt-oss-20b", "device": "cpu"},
+    )  # fmt: skip
     parser.add_argument("--prefill", type=integers, default=[512], help="prompt lengths: 512,2048")
     parser.add_argument("--decode", type=positive, default=64, help="single-token steps")
     parser.add_argument("--batch", type=integers, default=[1], help="sequences per step: 1,4")
     parser.add_argument(
         "--depth", type=depths, default=[0], help="tokens in the cache before decoding: 0,4096"
     )
-    parser.add_argument(
-        "--step-tokens", type=positive, help="most tokens in a step (default: the engine's)"
-    )
-    parser.add_argument("--threads", type=positive, default=None, help="default: one per core")
     parser.add_argument("--repeat", type=positive, default=3, help="repetitions (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -452,18 +467,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    threads = arguments.threads or _core.cpu_features()["threads"]
-    known = {status["name"]: status["available"] for status in _core.backends()}
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if known.get("cuda") else "cpu"
-    if not known.get(device):
-        raise Error(f"--device: expected auto or one of {sorted(known)}, found {device}: not here")
+    options = engine_options(arguments)
+    threads = options.threads or _core.cpu_features()["threads"]
+    device = choose_device(options.device, _core.backends())
+    step_tokens, _ = options.step_limits(device)
     bandwidth, peak = measure_machine(device, threads, max(5, arguments.repeat))
 
     forget_peak_memory()
     start = perf_counter()
-    source = open_checkpoint(arguments.model)
+    model = open_model(options, device)
+    load_s = perf_counter() - start
+    source, backend = model.source, model.backend
     config = source.config
     steps = arguments.repeat * (arguments.decode + 1)
     longest = max(*arguments.prefill, max(arguments.depth) + steps)
@@ -472,17 +486,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--prefill, --depth, --decode, --repeat: expected at most {config.context_length} "
             f"tokens (the model's context), found {longest}"
         )
-    backend = _core.Backend(
-        config,
-        source,
-        device=device,
-        activation=arguments.activation,
-        threads=threads,
-        weights=source.packed or arguments.weights,
-        kv=arguments.kv,
-        tensor_parallel=arguments.tensor_parallel,
-    )
-    load_s = perf_counter() - start
     info = backend.info()
     weight_bytes = int(info["weight_bytes"])
     print(f"model     {source.name}: {config.parameters() / 1e9:.2f} G parameters, "
@@ -494,7 +497,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         MXFP4 if source.expert_dtype == "mxfp4" else BF16,
         KV_ELEMENT[info["kv_cache"]],
     )
-    step_tokens = arguments.step_tokens or STEP_TOKENS[device]
     runner = Runner(backend, config, max(arguments.batch), longest, step_tokens)
     with open_peer(arguments, threads, longest + 64) as peer:
         prefill = [
@@ -525,8 +527,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": config.parameters(),
         "weight_bytes": weight_bytes,
         "kv_bytes": kv_bytes,
-        "bandwidth_bytes_per_s": bandwidth.median,
-        "peak_flops": peak.median,
+        "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth.median,
+        "peak_flops": None if peak is None else peak.median,
         "load_s": load_s,
         "time_to_first_token_s": prefill[0]["seconds"]["median"],
         "prefill_tokens_per_s": prefill[0]["tokens_per_s"]["median"],
@@ -534,15 +536,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": memory,
         "prefill": prefill,
         "decode": decode,
-        "spread": {"bandwidth_bytes_per_s": asdict(bandwidth), "peak_flops": asdict(peak)},
+        "spread": {
+            "bandwidth_bytes_per_s": None if bandwidth is None else asdict(bandwidth),
+            "peak_flops": None if peak is None else asdict(peak),
+        },
     }
-    backend.close()
-    source.close()
+    model.close()
     return result
 
 
+def share_of(rate: float, limit: Spread | None) -> float | None:
+    return None if limit is None else rate / limit.median
+
+
+def percent(share: float | None, limit: str) -> str:
+    return "" if share is None else f", {share:.0%} of the measured {limit}"
+
+
 def measure_prefill(
-    arguments: argparse.Namespace, runner: Runner, length: int, peak: Spread, peer: Peer | None
+    arguments: argparse.Namespace,
+    runner: Runner,
+    length: int,
+    peak: Spread | None,
+    peer: Peer | None,
 ) -> dict[str, Any]:
     config = runner.config
     theirs = None if peer is None else lambda: peer.ask(prefill=length)
@@ -555,11 +571,11 @@ def measure_prefill(
     operations += 2.0 * config.vocab_size * config.hidden_size
     rate = per_second(length, seconds)
     their_rate = None if other is None else per_second(length, other)
-    share = operations / seconds.median / peak.median
+    share = share_of(operations / seconds.median, peak)
     print(f"prefill   {length} tokens: {rate.show()} tokens/s, "
           f"first token after {seconds.median:.2f} s, "
-          f"{operations / length / 1e9:.2f} GFLOP a token, "
-          f"{share:.0%} of the measured peak{beside(rate, their_rate)}", flush=True)  # fmt: skip
+          f"{operations / length / 1e9:.2f} GFLOP a token{percent(share, 'peak')}"
+          f"{beside(rate, their_rate)}", flush=True)  # fmt: skip
     return {
         "tokens": length,
         "tokens_per_s": asdict(rate),
@@ -576,8 +592,8 @@ def measure_decode(
     batch: int,
     depth: int,
     size: Bytes,
-    bandwidth: Spread,
-    peak: Spread,
+    bandwidth: Spread | None,
+    peak: Spread | None,
     peer: Peer | None,
 ) -> dict[str, Any]:
     config, steps = runner.config, arguments.decode
@@ -591,11 +607,10 @@ def measure_decode(
     middle = depth + arguments.repeat * (steps + 1) // 2
     needed = step_bytes(config, batch, middle, size)
     operations = token_operations(config, middle, logits=True)
-    share = needed / seconds.median / bandwidth.median
+    share = share_of(needed / seconds.median, bandwidth)
     print(f"decode    batch {batch}, depth {depth}: {rate.show(digits=2)} tokens/s, "
-          f"{needed / batch / 1e9:.2f} GB a token, "
-          f"{share:.0%} of the measured bandwidth{beside(rate, their_rate)}",
-          flush=True)  # fmt: skip
+          f"{needed / batch / 1e9:.2f} GB a token{percent(share, 'bandwidth')}"
+          f"{beside(rate, their_rate)}", flush=True)  # fmt: skip
     return {
         "batch": batch,
         "depth": depth,
@@ -605,7 +620,7 @@ def measure_decode(
         "bytes_per_token": needed / batch,
         "operations_per_token": operations,
         "share_of_bandwidth": share,
-        "share_of_peak": batch * operations / seconds.median / peak.median,
+        "share_of_peak": share_of(batch * operations / seconds.median, peak),
         "peer_tokens_per_s": None if their_rate is None else asdict(their_rate),
     }
 

@@ -7,26 +7,35 @@ import os
 
 import numpy as np
 
-from cpython.ref cimport Py_INCREF
+from cpython.exc cimport PyErr_SetObject
+from cpython.ref cimport PyObject, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
+from libcpp.optional cimport optional
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
-from gptoss cimport (
-    Activation, Batch, CallbackSource, CppBackend, DType, DenseWeights, KvFormat, ModelConfig,
-    Options, Output, PackSource, Sampling, SamplingRow, Tensor, WeightFormat, WeightSource, bf16,
-    cpu_features as cpp_cpu_features, describe_isa, fill_config, list_backends, make_backend,
-    mask_words, pack_matrix, page_size, panel_bytes, panel_count, usable_threads,
-)
-cimport gptoss
+cimport translate
+from core.backend cimport Activation, CppBackend, KvFormat, Options
+from core.batch cimport Batch, Output, Sampling, SamplingRow, mask_words, page_size
+from core.config cimport ModelConfig
+from core.cpu.isa cimport cpu_features as cpp_cpu_features
+from core.cpu.kernels.select cimport describe_isa
+from core.cpu.machine cimport usable_threads
+from core.cpu.pack cimport PackSource, pack_matrix
+from core.cpu.panels cimport WeightFormat, panel_bytes, panel_count
+from core.dtype cimport bf16
+from core.registry cimport list_backends, make_backend
+from core.tensor cimport DType, Tensor
+from core.weights cimport DenseWeights, WeightSource
+from model_config cimport fill_config
+from translate cimport CallbackSource
 
 from gptoss.errors import Error
 from gptoss.native.arrays import SAMPLING_DTYPE, StepOutput
 
 Py_INCREF(Error)
-gptoss.error_class = <gptoss.PyObject*> Error
+translate.error_class = <PyObject*> Error
 
 if SAMPLING_DTYPE.itemsize != sizeof(SamplingRow):
     raise ImportError("SAMPLING_DTYPE does not match SamplingRow")
@@ -60,7 +69,7 @@ cdef int _fetch(void* owner, const char* name, Tensor* out) noexcept with gil:
         (<_Source> owner).fetch(name.decode(), out)
         return 0
     except BaseException as error:
-        gptoss.PyErr_SetObject(type(error), error)
+        PyErr_SetObject(type(error), error)
         return -1
 
 
@@ -69,17 +78,21 @@ cdef int _release(void* owner, const char* name) noexcept with gil:
         (<_Source> owner).release(name.decode())
         return 0
     except BaseException as error:
-        gptoss.PyErr_SetObject(type(error), error)
+        PyErr_SetObject(type(error), error)
         return -1
 
 
 cdef class _Source:
     """Hands a TensorSource's arrays to C++ and keeps them alive while it may read them."""
     cdef object source
+    cdef object progress  # called with (bytes handed out, bytes in all), or None
+    cdef object bytes_fetched  # of any size, as a Python integer
     cdef dict kept
 
-    def __init__(self, source):
+    def __init__(self, source, progress):
         self.source = source
+        self.progress = progress
+        self.bytes_fetched = 0
         self.kept = {}
 
     cdef void fetch(self, str name, Tensor* out) except *:
@@ -104,6 +117,9 @@ cdef class _Source:
         for extent in array.shape:
             out.shape.push_back(extent)
         self.kept[name] = array
+        if self.progress is not None:
+            self.bytes_fetched += array.nbytes
+            self.progress(self.bytes_fetched, self.source.nbytes)
 
     def release(self, name):
         del self.kept[name]
@@ -114,8 +130,24 @@ cdef class _Source:
         return sum(array.nbytes for array in self.kept.values())
 
 
-cdef const int32_t* _pointer(const int32_t[::1] view) noexcept:
-    return &view[0] if view.shape[0] > 0 else NULL
+# Where an array's elements lie; null where it has none. The caller keeps the array alive.
+
+
+cdef const int32_t* _ints(const int32_t[::1] array) noexcept:
+    return &array[0] if array.shape[0] > 0 else NULL
+
+
+cdef const float* _floats(const float[::1] array) noexcept:
+    return &array[0] if array.shape[0] > 0 else NULL
+
+
+cdef const uint32_t* _words(const uint32_t[::1] array) noexcept:
+    return &array[0] if array.shape[0] > 0 else NULL
+
+
+def _is_second(names, name):
+    """Which of two; another name is a mistake of the caller's: gptoss.engine.options checks."""
+    return names.index(name) == 1
 
 
 def _int32(name, value, ndim):
@@ -130,13 +162,76 @@ def _int32(name, value, ndim):
     return array
 
 
+cdef void _fill_batch(Batch* batch, token_ids, seq_start, context_len, block_table,
+                      logits_rows) except *:
+    """Points the batch at int32 arrays whose lengths fit each other; C++ checks what they hold."""
+    sequences = len(context_len)
+    if len(seq_start) != sequences + 1:
+        raise Error(f"seq_start: expected {sequences + 1} entries, found {len(seq_start)}")
+    if block_table.shape[0] != 2 or block_table.shape[1] != sequences:
+        raise Error(f"block_table: expected shape [2, {sequences}, blocks], found "
+                    f"{list(block_table.shape)}")
+    batch.num_tokens = len(token_ids)
+    batch.num_sequences = sequences
+    batch.num_rows = len(logits_rows)
+    batch.max_blocks = block_table.shape[2]
+    batch.token_ids = _ints(token_ids)
+    batch.seq_start = _ints(seq_start)
+    batch.context_len = _ints(context_len)
+    batch.block_table[0] = _ints(block_table[0].reshape(-1))
+    batch.block_table[1] = _ints(block_table[1].reshape(-1))
+    batch.logits_rows = _ints(logits_rows)
+
+
+cdef void _fill_sampling(Sampling* to, sampling, int rows, int vocab_size) except *:
+    """Points at the arrays of a SamplingBatch."""
+    cdef const uint8_t[::1] row_bytes
+    if len(sampling.rows) != rows:
+        raise Error(f"sampling: expected {rows} rows, found {len(sampling.rows)}")
+    logprobs = sampling.rows["n_logprobs"]
+    if logprobs.min() < 0 or logprobs.max() > vocab_size:
+        raise Error(f"sampling: n_logprobs must lie in 0..{vocab_size}")
+    row_bytes = sampling.rows.view(np.uint8)
+    to.rows = <const SamplingRow*> &row_bytes[0]
+    to.history_start = _ints(sampling.history_start)
+    to.history_ids = _ints(sampling.history_ids)
+    to.history_counts = _ints(sampling.history_counts)
+    to.bias_start = _ints(sampling.bias_start)
+    to.bias_ids = _ints(sampling.bias_ids)
+    to.bias_values = _floats(sampling.bias_values)
+    if sampling.mask_rows is not None:
+        words = mask_words(vocab_size)
+        if sampling.masks.shape[1] != words:
+            raise Error(f"masks: expected {words} words each, found {sampling.masks.shape[1]}")
+        to.mask_rows = _ints(sampling.mask_rows)
+        to.num_masks = len(sampling.masks)
+        to.masks = _words(sampling.masks.reshape(-1))
+
+
+cdef void _allocate_draws(Output* output, result, int rows, int logprobs) except *:
+    """Arrays of `result` for drawn tokens, and `output` pointed at them."""
+    result.tokens = np.empty(rows, np.int32)
+    result.logprobs = np.empty(rows, np.float32)
+    result.top_ids = np.empty((rows, logprobs), np.int32)
+    result.top_logprobs = np.empty((rows, logprobs), np.float32)
+    output.tokens = <int32_t*> _ints(result.tokens)
+    output.logprobs = <float*> _floats(result.logprobs)
+    output.max_logprobs = logprobs
+    output.top_ids = <int32_t*> _ints(result.top_ids.reshape(-1))
+    output.top_logprobs = <float*> _floats(result.top_logprobs.reshape(-1))
+
+
+cdef DenseWeights _dense_weights(name) except *:
+    return DenseWeights.q8 if _is_second(("published", "q8"), name) else DenseWeights.published
+
+
 cdef class Backend:
     """A model on a device. One step at a time; the caller serialises calls.
 
-    config: gptoss.model.config.ModelConfig; source: gptoss.checkpoint.source.TensorSource, whose arrays are kept
-    alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
-    "f32" (nothing is rounded). threads: 0 = as many as the process may use. tensor_parallel: GPUs
-    that hold a part of the model each (on the CPU: groups of threads).
+    config: gptoss.model.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
+    alive while the backend reads them. device: one of `backends()`. The other options are those of
+    gptoss.engine.options, where they are checked; threads: 0 = as many as the process may use.
+    progress: called with (bytes read, bytes in all) while the model is loaded.
     Raises gptoss.Error when the device is not available or a tensor is wrong.
     """
     cdef unique_ptr[CppBackend] backend
@@ -145,31 +240,28 @@ cdef class Backend:
     cdef int64_t num_pages
 
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
-                 weights="published", kv="bf16", tensor_parallel=1):
-        if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected bf16 or f32, found {activation!r}", field="activation")
+                 weights="published", kv="bf16", tensor_parallel=1, progress=None):
         cdef Options options
-        options.activation = Activation.f32 if activation == "f32" else Activation.bf16
+        options.activation = (Activation.f32 if _is_second(("bf16", "f32"), activation)
+                              else Activation.bf16)
         options.threads = threads
-        if weights not in ("published", "q8"):
-            raise Error(f"weights: expected published or q8, found {weights!r}", field="weights")
-        options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
-        if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected bf16 or int8, found {kv!r}", field="kv")
-        options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
+        options.weights = _dense_weights(weights)
+        options.kv = KvFormat.int8 if _is_second(("bf16", "int8"), kv) else KvFormat.bf16
         options.ranks = tensor_parallel
         nccl = find_nccl() if tensor_parallel > 1 else None
         if nccl is not None:
             os.environ.setdefault("GPTOSS_NCCL", nccl)
         fill_config(&self.config, config)
         self.num_pages = 0
-        self.source = _Source(source)
+        self.source = _Source(source, progress)
         self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
+        cdef optional[DenseWeights] panels
         packed = getattr(source, "packed", None)
+        if packed is not None:
+            panels = _dense_weights(packed)
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4",
-            -1 if packed is None else ("published", "q8").index(packed))
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels)
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
@@ -221,90 +313,28 @@ cdef class Backend:
         Raises gptoss.Error naming the field when an index is out of range.
         """
         cdef CppBackend* backend = self.get()
+        cdef Batch batch
+        cdef Sampling ragged
+        cdef Output output
         token_ids = _int32("token_ids", token_ids, 1)
         seq_start = _int32("seq_start", seq_start, 1)
         context_len = _int32("context_len", context_len, 1)
         block_table = _int32("block_table", block_table, 3)
         logits_rows = _int32("logits_rows", logits_rows, 1)
-        cdef int32_t sequences = len(context_len)
-        cdef int32_t rows = len(logits_rows)
-        if len(seq_start) != sequences + 1:
-            raise Error(f"seq_start: expected {sequences + 1} entries, found {len(seq_start)}")
-        if block_table.shape[0] != 2 or block_table.shape[1] != sequences:
-            raise Error(f"block_table: expected shape [2, {sequences}, blocks], found "
-                        f"{list(block_table.shape)}")
-        cdef const int32_t[::1] full = block_table[0].reshape(-1)
-        cdef const int32_t[::1] sliding = block_table[1].reshape(-1)
-        cdef Batch batch
-        batch.num_tokens = len(token_ids)
-        batch.num_sequences = sequences
-        batch.num_rows = rows
-        batch.max_blocks = block_table.shape[2]
-        batch.token_ids = _pointer(token_ids)
-        batch.seq_start = _pointer(seq_start)
-        batch.context_len = _pointer(context_len)
-        batch.block_table[0] = _pointer(full)
-        batch.block_table[1] = _pointer(sliding)
-        batch.logits_rows = _pointer(logits_rows)
-
+        _fill_batch(&batch, token_ids, seq_start, context_len, block_table, logits_rows)
         result = StepOutput()
-        cdef Output output
-        cdef Sampling ragged
-        cdef const uint8_t[::1] row_bytes
-        cdef int32_t[::1] tokens_view, top_ids_view
-        cdef float[::1] logprobs_view, top_logprobs_view, logits_view, hidden_view
-        cdef const float[::1] bias_view
-        cdef const uint32_t[::1] masks_view
-        if sampling is not None and rows > 0:
-            if len(sampling.rows) != rows:
-                raise Error(f"sampling: expected {rows} rows, found {len(sampling.rows)}")
-            most = int(sampling.rows["n_logprobs"].max())
-            if not 0 <= most <= self.config.vocab_size or sampling.rows["n_logprobs"].min() < 0:
-                raise Error(f"sampling: n_logprobs must lie in 0..{self.config.vocab_size}")
-            row_bytes = sampling.rows.view(np.uint8)
-            ragged.rows = <const SamplingRow*> &row_bytes[0]
-            ragged.history_start = _pointer(sampling.history_start)
-            ragged.history_ids = _pointer(sampling.history_ids)
-            ragged.history_counts = _pointer(sampling.history_counts)
-            ragged.bias_start = _pointer(sampling.bias_start)
-            ragged.bias_ids = _pointer(sampling.bias_ids)
-            bias_view = sampling.bias_values
-            ragged.bias_values = &bias_view[0] if bias_view.shape[0] > 0 else NULL
-            if sampling.mask_rows is not None:
-                words = mask_words(self.config.vocab_size)
-                if sampling.masks.shape[1] != words:
-                    raise Error(f"masks: expected {words} words each, found "
-                                f"{sampling.masks.shape[1]}")
-                ragged.mask_rows = _pointer(sampling.mask_rows)
-                ragged.num_masks = len(sampling.masks)
-                masks_view = sampling.masks.reshape(-1)
-                ragged.masks = &masks_view[0] if masks_view.shape[0] > 0 else NULL
+        if sampling is not None and batch.num_rows > 0:
+            _fill_sampling(&ragged, sampling, batch.num_rows, self.config.vocab_size)
+            _allocate_draws(&output, result, batch.num_rows, sampling.rows["n_logprobs"].max())
             batch.sampling = &ragged
-            result.tokens = np.empty(rows, np.int32)
-            result.logprobs = np.empty(rows, np.float32)
-            result.top_ids = np.empty((rows, most), np.int32)
-            result.top_logprobs = np.empty((rows, most), np.float32)
-            tokens_view = result.tokens
-            logprobs_view = result.logprobs
-            output.tokens = &tokens_view[0]
-            output.logprobs = &logprobs_view[0]
-            output.max_logprobs = most
-            if most > 0:
-                top_ids_view = result.top_ids.reshape(-1)
-                top_logprobs_view = result.top_logprobs.reshape(-1)
-                output.top_ids = &top_ids_view[0]
-                output.top_logprobs = &top_logprobs_view[0]
         if want_logits:
-            result.logits = np.empty((rows, self.config.vocab_size), np.float32)
-            if rows > 0:
-                logits_view = result.logits.reshape(-1)
-                output.logits = &logits_view[0]
+            result.logits = np.empty((batch.num_rows, self.config.vocab_size), np.float32)
+            output.logits = <float*> _floats(result.logits.reshape(-1))
         if want_hidden:
             result.hidden = np.empty(
-                (self.config.num_hidden_layers, len(token_ids), self.config.hidden_size), np.float32)
-            if len(token_ids) > 0:
-                hidden_view = result.hidden.reshape(-1)
-                output.hidden = &hidden_view[0]
+                (self.config.num_hidden_layers, batch.num_tokens, self.config.hidden_size),
+                np.float32)
+            output.hidden = <float*> _floats(result.hidden.reshape(-1))
         with nogil:
             backend.step(batch, output)
         return result
@@ -312,7 +342,7 @@ cdef class Backend:
     def info(self):
         """Names and values for people: backend, isa, threads, activation, weight formats, bytes."""
         entries = {name.decode(): value.decode() for name, value in self.get().info()}
-        entries["weight_bytes"] = str(self.source.bytes_kept + int(entries.pop("packed_bytes", 0)))
+        entries["weight_bytes"] = str(self.source.bytes_kept + int(entries.get("weight_bytes", 0)))
         entries["kv_pages"] = str(self.num_pages)
         entries["kv_bytes"] = str(self.num_pages * self.get().page_bytes())
         return entries
@@ -336,12 +366,13 @@ def cpu_features():
             "threads": usable_threads()}
 
 
-_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
+# In the order of WeightFormat in core/cpu/panels.h.
+WEIGHT_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
 
 
 def panel_shape(format, rows, cols):
-    """(panels, bytes of one) of a matrix [rows, cols] in a format of core/cpu/panel.h."""
-    return panel_count(rows), panel_bytes(<WeightFormat> <int> _FORMATS[format], cols)
+    """(panels, bytes of one) of a matrix [rows, cols] in a format of core/cpu/panels.h."""
+    return panel_count(rows), panel_bytes(<WeightFormat> <int> WEIGHT_FORMATS[format], cols)
 
 
 def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
@@ -354,7 +385,7 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
     cdef const uint16_t[:, ::1] weights
     cdef const uint8_t[:, :, ::1] block_bytes
     cdef const uint8_t[:, ::1] scale_bytes
-    if (weight is None) != (format == "mxfp4") or format not in _FORMATS:
+    if (weight is None) != (format == "mxfp4") or format not in WEIGHT_FORMATS:
         raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4, asked for "
                     f"{format!r}")
     if weight is not None:
@@ -373,7 +404,7 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
         source.scales = &scale_bytes[0, 0]
         source.rows = block_bytes.shape[0]
         source.cols = block_bytes.shape[1] * 32
-    cdef WeightFormat format_ = <WeightFormat> <int> _FORMATS[format]
+    cdef WeightFormat format_ = <WeightFormat> <int> WEIGHT_FORMATS[format]
     shape = panel_shape(format, source.rows, source.cols)
     raw = np.empty(shape[0] * shape[1] + 64, np.uint8)
     skip = -raw.ctypes.data % 64

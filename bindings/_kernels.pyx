@@ -10,31 +10,46 @@ from time import perf_counter
 
 import numpy as np
 
+from cpython.ref cimport PyObject
 from libc.math cimport sqrt
 from libcpp cimport bool
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libcpp.vector cimport vector
 
-cimport gptoss
-from gptoss cimport (
-    AttentionArgs, Compute, Isa, Kernels, KvStorage, LinearJob, MatmulBf16Args, MatmulF32Args,
-    MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs,
-    RopeArgs, SwigluArgs, TileRowArgs, WeightFormat, attention_scratch, attention_tokens, bf16,
-    fill_config, isa_name, kernels_for, linear, make_operand, matmul_scratch, pack_matrix,
-    page_size, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa, read_all,
-    route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
+cimport translate
+from core.batch cimport page_size
+from core.config cimport ModelConfig
+from core.cpu.isa cimport Isa, isa_name
+from core.cpu.kernels.select cimport kernels_for, parse_isa, testable_isas
+from core.cpu.kernels.table cimport (
+    AttentionArgs, Kernels, KvStorage, MatmulArgs, Product, QuantizeArgs, RmsNormArgs, RopeArgs,
+    SwigluArgs, TileRowArgs, attention_scratch, attention_tokens, matmul_scratch,
+)
+from core.cpu.layer cimport route as cpp_route
+from core.cpu.linear cimport Compute, LinearJob, OperandStorage, linear, make_operand
+from core.cpu.panels cimport (
+    Panels as CppPanels, WeightFormat, panel_blocks, panel_bytes, panel_cols, panel_count,
+)
+from core.dtype cimport bf16
+from core.rope cimport (
     yarn_concentration as cpp_yarn_concentration,
     yarn_inverse_frequencies as cpp_yarn_inverse_frequencies,
 )
-from gptoss_cuda cimport (
+from core.sampler cimport uniform_draw as cpp_uniform_draw
+from core.testing.peak cimport peak as cpp_peak
+from cuda.testing cimport (
     HostArray, HostCall, array_in, array_in_out, array_out, load_host_kernels,
 )
+from model_config cimport fill_config
 
 from gptoss.errors import Error
 
-gptoss.error_class = <gptoss.PyObject*> Error
+from . import _core
+
+translate.error_class = <PyObject*> Error
 
 PAGE_SIZE = page_size
+PRODUCTS = ("f32", "i16", "bf16")  # in the order of Product in core/cpu/kernels/table.h
 ATTENTION_TOKENS = attention_tokens  # at most so many in a tile
 
 
@@ -47,9 +62,7 @@ def isas():
 def products(isa):
     """Which of the products "f32", "i16" and "bf16" this instruction set has."""
     cdef const Kernels* kernels = _kernels(isa)
-    there = {"f32": kernels.matmul_f32 != NULL, "i16": kernels.matmul_i16 != NULL,
-             "bf16": kernels.matmul_bf16 != NULL}
-    return [name for name, found in there.items() if found]
+    return [name for number, name in enumerate(PRODUCTS) if kernels.matmul[number] != NULL]
 
 
 cdef const Kernels* _kernels(str isa) except NULL:
@@ -65,11 +78,8 @@ def _check(condition, message):
         raise Error(message)
 
 
-_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
-
-
-class Packed:
-    """A matrix [rows, cols] in panels (core/cpu/panel.h): data uint8 [panels, panel bytes]."""
+class Panels:
+    """A matrix [rows, cols] in panels (core/cpu/panels.h): data uint8 [panels, panel bytes]."""
 
     def __init__(self, format, rows, cols, data):
         self.format = format
@@ -78,30 +88,12 @@ class Packed:
         self.data = data
 
 
-def pack(format, *, const uint16_t[:, ::1] weight=None, const uint8_t[:, :, ::1] blocks=None,
-         const uint8_t[:, ::1] scales=None, threads=1):
-    """Packed of weight [N, K] (bf16 → "bf16" or "q8") or of blocks [N, K / 32, 16] and scales
+def pack(format, *, weight=None, blocks=None, scales=None, threads=1):
+    """Panels of weight [N, K] (bf16 → "bf16" or "q8") or of blocks [N, K / 32, 16] and scales
     [N, K / 32] (→ "mxfp4")."""
-    cdef PackSource source
-    if weight is not None:
-        source.weight = <const bf16*> &weight[0, 0]
-        source.rows = weight.shape[0]
-        source.cols = weight.shape[1]
-    else:
-        _check(blocks.shape[0] == scales.shape[0] and blocks.shape[1] == scales.shape[1]
-               and blocks.shape[2] == 16, "pack: blocks and scales differ in shape")
-        source.weight = NULL
-        source.blocks = &blocks[0, 0, 0]
-        source.scales = &scales[0, 0]
-        source.rows = blocks.shape[0]
-        source.cols = blocks.shape[1] * 32
-    cdef WeightFormat format_ = <WeightFormat> <int> _FORMATS[format]
-    data = _aligned((panel_count(source.rows), panel_bytes(format_, source.cols)), np.uint8, 0xFF)
-    cdef uint8_t[:, ::1] to = data
-    cdef int threads_ = threads
-    with nogil:
-        pack_matrix(source, format_, &to[0, 0], threads_)
-    return Packed(format, source.rows, source.cols, data)
+    data = _core.pack(format, weight=weight, blocks=blocks, scales=scales, threads=threads)
+    rows, cols = weight.shape if blocks is None else (blocks.shape[0], blocks.shape[1] * 32)
+    return Panels(format, rows, cols, data)
 
 
 def _aligned(shape, dtype, fill):
@@ -115,12 +107,12 @@ def _aligned(shape, dtype, fill):
     return array
 
 
-cdef Panels _panels(object packed, const uint16_t[::1] bias) except *:
-    cdef Panels w
-    cdef const uint8_t[:, ::1] data = packed.data
-    w.format = <WeightFormat> <int> _FORMATS[packed.format]
-    w.rows = packed.rows
-    w.cols = packed.cols
+cdef CppPanels _panels(object panels, const uint16_t[::1] bias) except *:
+    cdef CppPanels w
+    cdef const uint8_t[:, ::1] data = panels.data
+    w.format = <WeightFormat> <int> _core.WEIGHT_FORMATS[panels.format]
+    w.rows = panels.rows
+    w.cols = panels.cols
     w.data = &data[0, 0]
     w.bias = NULL
     _check(data.shape[0] == panel_count(w.rows) and data.shape[1] == panel_bytes(w.format, w.cols),
@@ -146,30 +138,40 @@ def _row_count(x, row_ids):
     return row_ids.shape[0]
 
 
-def matmul_f32(x, packed, *, isa, const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None,
-               begin=0, end=None):
-    """y [rows, N] = x [·, K] (rows row_ids) · packedᵀ + bias: float32 operand and products.
-
-    Only the columns of panels begin..end are computed; the others stay NaN.
-    """
-    cdef MatmulF32Args a
-    a.w = _panels(packed, bias)
-    _check(x.shape[1] == a.w.cols, "matmul_f32: x and the weights differ in columns")
-    cdef const float[:, ::1] operand = _padded(x, x.shape[1])
-    a.x = &operand[0, 0]
-    a.x_stride = operand.shape[1]
-    a.rows = _row_count(x, row_ids)
-    a.row_ids = &row_ids[0] if row_ids is not None else NULL
+cdef object _multiply(str isa, int product, MatmulArgs* a, begin, end):
+    """y [rows, N] of the operand, rows and weights in `a`; NaN where it is not computed."""
+    cdef const Kernels* kernels = _kernels(isa)
+    _check(kernels.matmul[product] != NULL, f"{isa} has no product {PRODUCTS[product]}")
     result = _poisoned((a.rows, a.w.rows))
+    scratch = _aligned((matmul_scratch,), np.uint8, 0xFF)
     cdef float[:, ::1] y = result
+    cdef uint8_t[::1] scratch_view = scratch
+    a.x.product = <Product> product
+    a.x.cols = a.w.cols
     a.y = &y[0, 0]
     a.y_stride = a.w.rows
     a.begin = begin
     a.end = panel_count(a.w.rows) if end is None else end
-    cdef const Kernels* kernels = _kernels(isa)
+    a.scratch = &scratch_view[0]
     with nogil:
-        kernels.matmul_f32(a)
+        kernels.matmul[product](a[0])
     return result
+
+
+def matmul_f32(x, panels, *, isa, const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None,
+               begin=0, end=None):
+    """y [rows, N] = x [·, K] (rows row_ids) · panelsᵀ + bias: float32 operand and products.
+
+    Only the columns of panels begin..end are computed; the others stay NaN.
+    """
+    cdef MatmulArgs a
+    a.w = _panels(panels, bias)
+    _check(x.shape[1] == a.w.cols, "matmul_f32: x and the weights differ in columns")
+    cdef const float[:, ::1] operand = _padded(x, x.shape[1])
+    a.x.x = &operand[0, 0]
+    a.rows = _row_count(x, row_ids)
+    a.row_ids = &row_ids[0] if row_ids is not None else NULL
+    return _multiply(isa, <int> Product.f32, &a, begin, end)
 
 
 def quantize(const float[:, ::1] x, *, isa):
@@ -185,31 +187,18 @@ def quantize(const float[:, ::1] x, *, isa):
     return q, scale
 
 
-def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, packed, *, isa,
+def matmul_i16(const int16_t[:, ::1] q, const float[:, ::1] scale, panels, *, isa,
                const uint16_t[::1] bias=None, const int32_t[::1] row_ids=None, begin=0, end=None):
     """As matmul_f32, on rows that `quantize` made; mxfp4 and q8."""
-    cdef MatmulI16Args a
-    a.w = _panels(packed, bias)
+    cdef MatmulArgs a
+    a.w = _panels(panels, bias)
     _check(q.shape[1] == panel_cols(a.w.cols) and scale.shape[1] == panel_blocks(a.w.cols)
            and q.shape[0] == scale.shape[0], "matmul_i16: operand and weights differ in columns")
-    a.x = &q[0, 0]
-    a.x_scale = &scale[0, 0]
+    a.x.q = &q[0, 0]
+    a.x.q_scale = &scale[0, 0]
     a.rows = _row_count(q, row_ids)
     a.row_ids = &row_ids[0] if row_ids is not None else NULL
-    result = _poisoned((a.rows, a.w.rows))
-    cdef float[:, ::1] y = result
-    a.y = &y[0, 0]
-    a.y_stride = a.w.rows
-    a.begin = begin
-    a.end = panel_count(a.w.rows) if end is None else end
-    scratch = _aligned((matmul_scratch,), np.uint8, 0xFF)
-    cdef uint8_t[::1] scratch_view = scratch
-    a.scratch = &scratch_view[0]
-    cdef const Kernels* kernels = _kernels(isa)
-    _check(kernels.matmul_i16 != NULL, f"{isa} has no matmul_i16")
-    with nogil:
-        kernels.matmul_i16(a)
-    return result
+    return _multiply(isa, <int> Product.i16, &a, begin, end)
 
 
 def to_tiles(const float[:, ::1] x, *, isa):
@@ -224,30 +213,17 @@ def to_tiles(const float[:, ::1] x, *, isa):
     return tiles
 
 
-def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, packed, *, isa,
+def matmul_bf16(const uint16_t[:, :, :, ::1] tiles, rows, panels, *, isa,
                 const uint16_t[::1] bias=None, begin=0, end=None):
     """As matmul_f32, on tiles that `to_tiles` made."""
-    cdef MatmulBf16Args a
-    a.w = _panels(packed, bias)
+    cdef MatmulArgs a
+    a.w = _panels(panels, bias)
     _check(tiles.shape[0] == panel_count(rows) and tiles.shape[1] == panel_blocks(a.w.cols)
            and tiles.shape[2] == 16 and tiles.shape[3] == 32,
            "matmul_bf16: operand and weights differ in shape")
-    a.x = <const bf16*> &tiles[0, 0, 0, 0]
+    a.x.tiles = <const bf16*> &tiles[0, 0, 0, 0]
     a.rows = rows
-    result = _poisoned((a.rows, a.w.rows))
-    scratch = _aligned((matmul_scratch,), np.uint8, 0xFF)
-    cdef float[:, ::1] y = result
-    cdef uint8_t[::1] scratch_view = scratch
-    a.y = &y[0, 0]
-    a.y_stride = a.w.rows
-    a.begin = begin
-    a.end = panel_count(a.w.rows) if end is None else end
-    a.scratch = &scratch_view[0]
-    cdef const Kernels* kernels = _kernels(isa)
-    _check(kernels.matmul_bf16 != NULL, f"{isa} has no matmul_bf16")
-    with nogil:
-        kernels.matmul_bf16(a)
-    return result
+    return _multiply(isa, <int> Product.bf16, &a, begin, end)
 
 
 def rms_norm(const float[::1] x, const uint16_t[::1] scale, float eps, *, isa):
@@ -389,25 +365,12 @@ def uniform_draw(uint64_t seed, uint64_t draw):
     return cpp_uniform_draw(seed, draw)
 
 
-def read_seconds(const uint64_t[::1] data, threads, repeat):
-    """Seconds that each of `repeat` readings of data took, by so many threads."""
-    cdef int threads_ = threads
-    cdef uint64_t total = 0
-    seconds = []
-    for _ in range(repeat):
-        start = perf_counter()
-        with nogil:
-            total += read_all(&data[0], data.shape[0], threads_)
-        seconds.append(perf_counter() - start)
-    return seconds, total
-
-
 def peak_seconds(rounds, threads, *, isa):
     """(seconds, operations of all threads) of the fastest multiply-add instruction of this isa, on
     registers alone."""
     from threading import Barrier, Thread
 
-    cdef const Kernels* kernels = _kernels(isa)
+    cdef Isa isa_ = parse_isa(isa.encode())
     barrier = Barrier(threads + 1)
     done = []
 
@@ -416,7 +379,7 @@ def peak_seconds(rounds, threads, *, isa):
         cdef double operations
         barrier.wait()
         with nogil:
-            operations = kernels.peak(rounds_)
+            operations = cpp_peak(isa_, rounds_)
         done.append(operations)
 
     workers = [Thread(target=work) for _ in range(threads)]
@@ -430,7 +393,7 @@ def peak_seconds(rounds, threads, *, isa):
 
 
 def linear_seconds(matrices, rows, threads, repeat, *, isa, bf16=True):
-    """Seconds that each of `repeat` products of `rows` operand rows with one of `matrices` (Packed,
+    """Seconds that each of `repeat` products of `rows` operand rows with one of `matrices` (Panels,
     taken in turn) took, operand conversion included, after one that is not counted.
 
     bf16: operands are rounded, as the engine does by default; otherwise float32 products.
@@ -440,7 +403,7 @@ def linear_seconds(matrices, rows, threads, repeat, *, isa, bf16=True):
     cdef bool round_ = bf16
     cdef Compute* compute = new Compute(isa_, threads_, round_)
     cdef OperandStorage* storage = new OperandStorage()
-    cdef Panels w
+    cdef CppPanels w
     cdef vector[LinearJob] jobs
     cdef int64_t rows_ = rows
     cdef const float[:, ::1] x = np.random.default_rng(0).standard_normal(

@@ -4,10 +4,11 @@
 #include <Python.h>
 
 #include <new>
+#include <optional>
 #include <string>
 
-#include "check.h"
-#include "weights.h"
+#include "core/check.h"
+#include "core/weights.h"
 
 namespace gptoss::bindings {
 
@@ -39,8 +40,9 @@ public:
   using Fetch = int (*)(void* owner, const char* name, Tensor* out);
   using Release = int (*)(void* owner, const char* name);
 
-  CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4, int packed)
-      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4), packed_(packed) {}
+  CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4,
+                 std::optional<DenseWeights> panels)
+      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4), panels_(panels) {}
 
   Tensor tensor(const std::string& name) override {
     Tensor tensor;
@@ -55,14 +57,14 @@ public:
     }
   }
   bool experts_are_mxfp4() const override { return mxfp4_; }
-  int packed() const override { return packed_; }
+  std::optional<DenseWeights> panels() const override { return panels_; }
 
 private:
   void* owner_;
   Fetch fetch_;
   Release release_;
   bool mxfp4_;
-  int packed_;
+  std::optional<DenseWeights> panels_;
 };
 
 }  // namespace gptoss::bindings

@@ -9,23 +9,17 @@
 #include <utility>
 #include <vector>
 
-#include "batch.h"
-#include "comm.h"
-#include "config.h"
-#include "shard.h"
-#include "weights.h"
+#include "core/batch.h"
+#include "core/comm.h"
+#include "core/config.h"
+#include "core/shard.h"
+#include "core/weights.h"
 
 namespace gptoss {
 
 enum class Activation : int {
   bf16 = 0,  // operands of matrix products and the KV cache are rounded to bf16
   f32 = 1,   // nothing is rounded: for exact comparison
-};
-
-// Attention's matrices and the unembedding; experts stay as published in any case.
-enum class DenseWeights : int {
-  published = 0,  // bf16, exact
-  q8 = 1,         // int8 in groups of 32 with a bf16 scale
 };
 
 enum class KvFormat : int {
@@ -67,21 +61,6 @@ public:
   // Names and values for people to read.
   virtual std::vector<std::pair<std::string, std::string>> info() const = 0;
 };
-
-struct BackendStatus {
-  std::string name;
-  bool available;
-  std::string reason;  // why not, or what it is
-};
-
-// Every backend this build knows, in order of preference for device "auto".
-// `plugin_directory` is where shared-library backends are looked for.
-std::vector<BackendStatus> list_backends(const std::string& plugin_directory);
-
-// `device`: a backend's name, or "auto" for the first one available. Throws Error with the reason
-// when it is unknown or not available.
-std::unique_ptr<Backend> make_backend(const std::string& device,
-                                      const std::string& plugin_directory, const Options& options);
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
 // backend_abi of the headers it was built with; a mismatch is refused.

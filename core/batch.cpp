@@ -1,8 +1,8 @@
-#include "batch.h"
+#include "core/batch.h"
 
 #include <cmath>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 

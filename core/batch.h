@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "config.h"
+#include "core/config.h"
 
 namespace gptoss {
 

@@ -1,10 +1,10 @@
-#include "comm.h"
+#include "core/comm.h"
 
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 
@@ -79,6 +79,14 @@ public:
     const std::lock_guard lock(group_->mutex);
     group_->aborted = true;
     group_->changed.notify_all();
+  }
+
+  bool can_restart() const override { return true; }
+
+  void restart() override {
+    const std::lock_guard lock(group_->mutex);
+    group_->aborted = false;
+    group_->arrived = 0;  // whoever waited has left
   }
 
 private:

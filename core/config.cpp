@@ -1,9 +1,9 @@
-#include "config.h"
+#include "core/config.h"
 
 #include <cmath>
 
-#include "check.h"
-#include "dtype.h"
+#include "core/check.h"
+#include "core/dtype.h"
 
 namespace gptoss {
 

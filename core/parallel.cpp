@@ -1,7 +1,6 @@
-#include "parallel.h"
+#include "core/parallel.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -9,8 +8,8 @@
 #include <thread>
 #include <utility>
 
-#include "check.h"
-#include "shard.h"
+#include "core/check.h"
+#include "core/shard.h"
 
 namespace gptoss {
 
@@ -146,14 +145,14 @@ public:
 
   std::vector<std::pair<std::string, std::string>> info() const override {
     auto result = ranks_[0].backend->info();
-    int64_t packed = 0;
+    int64_t bytes = 0;
     for (const Rank& rank : ranks_) {
       for (const auto& [name, value] : rank.backend->info()) {
-        packed += name == "packed_bytes" ? std::stoll(value) : 0;
+        bytes += name == "weight_bytes" ? std::stoll(value) : 0;
       }
     }
     for (auto& [name, value] : result) {
-      value = name == "packed_bytes" ? std::to_string(packed) : value;
+      value = name == "weight_bytes" ? std::to_string(bytes) : value;
     }
     result.emplace_back("tensor_parallel", std::to_string(ranks_.size()));
     return result;
@@ -174,44 +173,58 @@ private:
 
   // On all at the same time. What is wrong with a batch every rank finds by itself, before it
   // waits for another; but memory may run out on one alone, and then the others would wait for
-  // ever.
+  // ever: they are told, at once where the group can start again, else after some patience. What
+  // the first to fail threw is thrown.
   void on_each(const std::function<void(size_t)>& task) {
+    Failure failure;
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      ranks_[r].worker.start([&task, this, r] {
+      ranks_[r].worker.start([&task, &failure, r] {
         try {
           task(r);
         } catch (...) {
-          failed_ = true;
-          throw;
+          failure.set(std::current_exception());
         }
       });
     }
-    constexpr std::chrono::milliseconds look(100), patience(10000);
+    const bool can_restart = communicators_.front()->can_restart();
+    constexpr std::chrono::milliseconds look(100);
+    const std::chrono::milliseconds patience(can_restart ? 0 : 10000);
     std::chrono::milliseconds waited(0);
+    bool aborted = false;
     for (Rank& rank : ranks_) {
       while (!rank.worker.wait_for(look)) {
-        waited += failed_ ? look : std::chrono::milliseconds(0);
-        if (waited > patience) {
-          abort();
+        waited += failure.get() != nullptr ? look : std::chrono::milliseconds(0);
+        if (waited > patience && !std::exchange(aborted, true)) {
+          for (const auto& communicator : communicators_) {
+            communicator->abort();
+          }
         }
       }
     }
-    failed_ = false;
-    std::exception_ptr first;
-    for (Rank& rank : ranks_) {
-      const std::exception_ptr error = rank.worker.wait();
-      first = first != nullptr ? first : error;
+    if (aborted && can_restart) {
+      communicators_.front()->restart();
     }
-    if (first != nullptr) {
-      std::rethrow_exception(first);
+    if (const std::exception_ptr error = failure.get()) {
+      std::rethrow_exception(error);
     }
   }
 
-  void abort() {
-    for (const auto& communicator : communicators_) {
-      communicator->abort();
+  // What the first of several threads to fail threw.
+  class Failure {
+  public:
+    void set(const std::exception_ptr& error) {
+      const std::lock_guard lock(mutex_);
+      error_ = error_ != nullptr ? error_ : error;
     }
-  }
+    std::exception_ptr get() const {
+      const std::lock_guard lock(mutex_);
+      return error_;
+    }
+
+  private:
+    mutable std::mutex mutex_;
+    std::exception_ptr error_;
+  };
 
   // Backends end where they began.
   void close() {
@@ -223,7 +236,6 @@ private:
 
   std::vector<std::unique_ptr<Communicator>> communicators_;
   std::vector<Rank> ranks_;
-  std::atomic<bool> failed_ = false;
 };
 
 }  // namespace

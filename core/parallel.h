@@ -1,12 +1,13 @@
 // A model on several devices of this machine: one backend a rank, each on a thread of its own.
+// Tested with ranks that are threads on one CPU; it has never run on two GPUs.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <vector>
 
-#include "backend.h"
-#include "comm.h"
+#include "core/backend.h"
+#include "core/comm.h"
 
 namespace gptoss {
 

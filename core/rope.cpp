@@ -1,4 +1,4 @@
-#include "rope.h"
+#include "core/rope.h"
 
 #include <algorithm>
 #include <cmath>

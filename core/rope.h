@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "config.h"
+#include "core/config.h"
 
 namespace gptoss {
 
@@ -13,7 +13,8 @@ struct RopeTable {
   std::vector<float> cos, sin;
 };
 
-// YaRN's inverse frequencies (Peng et al. 2023, "NTK-by-parts"; SPEC "Forward" 3), (head_dim / 2).
+// YaRN's inverse frequencies (Peng et al. 2023, "NTK-by-parts"; docs/spec.md, "Rotary embedding"),
+// (head_dim / 2).
 std::vector<double> yarn_inverse_frequencies(const ModelConfig& config);
 // 0.1 · ln(factor) + 1, or 1 where factor ≤ 1.
 double yarn_concentration(const ModelConfig& config);

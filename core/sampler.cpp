@@ -1,11 +1,11 @@
-#include "sampler.h"
+#include "core/sampler.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 

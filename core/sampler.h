@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "batch.h"
+#include "core/batch.h"
 
 namespace gptoss {
 

@@ -1,8 +1,8 @@
-#include "shard.h"
+#include "core/shard.h"
 
 #include <cstring>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 
@@ -60,7 +60,7 @@ ModelConfig shard_config(const ModelConfig& whole, const Shard& shard) {
 
 ShardedSource::ShardedSource(WeightSource& source, const Shard& shard, bool keep)
     : source_(source), shard_(shard), keep_(keep) {
-  GPTOSS_CHECK(source.packed() < 0,
+  GPTOSS_CHECK(!source.panels(),
                "tensor parallel: expected published weights, found a packed model");
 }
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "config.h"
-#include "weights.h"
+#include "core/config.h"
+#include "core/weights.h"
 
 namespace gptoss {
 
@@ -35,7 +35,7 @@ public:
   Tensor tensor(const std::string& name) override;
   void release(const std::string& name) override;
   bool experts_are_mxfp4() const override { return source_.experts_are_mxfp4(); }
-  int packed() const override { return source_.packed(); }
+  std::optional<DenseWeights> panels() const override { return source_.panels(); }
 
 private:
   WeightSource& source_;

@@ -1,6 +1,6 @@
-#include "weights.h"
+#include "core/weights.h"
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss {
 

@@ -4,13 +4,20 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "dtype.h"
-#include "tensor.h"
+#include "core/dtype.h"
+#include "core/tensor.h"
 
 namespace gptoss {
+
+// Attention's matrices and the unembedding; experts stay as published in any case.
+enum class DenseWeights : int {
+  published = 0,  // bf16, exact
+  q8 = 1,         // int8 in groups of 32 with a bf16 scale
+};
 
 // Where tensors come from: a mapped checkpoint, a synthetic model, a trainer's arrays. The view of
 // a tensor stays valid until it is released, or for good if it never is.
@@ -22,9 +29,9 @@ public:
   virtual void release(const std::string& name) = 0;
   // "mxfp4" experts come as .blocks and .scales; otherwise as one bf16 tensor.
   virtual bool experts_are_mxfp4() const = 0;
-  // Matrices come as X.panels in the CPU's own layout (cpu/panel.h) instead: the DenseWeights that
-  // they were packed with, or -1 for the published tensors.
-  virtual int packed() const { return -1; }
+  // Matrices come as X.panels, in the CPU's own layout (core/cpu/panels.h), with dense weights of
+  // this format; nothing where the tensors come as published.
+  virtual std::optional<DenseWeights> panels() const { return std::nullopt; }
 };
 
 // The data of a tensor of this dtype and shape. Throws Error naming the tensor, what was expected

@@ -1,15 +1,15 @@
 // attention_any: for shapes that the kernels on tensor cores do not have. A block for each token
 // and KV head, which walks over the pages that the token sees. The group's heads share what is
 // read. Softmax is online (Milakov and Gimelshein 2018); the sink is where it begins.
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 
 namespace {
 
 constexpr int threads = 128;
-constexpr int most_elements = 16;  // of the output, a thread: group · head_dim ≤ 2048
+constexpr int max_elements = 16;  // of the output, a thread: group · head_dim ≤ 2048
 
 // Shared memory: q, logits, and each head's maximum, sum and shrinking factor.
 struct Layout {
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
     memory[at.max + g] = to_float(a.sinks[kv_head * group + g]);
     memory[at.sum + g] = 1.0f;
   }
-  float out[most_elements] = {};
+  float out[max_elements] = {};
   const int position = a.position[token];
   const int first = position >= a.window ? position - a.window + 1 : 0;
   const int32_t* pages = a.pages + static_cast<int64_t>(a.sequence[token]) * a.max_blocks;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
     const int end =
         position - block * page_size + 1 < page_size ? position - block * page_size + 1 : page_size;
     GPTOSS_UNROLL
-    for (int e = 0; e < most_elements; ++e) {
+    for (int e = 0; e < max_elements; ++e) {
       const int i = thread + e * threads;
       if (i < group * dim) {
         const int g = i / dim, d = i % dim;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
     }
   }
   GPTOSS_UNROLL
-  for (int e = 0; e < most_elements; ++e) {
+  for (int e = 0; e < max_elements; ++e) {
     const int i = thread + e * threads;
     if (i < group * dim) {
       a.out[offset + i] = to_bf16(out[e] / memory[at.sum + i / dim]);
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(threads) attention_kernel(AttentionArgs a) {
 void attention_any(const AttentionArgs& a, const Stream& stream) {
   const int group = a.heads / a.kv.kv_heads, dim = a.kv.head_dim;
   GPTOSS_CHECK(
-      a.tokens > 0 && group * a.kv.kv_heads == a.heads && group * dim <= threads * most_elements,
+      a.tokens > 0 && group * a.kv.kv_heads == a.heads && group * dim <= threads * max_elements,
       "attention_any: expected whole groups of at most {} elements, found {} heads of {} on {} "
       "KV heads",
-      threads * most_elements, a.heads, dim, a.kv.kv_heads);
+      threads * max_elements, a.heads, dim, a.kv.kv_heads);
   launch({"attention_any", {a.tokens, a.heads, dim}}, attention_kernel,
          {a.tokens, a.kv.kv_heads, 1}, threads,
          static_cast<size_t>(Layout(group, dim).end) * sizeof(float), stream, a);

@@ -2,7 +2,7 @@
 // one tile. Blocks share the pages (flash-decoding, Dao et al. 2023), a block's warps share its
 // pages, each with copies of its own under way; sums are merged exactly, over warps in shared
 // memory and over blocks by the one that ends last.
-#include "attention_tile.cuh"
+#include "cuda/attention_tile.cuh"
 
 namespace gptoss::cuda {
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int warps = 4;
 constexpr int threads = warps * warp_size;
-constexpr int most_rows = 16;  // heads of a group
+constexpr int max_rows = 16;  // heads of a group
 
 template <int dim>
 struct Shape {
@@ -19,7 +19,7 @@ struct Shape {
   static constexpr int stages = dim > 64 ? 2 : 4;
   static constexpr int warp_bytes = stages * 2 * tile_bytes;
   static constexpr int part = dim + 2;  // a row's sums: out, max, sum
-  static constexpr int merge_bytes = warps * most_rows * part * 4;
+  static constexpr int merge_bytes = warps * max_rows * part * 4;
   static constexpr int shared_bytes =
       warps * warp_bytes > merge_bytes ? warps * warp_bytes : merge_bytes;
 };
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(threads, 2) decode_kernel(AttentionArgs a) {
   auto* parts = reinterpret_cast<float*>(shared);
   GPTOSS_UNROLL
   for (int half = 0; half < 2; ++half) {
-    float* part = parts + (warp * most_rows + lane / 4 + half * 8) * S::part;
+    float* part = parts + (warp * max_rows + lane / 4 + half * 8) * S::part;
     GPTOSS_UNROLL
     for (int n = 0; n < dim / 8; ++n) {
       part[n * 8 + lane % 4 * 2] = rows.out[n][half * 2];
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(threads, 2) decode_kernel(AttentionArgs a) {
     const float sink = to_float(a.sinks[kv_head * group + row]);
     a.out[element + row * dim + d] = to_bf16(m.out * weight_with_sink(m.max, m.sum, sink));
   };
-  constexpr int64_t between_warps = most_rows * S::part;
+  constexpr int64_t between_warps = max_rows * S::part;
   const int64_t between_splits = static_cast<int64_t>(group) * S::part;
   const int64_t task = static_cast<int64_t>(blockIdx.x) * a.kv.kv_heads + kv_head;
   float* of_splits = a.parts + task * splits * between_splits;
@@ -181,7 +181,7 @@ void run(const AttentionArgs& a, const Stream& stream) {
 }  // namespace
 
 bool has_attention(int group, int head_dim) {
-  return group <= most_rows &&
+  return group <= max_rows &&
          (head_dim == 16 || head_dim == 32 || head_dim == 64 || head_dim == 128);
 }
 
@@ -191,9 +191,9 @@ int64_t decode_part_floats(int tokens, int heads, int head_dim, int splits) {
 
 void attention_decode(const AttentionArgs& a, const Stream& stream) {
   GPTOSS_CHECK(
-      a.tokens > 0 && a.splits > 0 && a.heads / a.kv.kv_heads <= most_rows,
+      a.tokens > 0 && a.splits > 0 && a.heads / a.kv.kv_heads <= max_rows,
       "attention_decode: expected groups of at most {} heads, found {} heads on {} KV heads",
-      most_rows, a.heads, a.kv.kv_heads);
+      max_rows, a.heads, a.kv.kv_heads);
   with_head_dim("attention_decode", a.kv.head_dim, [&](auto dim) { run<dim()>(a, stream); });
 }
 

@@ -1,7 +1,7 @@
 // attention_prefill: a block for 128 rows of queries (neighbouring tokens of a sequence × the
 // heads of one group) and a KV head. Keys and values come in tiles of 64, two under way; all rows
 // share them.
-#include "attention_tile.cuh"
+#include "cuda/attention_tile.cuh"
 
 namespace gptoss::cuda {
 

@@ -5,9 +5,9 @@
 
 #include <type_traits>
 
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 
@@ -123,8 +123,8 @@ struct QueryRows {
   }
 };
 
-// The sink takes part in the sum once, with a logit of its own and no value (SPEC "Forward" 3):
-// what a row's output is multiplied by.
+// The sink takes part in the sum once, with a logit of its own and no value (docs/spec.md,
+// "Attention"): what a row's output is multiplied by.
 __device__ inline float weight_with_sink(float max, float sum, float sink) {
   sink *= log2_e;
   const float largest = fmaxf(max, sink);

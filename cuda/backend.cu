@@ -1,5 +1,5 @@
 // The layer loop on the GPU.
-#include "cuda_backend.h"
+#include "cuda/cuda_backend.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -8,16 +8,16 @@
 #include <utility>
 #include <vector>
 
-#include "batch.h"
-#include "check.h"
-#include "choose.h"
-#include "graphs.h"
-#include "inputs.h"
-#include "kernels.h"
-#include "model.h"
-#include "rope.h"
-#include "sampling.h"
-#include "workspace.h"
+#include "core/batch.h"
+#include "core/check.h"
+#include "core/rope.h"
+#include "cuda/choose.h"
+#include "cuda/graphs.h"
+#include "cuda/inputs.h"
+#include "cuda/kernels.h"
+#include "cuda/model.h"
+#include "cuda/sampling.h"
+#include "cuda/workspace.h"
 
 namespace gptoss::cuda {
 
@@ -39,7 +39,7 @@ public:
 
   void load(const ModelConfig& c, WeightSource& source) override {
     check_config(c);
-    GPTOSS_CHECK(source.packed() < 0, "device cuda: a model packed for the CPU cannot be used");
+    GPTOSS_CHECK(!source.panels(), "device cuda: a model packed for the CPU cannot be used");
     GPTOSS_CHECK(source.experts_are_mxfp4(), "device cuda: expected MXFP4 experts, found bf16");
     GPTOSS_CHECK(
         c.hidden_size % mx_block == 0 && c.query_size() % 8 == 0 && c.head_dim % 8 == 0,
@@ -122,7 +122,7 @@ public:
             {"dense_weights", "bf16, as published"},
             {"expert_weights", "mxfp4"},
             {"kv_cache", "bf16"},
-            {"packed_bytes", std::to_string(model_bytes(config_, shard_.experts(config_)))}};
+            {"weight_bytes", std::to_string(model_bytes(config_, shard_.experts(config_)))}};
   }
 
 private:
@@ -288,10 +288,10 @@ private:
       a.tiles = in.decode_tiles;
       a.parts = s.parts;
       a.ended = s.ended;
-      const int64_t most_pages = sliding ? c.sliding_window / page_size + 2 : shape.max_blocks;
-      a.splits = std::min(splits(shape), decode_splits(shape.decode_tiles, kv.kv_heads,
-                                                       static_cast<int>(most_pages),
-                                                       stream_.get().device.multiprocessors));
+      const int64_t max_pages = sliding ? c.sliding_window / page_size + 2 : shape.max_blocks;
+      a.splits = std::min(
+          splits(shape), decode_splits(shape.decode_tiles, kv.kv_heads, static_cast<int>(max_pages),
+                                       stream_.get().device.multiprocessors));
       attention_decode(a, stream_);
     }
     if (shape.prefill_tiles > 0) {

@@ -1,7 +1,7 @@
 // Which kernel with which tiles for which sizes: arithmetic alone, tested on the host.
 #pragma once
 
-#include "layout.h"
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 
@@ -61,8 +61,8 @@ inline Product product_for(int m, int k, int major, int shared_bytes) {
 enum class ExpertProduct { few_rows, tiles, hopper };
 inline ExpertProduct expert_product_for(int pairs, int experts, int columns, int major) {
   // The operands of a step lie in shared memory whole: 16 rows of them in 99 KB on every chip.
-  constexpr int most_columns = 3072;
-  if (pairs <= 16 * experts && columns <= most_columns) {
+  constexpr int max_columns = 3072;
+  if (pairs <= 16 * experts && columns <= max_columns) {
     return ExpertProduct::few_rows;
   }
   return pairs > 32 * experts && major == 9 ? ExpertProduct::hopper : ExpertProduct::tiles;
@@ -71,11 +71,11 @@ inline ExpertProduct expert_product_for(int pairs, int experts, int columns, int
 // Over how many blocks the keys of a decoded token are split: enough for two blocks on every
 // multiprocessor, but none with less than `least` pages. A power of two, so that a growing context
 // changes it seldom.
-inline int decode_splits(int tokens, int kv_heads, int most_pages, int multiprocessors) {
+inline int decode_splits(int tokens, int kv_heads, int max_pages, int multiprocessors) {
   constexpr int least = 16, most = 64;
   int splits = 1;
   while (splits < most && tokens * kv_heads * splits < 2 * multiprocessors &&
-         splits * 2 * least <= most_pages) {
+         splits * 2 * least <= max_pages) {
     splits *= 2;
   }
   return splits;

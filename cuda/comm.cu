@@ -1,8 +1,8 @@
 // Sums over GPUs by NCCL, which is looked for when it is asked for: nothing else needs it.
-#include "comm.h"
+#include "core/comm.h"
 
-#include "cuda_backend.h"
-#include "runtime.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/runtime.h"
 
 #ifndef GPTOSS_CUDA_EMULATED
 #include <dlfcn.h>
@@ -91,6 +91,10 @@ public:
       (void)nccl().abort(comm);
     }
   }
+
+  // CUDA graphs hold the communicator that they were recorded with.
+  bool can_restart() const override { return false; }
+  void restart() override {}
 
 private:
   NcclComm comm_;

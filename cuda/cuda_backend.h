@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-#include "backend.h"
+#include "core/backend.h"
 
 namespace gptoss::cuda {
 

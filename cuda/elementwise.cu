@@ -1,7 +1,7 @@
 // embed, rope_tables, rope_and_store, combine, add: what moves few bytes.
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

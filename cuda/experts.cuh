@@ -1,14 +1,15 @@
 // What the experts' kernels share: which rows, fragments from MXFP4, what becomes of the sums.
 #pragma once
 
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 
 // A word of packed codes → operand A of mma.m16n8k16 as bf16, rounded as the published model's
-// own unpacking rounds (SPEC "MXFP4"). scale[0], scale[1]: of rows g and g + 8, scale_pair().
+// own unpacking rounds (docs/spec.md, "MXFP4"). scale[0], scale[1]: of rows g and g + 8,
+// scale_pair().
 __device__ inline void unpack_fragment(uint32_t word, const uint32_t (&scale)[2],
                                        uint32_t (&a)[4]) {
   constexpr uint32_t two_to_126 = 0x7e807e80u;
@@ -62,7 +63,7 @@ struct ExpertRows {
   __device__ bool none() const { return first == end; }
 };
 // As many as there may be; those too many find no rows.
-inline int most_expert_tiles(const ExpertArgs& a, int block) {
+inline int max_expert_tiles(const ExpertArgs& a, int block) {
   return a.pairs / block + (a.pairs < a.experts ? a.pairs : a.experts);
 }
 
@@ -116,7 +117,7 @@ __device__ inline float swiglu(float glu, float linear, float limit) {
   return glu / (1.0f + expf(-1.702f * glu)) * (linear + 1.0f);
 }
 
-// Sums of a tile's rows g and g + 8 for one pair (SPEC "Forward" 4).
+// Sums of a tile's rows g and g + 8 for one pair (docs/spec.md, "Router and experts").
 __device__ inline void put_sums(const ExpertArgs& a, int expert, int tile, int g, int row,
                                 float first, float second) {
   const bool paired = a.h != nullptr;

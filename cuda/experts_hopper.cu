@@ -2,9 +2,9 @@
 // registers (its spread is mma.m16n8k16's, so the packed layout serves both), and rows of x in
 // shared memory, gathered by cp.async into the swizzle that wgmma reads. Two blocks share a
 // multiprocessor: while the tensor cores work for one, the other unpacks.
-#include "choose.h"
-#include "experts.cuh"
-#include "hopper.h"
+#include "cuda/choose.h"
+#include "cuda/experts.cuh"
+#include "cuda/hopper.h"
 
 namespace gptoss::cuda {
 
@@ -89,7 +89,7 @@ void experts_hopper(const ExpertArgs& a, const Stream& stream) {
                "experts_hopper: expected compute capability 9, found {}.{}", stream.device.major,
                stream.device.minor);
   launch({"experts_hopper", {a.pairs, a.experts, a.n, a.k}}, hopper_kernel,
-         {(a.n / tile_rows + warps - 1) / warps, most_expert_tiles(a, block_x), 1}, threads,
+         {(a.n / tile_rows + warps - 1) / warps, max_expert_tiles(a, block_x), 1}, threads,
          Rows::stages * Rows::bytes, stream, a);
 }
 

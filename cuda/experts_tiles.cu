@@ -1,6 +1,6 @@
 // experts, many pairs an expert, on any chip: mma.sync with the weights as operand A, unpacked
 // from registers, and rows of x as operand B from shared memory.
-#include "experts.cuh"
+#include "cuda/experts.cuh"
 
 namespace gptoss::cuda {
 
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(threads) tiles_kernel(ExpertArgs a) {
 
 void experts_tiles(const ExpertArgs& a, const Stream& stream) {
   launch({"experts_tiles", {a.pairs, a.experts, a.n, a.k}}, tiles_kernel,
-         {(a.n / tile_rows + block_w - 1) / block_w, most_expert_tiles(a, block_x), 1}, threads,
+         {(a.n / tile_rows + block_w - 1) / block_w, max_expert_tiles(a, block_x), 1}, threads,
          Rows::stages * Rows::bytes, stream, a);
 }
 

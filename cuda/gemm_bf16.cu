@@ -1,6 +1,6 @@
 // gemm_bf16: tile_gemm.cuh on matrices as they lie.
-#include "kernels.h"
-#include "tile_gemm.cuh"
+#include "cuda/kernels.h"
+#include "cuda/tile_gemm.cuh"
 
 namespace gptoss::cuda {
 

@@ -3,9 +3,9 @@
 // the tiles (the scheme of CUTLASS's and DeepGEMM's "warp-specialised persistent" products).
 #include <vector>
 
-#include "choose.h"
-#include "hopper.h"
-#include "kernels.h"
+#include "cuda/choose.h"
+#include "cuda/hopper.h"
+#include "cuda/kernels.h"
 
 #ifndef GPTOSS_CUDA_EMULATED
 #include <cudaTypedefs.h>

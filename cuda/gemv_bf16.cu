@@ -2,9 +2,9 @@
 // lie in memory: of 32 columns a lane reads eight neighbouring ones of rows g and g + 8, and takes
 // the same eight of x, so both operands have their columns in the same (another than the usual)
 // order. A block's warps share the columns of one or of four such tiles.
-#include "choose.h"
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/choose.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

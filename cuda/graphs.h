@@ -5,7 +5,7 @@
 #include <list>
 #include <tuple>
 
-#include "runtime.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 

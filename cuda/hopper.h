@@ -2,8 +2,8 @@
 // "cp.async.bulk.tensor", "mbarrier", "wgmma.mma_async", "setmaxnreg".)
 #pragma once
 
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 #ifndef GPTOSS_CUDA_EMULATED
 #include <cuda.h>

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "batch.h"
-#include "runtime.h"
+#include "core/batch.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 

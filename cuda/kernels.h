@@ -2,8 +2,8 @@
 // for shapes that they do not take, and when a launch fails.
 #pragma once
 
-#include "batch.h"
-#include "runtime.h"
+#include "core/batch.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 
@@ -53,8 +53,8 @@ struct UnpackArgs {
 void unpack_mxfp4(const UnpackArgs& args, const Stream& stream);
 
 // Products of the experts with the pairs (token, expert) that chose them, sorted by expert; then
-// either bias and swiglu to h, or bias to y (SPEC "Forward" 4). Bound: the bytes of the chosen
-// experts, 17 / 32 a weight, or 2 · pairs · n · k operations.
+// either bias and swiglu to h, or bias to y (docs/spec.md, "Router and experts"). Bound: the bytes
+// of the chosen experts, 17 / 32 a weight, or 2 · pairs · n · k operations.
 struct ExpertArgs {
   const bf16* x;               // rows of k
   const int32_t* pair_of_row;  // (pairs) row of x: pair_of_row[i] / pairs_a_row; null: row i
@@ -124,7 +124,8 @@ void rms_norm(const NormArgs& args, const Stream& stream);
 
 // t = the same norm; logits = norm before rounding · wᵀ + bias in float32 (which experts are chosen
 // is discontinuous); the `chosen` largest, ties to the lowest index, and their softmax over those
-// alone (SPEC "Forward" 4). Bound: w's bytes, or 2 · rows · n · experts operations.
+// alone (docs/spec.md, "Router and experts"). Bound: w's bytes, or 2 · rows · n · experts
+// operations.
 struct RouteArgs {
   Residual residual;
   const bf16* scale;             // (n)
@@ -210,8 +211,8 @@ int64_t decode_part_floats(int tokens, int heads, int head_dim, int splits);
 
 // --- Sampling ---
 
-constexpr int most_logprobs = 64;  // that sample() reports
-struct SampleRow {                 // mirrored by tests/cuda/test_sample.py
+constexpr int max_sampled_logprobs = 64;  // that sample() reports
+struct SampleRow {                        // mirrored by tests/cuda/test_sample.py
   float temperature, top_p, min_p;
   int32_t top_k;
   float repetition_penalty, presence_penalty, frequency_penalty;

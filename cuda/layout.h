@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "dtype.h"
+#include "core/dtype.h"
 
 namespace gptoss::cuda {
 

@@ -1,12 +1,12 @@
-#include "model.h"
+#include "cuda/model.h"
 
 #include <algorithm>
 #include <functional>
 #include <numeric>
 #include <string>
 
-#include "kernels.h"
-#include "layout.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "config.h"
-#include "runtime.h"
-#include "weights.h"
+#include "core/config.h"
+#include "core/weights.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 

@@ -1,5 +1,5 @@
 // rms_norm: a block for each row, which brings the residual stream up to date on the way.
-#include "residual.cuh"
+#include "cuda/residual.cuh"
 
 namespace gptoss::cuda {
 

@@ -1,8 +1,8 @@
 // pack_experts: from the published layout to layout.h's, a warp for each chunk. unpack_mxfp4: to
 // bf16, a thread for each four bytes.
-#include "kernels.h"
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

@@ -1,8 +1,8 @@
 // What the registry (core/backend.cpp) looks for in libgptoss_cuda.so.
 #include <cstdio>
 
-#include "cuda_backend.h"
-#include "runtime.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/runtime.h"
 
 namespace gptoss::cuda {
 

@@ -3,7 +3,7 @@
 // "griddepcontrol", "createpolicy".)
 #pragma once
 
-#include "runtime.h"
+#include "cuda/runtime.h"
 
 // Before a loop whose body is large enough: unrolled, it would only spill registers.
 #ifdef GPTOSS_CUDA_EMULATED

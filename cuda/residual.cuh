@@ -1,8 +1,8 @@
 // The residual stream of a row, with what other kernels have left to be added to it.
 #pragma once
 
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

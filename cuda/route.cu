@@ -2,7 +2,7 @@
 // four read the gate's weights once. A warp takes every eighth expert; then a warp for each token
 // finds the largest by comparisons over its lanes. group_by_expert: one block for all pairs; for
 // few tokens it is the last block of route that does it, which saves a launch.
-#include "residual.cuh"
+#include "cuda/residual.cuh"
 
 namespace gptoss::cuda {
 
@@ -10,9 +10,9 @@ namespace {
 
 constexpr int threads = 256;
 constexpr int warps = threads / warp_size;
-constexpr int most_experts = 256;
-constexpr int most_chosen = 8;
-constexpr int a_lane = most_experts / warp_size;
+constexpr int max_experts = 256;
+constexpr int max_chosen = 8;
+constexpr int a_lane = max_experts / warp_size;
 
 struct Floats8 {
   float value[8];
@@ -49,11 +49,11 @@ __device__ inline void choose(const float* logits, int experts, int chosen, int3
     taken[i] = expert >= experts;
     mine[i] = taken[i] ? 0.0f : logits[expert];
   }
-  int ids[most_chosen] = {};
-  float values[most_chosen] = {};
+  int ids[max_chosen] = {};
+  float values[max_chosen] = {};
   float sum = 0.0f, largest = 0.0f;
   GPTOSS_UNROLL
-  for (int c = 0; c < most_chosen; ++c) {
+  for (int c = 0; c < max_chosen; ++c) {
     if (c >= chosen) {
       break;
     }
@@ -86,7 +86,7 @@ __device__ inline void choose(const float* logits, int experts, int chosen, int3
   }
   if (lane == 0) {
     GPTOSS_UNROLL
-    for (int c = 0; c < most_chosen; ++c) {
+    for (int c = 0; c < max_chosen; ++c) {
       if (c >= chosen) {
         break;
       }
@@ -236,11 +236,11 @@ __global__ void __launch_bounds__(group_threads) group_kernel(GroupArgs a) {
 
 void route(const RouteArgs& a, const Stream& stream) {
   GPTOSS_CHECK(
-      a.rows > 0 && a.n > 0 && a.n % 8 == 0 && a.experts > 0 && a.experts <= most_experts &&
-          a.chosen > 0 && a.chosen <= most_chosen && a.chosen <= a.experts,
+      a.rows > 0 && a.n > 0 && a.n % 8 == 0 && a.experts > 0 && a.experts <= max_experts &&
+          a.chosen > 0 && a.chosen <= max_chosen && a.chosen <= a.experts,
       "route: expected rows of a multiple of 8, at most {} experts of which at most {} are "
       "chosen, found rows of {}, {} and {}",
-      most_experts, most_chosen, a.n, a.experts, a.chosen);
+      max_experts, max_chosen, a.n, a.experts, a.chosen);
   if (a.rows > 64 && shared_bytes<4>(a) <= stream.device.shared_bytes) {
     run<4>(a, stream);
   } else {
@@ -249,9 +249,9 @@ void route(const RouteArgs& a, const Stream& stream) {
 }
 
 void group_by_expert(const GroupArgs& a, const Stream& stream) {
-  GPTOSS_CHECK(a.pairs > 0 && a.experts > 0 && a.experts <= most_experts,
+  GPTOSS_CHECK(a.pairs > 0 && a.experts > 0 && a.experts <= max_experts,
                "group_by_expert: expected pairs and at most {} experts, found {} and {}",
-               most_experts, a.pairs, a.experts);
+               max_experts, a.pairs, a.experts);
   launch({"group_by_expert", {a.pairs, a.experts}}, group_kernel, {1, 1, 1}, group_threads,
          static_cast<size_t>(a.experts + 1) * sizeof(int32_t), stream, a);
 }

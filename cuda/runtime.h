@@ -9,11 +9,11 @@
 #include <string>
 #include <utility>
 
-#include "check.h"
-#include "dtype.h"
+#include "core/check.h"
+#include "core/dtype.h"
 
 #ifdef GPTOSS_CUDA_EMULATED
-#include "emulated/emulated.h"
+#include "cuda/emulated/emulated.h"
 #else
 #include <cuda_runtime.h>
 #define GPTOSS_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]

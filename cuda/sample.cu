@@ -2,8 +2,8 @@
 // top-k and top-p are cuts in the order of likelihood, found digit by digit with a histogram of
 // counts or of mass (radix selection). Mass is counted in integers, so that sums do not depend on
 // the order in which threads add.
-#include "kernels.h"
-#include "ptx.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 
@@ -28,7 +28,7 @@ struct Shared {
   double sums[warps];
   float largest[warps];
   int places[warps];
-  int32_t top_ids[most_logprobs];
+  int32_t top_ids[max_sampled_logprobs];
   int count;
   Mass answer;
   uint32_t digit;
@@ -375,11 +375,11 @@ __global__ void __launch_bounds__(threads, 1) sample_kernel(SampleArgs a) {
 }  // namespace
 
 void sample(const SampleArgs& a, const Stream& stream) {
-  GPTOSS_CHECK(
-      a.row_count > 0 && a.vocab > 0 && a.vocab <= 1 << 18 && a.max_logprobs <= most_logprobs,
-      "sample: expected rows of at most {} tokens, at most {} logprobs, found {} rows of "
-      "{}, {} logprobs",
-      1 << 18, most_logprobs, a.row_count, a.vocab, a.max_logprobs);
+  GPTOSS_CHECK(a.row_count > 0 && a.vocab > 0 && a.vocab <= 1 << 18 &&
+                   a.max_logprobs <= max_sampled_logprobs,
+               "sample: expected rows of at most {} tokens, at most {} logprobs, found {} rows of "
+               "{}, {} logprobs",
+               1 << 18, max_sampled_logprobs, a.row_count, a.vocab, a.max_logprobs);
   launch({"sample", {a.row_count, a.vocab}}, sample_kernel, {a.row_count, 1, 1}, threads,
          sizeof(Shared), stream, a);
 }

@@ -1,8 +1,8 @@
-#include "sampling.h"
+#include "cuda/sampling.h"
 
 #include <algorithm>
 
-#include "check.h"
+#include "core/check.h"
 
 namespace gptoss::cuda {
 
@@ -29,7 +29,7 @@ void DeviceSampling::run(const float* logits, int vocab, const Batch& batch, con
   for (int r = 0; r < rows; ++r) {
     most = std::max(most, row[r].n_logprobs);
   }
-  if (most <= most_logprobs && vocab <= 1 << 18) {
+  if (most <= max_sampled_logprobs && vocab <= 1 << 18) {
     on_device(logits, vocab, batch, output, first, rows, stream);
     return;
   }

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "batch.h"
-#include "kernels.h"
-#include "sampler.h"
+#include "core/batch.h"
+#include "core/sampler.h"
+#include "cuda/kernels.h"
 
 namespace gptoss::cuda {
 

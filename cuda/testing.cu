@@ -1,4 +1,4 @@
-#include "testing.h"
+#include "cuda/testing.h"
 
 #include <chrono>
 #include <cstdio>
@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "choose.h"
-#include "cuda_backend.h"
-#include "kernels.h"
+#include "cuda/choose.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/kernels.h"
 
 namespace gptoss::cuda {
 

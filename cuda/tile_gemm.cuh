@@ -5,8 +5,8 @@
 // but one stage are under way while that one is multiplied.
 #pragma once
 
-#include "layout.h"
-#include "ptx.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.h"
 
 namespace gptoss::cuda {
 

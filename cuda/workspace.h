@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "config.h"
-#include "kernels.h"
-#include "layout.h"
+#include "core/config.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 
@@ -26,17 +26,17 @@ struct Workspace {
     const auto grown = [](int64_t wanted, int64_t now) {
       return wanted <= now ? now : std::max(wanted, now * 3 / 2);
     };
-    const int64_t most_tokens = grown(tokens, tokens_);
-    const int64_t most_rows = std::min(grown(rows, rows_), most_tokens);
-    const int most_splits = std::max(splits, splits_);
+    const int64_t max_tokens = grown(tokens, tokens_);
+    const int64_t max_rows = std::min(grown(rows, rows_), max_tokens);
+    const int max_splits = std::max(splits, splits_);
     synchronize(stream);
     memory_ = DeviceMemory();       // the old one first: both may not fit
     tokens_ = rows_ = splits_ = 0;  // what there is room for if there is no room
-    memory_ = DeviceMemory(lay_out(c, most_tokens, most_rows, most_splits));
-    lay_out(c, most_tokens, most_rows, most_splits);
-    tokens_ = most_tokens;
-    rows_ = most_rows;
-    splits_ = most_splits;
+    memory_ = DeviceMemory(lay_out(c, max_tokens, max_rows, max_splits));
+    lay_out(c, max_tokens, max_rows, max_splits);
+    tokens_ = max_tokens;
+    rows_ = max_rows;
+    splits_ = max_splits;
     zero_async(ended, static_cast<size_t>(tokens_ * c.num_key_value_heads) * sizeof(int32_t),
                stream);
     ++generation_;

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptoss.engine.aio import AsyncEngine, AsyncStream
     from gptoss.engine.engine import Engine
+    from gptoss.engine.options import EngineOptions
     from gptoss.engine.stream import Stream
     from gptoss.errors import Error
     from gptoss.model.config import ModelConfig
@@ -31,6 +32,7 @@ __all__ = [
     "Completion",
     "Delta",
     "Engine",
+    "EngineOptions",
     "Error",
     "Grammar",
     "ModelConfig",
@@ -52,11 +54,12 @@ _HOME = {
     "Completion": "gptoss.request.result",
     "Delta": "gptoss.request.result",
     "Engine": "gptoss.engine.engine",
+    "EngineOptions": "gptoss.engine.options",
     "Error": "gptoss.errors",
     "Grammar": "gptoss.request.grammar",
     "ModelConfig": "gptoss.model.config",
     "SamplingParams": "gptoss.request.params",
-    "Stream": "gptoss.engine.engine",
+    "Stream": "gptoss.engine.stream",
     "Timing": "gptoss.request.result",
     "TokenLogprob": "gptoss.request.result",
 }

@@ -46,6 +46,33 @@ def test_every_figure_is_there(report):
         assert spread["low"] <= spread["median"] <= spread["high"]
 
 
+WITHOUT_KERNELS = """
+import runpy, sys
+sys.modules["gptoss.native._kernels"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_installation_for_users_measures_what_it_can(tiny_a, tmp_path):
+    """Without gptoss.native._kernels memory is measured all the same, arithmetic is not."""
+    path = tmp_path / "report.json"
+    options = ["--prefill", "8", "--decode", "2", "--repeat", "1", "--json", path]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KERNELS, BENCH, "--model", tiny_a, *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "developer's build" in done.stdout
+    report = json.loads(path.read_text())
+    assert report["bandwidth_bytes_per_s"] > 0
+    assert report["decode"][0]["share_of_bandwidth"] > 0
+    assert report["peak_flops"] is None
+    assert report["prefill"][0]["share_of_peak"] is None
+
+
 def test_bytes_and_operations_are_those_of_the_model(report):
     """tiny-a by hand: 4 layers, hidden 128, 8 of 2 heads of 64, 8 experts of 96, 512 tokens."""
     dense = 4 * ((2 * 512 + 2 * 128) * 128 + 8 * 128) + 512 * 128

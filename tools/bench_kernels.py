@@ -12,7 +12,9 @@ hold. Medians; of what the machine allows, the best.
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
+from time import perf_counter
 
 import numpy as np
 
@@ -22,7 +24,7 @@ ROWS, COLUMNS = 5760, 2880  # of the weights: the first expert product of gpt-os
 MEMORY = 200_000_000  # bytes of weights taken in turn
 
 
-def random_matrix(format: str, random: np.random.Generator) -> _kernels.Packed:
+def random_matrix(format: str, random: np.random.Generator) -> _kernels.Panels:
     """Real numbers of either sign, so that the chip's clock is the real one."""
     if format == "mxfp4":
         blocks = random.integers(0, 256, (ROWS, COLUMNS // 32, 16), np.uint8)
@@ -33,10 +35,22 @@ def random_matrix(format: str, random: np.random.Generator) -> _kernels.Packed:
     return _kernels.pack(format, weight=weight, threads=2)
 
 
-def measure(isa: str, threads: int, rows: list[int], repeat: int) -> None:
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second that the threads read from memory, as in bench.py."""
     data = np.ones(1 << 26, np.uint64)
-    seconds, _ = _kernels.read_seconds(data, threads, 9)
-    bandwidth = data.nbytes / min(seconds[1:])
+    parts = np.array_split(data, 8 * threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(9):
+            start = perf_counter()
+            for _ in pool.map(np.max, parts):
+                pass
+            seconds.append(perf_counter() - start)
+    return data.nbytes / min(seconds[1:])
+
+
+def measure(isa: str, threads: int, rows: list[int], repeat: int) -> None:
+    bandwidth = read_bandwidth(threads)
     found = [_kernels.peak_seconds(1 << 22, threads, isa=isa) for _ in range(30)]
     peak = max(operations / time for time, operations in found)
     print(

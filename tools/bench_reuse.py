@@ -19,25 +19,34 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 
-from gptoss import Engine, Grammar, SamplingParams
+from gptoss import Engine, EngineOptions, Grammar, SamplingParams
+from gptoss.cli.arguments import add_engine_options
 from gptoss.engine.constraint import GrammarVocabulary
-from gptoss.native import arrays
+from gptoss.engine.load import load
+from gptoss.native import _core, arrays
 
 CIRCLES = "one two three " * 4
 PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
 
 
 class Sleeping:
-    """A device that takes its time and draws the same token for everyone."""
+    """A device that takes its time and draws the same token for everyone. It owns a real one,
+    whose place it takes.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, real: _core.Backend, seconds: float) -> None:
+        self._real = real
         self._seconds = seconds
+
+    def close(self) -> None:
+        self._real.close()
 
     def step(self, *plan: Any, sampling: Any, **options: Any) -> arrays.StepOutput:
         sleep(self._seconds)
@@ -75,10 +84,12 @@ def compare(
 
 
 def sleeping(arguments: argparse.Namespace, common: dict[str, Any]) -> int:
-    plain = Engine(speculation=False, overlap=False, **common)
-    with plain, Engine(speculation=False, overlap=True, **common) as overlapped:
-        for engine in (plain, overlapped):
-            engine._worker.backend = Sleeping(arguments.device_ms / 1e3)  # type: ignore[assignment]
+    def engine(overlap: bool) -> Engine:
+        loaded = load(EngineOptions(speculation=False, overlap=overlap, **common))
+        backend: Any = Sleeping(loaded.model.backend, arguments.device_ms / 1e3)
+        return Engine.over(replace(loaded, model=replace(loaded.model, backend=backend)))
+
+    with engine(overlap=False) as plain, engine(overlap=True) as overlapped:
         for count in map(int, arguments.batch.split(",")):
             compare(
                 f"overlap, {count} at a time",
@@ -136,12 +147,10 @@ def forms(engine: Engine) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Guesses and overlapped steps, timed.")
     add = parser.add_argument
-    add("--model")
+    add_engine_options(parser, ["model", "threads", "activation"], {"activation": "f32"})
     add("--tokens", type=int, default=300, metavar="N")
     add("--batch", default="1,8,64", help="texts at a time, for overlap (default: 1,8,64)")
     add("--repeat", type=int, default=5, metavar="N")
-    add("--threads", type=int, metavar="N")
-    add("--activation", default="f32", help="bf16, or f32, where texts must be the same")
     add(
         "--device-ms", type=float, metavar="N", help="overlap beside a device that computes nothing"
     )

@@ -4,16 +4,15 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/ops.h"
-#include "cpu/threads.h"
+#include "core/check.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 
-void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
-               const TokenIndex& index, const RopeTable& rope, const KvPool& kv, int layer,
-               const bf16* sinks, float* q, float* k, const float* v, float* out,
-               Buffer<float>& state) {
+void attention(Compute& compute, const LayerInput& in, float* q, float* k, const float* v,
+               float* out, Buffer<float>& state) {
+  const auto& [config, shard, batch, index, rope, kv, layer, weights] = in;
   const KvGroup group = config.is_sliding(layer) ? kv_sliding : kv_full;
   const int64_t half = config.head_dim / 2;
   const int64_t kv_heads = config.num_key_value_heads;
@@ -36,8 +35,8 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
     const int64_t slot =
         static_cast<int64_t>(pages_of(t)[position / page_size]) * page_size + position % page_size;
     for (int head = 0; head < kv_heads; ++head) {
-      kv.store(layer, head, false, slot, k_row + head * config.head_dim);
-      kv.store(layer, head, true, slot, v_row + head * config.head_dim);
+      kv.store(layer, head, KvPart::key, slot, k_row + head * config.head_dim);
+      kv.store(layer, head, KvPart::value, slot, v_row + head * config.head_dim);
     }
   });
 
@@ -67,7 +66,7 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
     args.q_stride = config.query_size();
     args.out = out + tile.token * config.query_size() + first_element;
     args.out_stride = config.query_size();
-    args.sinks = sinks + kv_head * heads_per_kv;
+    args.sinks = weights.sinks + kv_head * heads_per_kv;
     args.tokens = tile.count;
     args.group = heads_per_kv;
     args.head_dim = config.head_dim;
@@ -75,8 +74,8 @@ void attention(Compute& compute, const ModelConfig& config, const Batch& batch,
     args.pages = pages_of(tile.token);
     args.position = index.position[static_cast<size_t>(tile.token)];
     args.window = window;
-    args.k = kv.base(layer, static_cast<int>(kv_head), false);
-    args.v = kv.base(layer, static_cast<int>(kv_head), true);
+    args.k = kv.base(layer, static_cast<int>(kv_head), KvPart::key);
+    args.v = kv.base(layer, static_cast<int>(kv_head), KvPart::value);
     args.page_stride = kv.page_bytes();
     args.storage = kv.storage();
     args.scratch = scratch + thread * scratch_size;

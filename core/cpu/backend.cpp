@@ -1,12 +1,14 @@
-#include "cpu/backend.h"
+#include "core/cpu/backend.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/ops.h"
-#include "cpu/threads.h"
-#include "sampler.h"
+#include "core/check.h"
+#include "core/cpu/kernels/select.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/machine.h"
+#include "core/cpu/threads.h"
+#include "core/sampler.h"
 
 namespace gptoss::cpu {
 
@@ -15,13 +17,18 @@ namespace {
 // Logits rows held at a time: 32 rows of 201,088 float32 are 26 MB.
 constexpr int64_t logits_block = 32;
 
+// Ranks of a group share the machine.
+int thread_count(const Options& options) {
+  return options.threads > 0 ? options.threads
+                             : std::max(1, usable_threads() / options.shard.ranks);
+}
+
 class CpuBackend final : public Backend {
 public:
   explicit CpuBackend(const Options& options)
       : isa_(select_isa()),
         options_(options),
-        compute_(isa_, options.threads > 0 ? options.threads : usable_threads(),
-                 options.activation == Activation::bf16) {}
+        compute_(isa_, thread_count(options), options.activation == Activation::bf16) {}
 
   void load(const ModelConfig& config, WeightSource& source) override {
     check_config(config);
@@ -35,15 +42,19 @@ public:
                                                                          : KvStorage::f32);
   }
 
-  int64_t page_bytes() const override { return pool().page_bytes(); }
+  int64_t page_bytes() const override {
+    require_loaded();
+    return kv_->page_bytes();
+  }
 
   void alloc_kv(int64_t pages) override {
-    pool();
+    require_loaded();
     kv_->alloc(pages);
   }
 
   void step(const Batch& batch, const Output& output) override {
-    const TokenIndex index = index_batch(batch, config_, pool().pages());
+    require_loaded();
+    const TokenIndex index = index_batch(batch, config_, kv_->pages());
     const int64_t tokens = batch.num_tokens;
     const int64_t hidden = config_.hidden_size;
     const int64_t q_size = config_.query_size();
@@ -59,23 +70,25 @@ public:
     embed(batch, x);
     for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
       const LayerPanels& w = model_.layers[static_cast<size_t>(layer)];
+      const LayerInput in{config_, options_.shard, batch, index, rope, *kv_, layer, w};
 
       norm(x, w.attn_norm, t, tokens);
       const Operand normed = operand(t, tokens, hidden, w.q);
       linear(compute_, normed, {{&w.q, q, q_size}, {&w.k, k, kv_size}, {&w.v, v, kv_size}});
-      attention(compute_, config_, batch, index, rope, *kv_, layer, w.sinks, q, k, v, attended,
-                attention_state_);
+      attention(compute_, in, q, k, v, attended, attention_state_);
       const Operand heads = operand(attended, tokens, q_size, w.out);
       linear(compute_, heads, {{&w.out, t, hidden}});
       add(sum_over_ranks(t, tokens), x, tokens);
 
       norm(x, w.mlp_norm, t, tokens);
+      // One rank adds its experts to x one by one; several first add up their parts
+      // (docs/adr/0006).
       if (options_.communicator == nullptr) {
-        moe(compute_, config_, options_.shard, w, t, x, tokens, moe_scratch_);
+        moe(compute_, in, t, x, moe_scratch_);
       } else {
         float* part = part_.reserve(tokens * hidden);
         std::fill_n(part, tokens * hidden, 0.0f);
-        moe(compute_, config_, options_.shard, w, t, part, tokens, moe_scratch_);
+        moe(compute_, in, t, part, moe_scratch_);
         add(sum_over_ranks(part, tokens), x, tokens);
       }
       if (output.hidden != nullptr) {
@@ -97,14 +110,11 @@ public:
                                                                    : "bf16, as published"},
             {"expert_weights", experts_},
             {"kv_cache", kv_ != nullptr ? kv_storage_name(kv_->storage()) : ""},
-            {"packed_bytes", std::to_string(model_.memory.bytes())}};
+            {"weight_bytes", std::to_string(model_.memory.bytes())}};
   }
 
 private:
-  const KvPool& pool() const {
-    GPTOSS_CHECK(kv_ != nullptr, "no model is loaded");
-    return *kv_;
-  }
+  void require_loaded() const { GPTOSS_CHECK(kv_ != nullptr, "no model is loaded"); }
 
   void embed(const Batch& batch, float* x) {
     const int64_t hidden = config_.hidden_size;
@@ -182,5 +192,7 @@ private:
 std::unique_ptr<Backend> make_backend(const Options& options) {
   return std::make_unique<CpuBackend>(options);
 }
+
+std::string describe_backend() { return describe_isa(); }
 
 }  // namespace gptoss::cpu

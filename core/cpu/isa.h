@@ -1,5 +1,4 @@
-// Which instruction set the kernels of this process use: chosen once, by what the CPU has, or
-// forced by the environment variable GPTOSS_CPU_ISA.
+// The instruction sets that there are kernels for, their names, and which of them this CPU has.
 #pragma once
 
 #include <string>
@@ -19,26 +18,10 @@ enum class Isa : int {
 
 const char* isa_name(Isa isa);
 
-// Built into this library and supported by this CPU, slowest first; `generic` always is.
-std::vector<Isa> usable_isas();
-
-// The same, and what is only for tests.
-std::vector<Isa> testable_isas();
-
-// Throws Error listing the usable names when the name is unknown or not usable here.
-Isa parse_isa(const std::string& name);
-
-// GPTOSS_CPU_ISA if set and not empty, otherwise the last of usable_isas(), except that
-// avx512_bf16 must have proven faster than float32 arithmetic. Throws as parse_isa.
-Isa select_isa();
-
-// For people: the instruction set in use and why, without throwing.
-std::string describe_isa();
+// Whether this CPU has it and the system saves its registers.
+bool cpu_supports(Isa isa);
 
 // Names of the CPU features that matter to the kernels and that this CPU has.
 std::vector<std::string> cpu_features();
-
-// Threads that this process may use: its CPU affinity, bounded by a cgroup quota where one is set.
-int usable_threads();
 
 }  // namespace gptoss::cpu

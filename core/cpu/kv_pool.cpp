@@ -1,12 +1,12 @@
-#include "cpu/kv_pool.h"
+#include "core/cpu/kv_pool.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 
-#include "check.h"
-#include "dtype.h"
+#include "core/check.h"
+#include "core/dtype.h"
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
@@ -44,17 +44,18 @@ void KvPool::alloc(int64_t pages) {
   pages_ = pages;
 }
 
-uint8_t* KvPool::base(int layer, int kv_head, bool value) const {
-  return data_.get() + (((layer / 2) * 2 + (value ? 1 : 0)) * kv_heads_ + kv_head) * part_bytes_;
+uint8_t* KvPool::base(int layer, int kv_head, KvPart part) const {
+  const int64_t index = (layer / 2) * 2 + static_cast<int>(part);
+  return data_.get() + (index * kv_heads_ + kv_head) * part_bytes_;
 }
 
-void KvPool::store(int layer, int kv_head, bool value, int64_t slot, const float* from) const {
-  uint8_t* part = base(layer, kv_head, value) + slot / page_size * page_bytes_;
+void KvPool::store(int layer, int kv_head, KvPart part, int64_t slot, const float* from) const {
+  uint8_t* to = base(layer, kv_head, part) + slot / page_size * page_bytes_;
   const int64_t place = slot % page_size;
-  const int64_t first = value ? place * head_dim_ : place;
-  const int64_t step = value ? 1 : page_size;
+  const int64_t first = part == KvPart::value ? place * head_dim_ : place;
+  const int64_t step = part == KvPart::value ? 1 : page_size;
   const auto put = [&](int64_t d, auto element) {
-    std::memcpy(part + (first + d * step) * static_cast<int64_t>(sizeof element), &element,
+    std::memcpy(to + (first + d * step) * static_cast<int64_t>(sizeof element), &element,
                 sizeof element);
   };
   switch (storage_) {
@@ -82,7 +83,7 @@ void KvPool::store(int layer, int kv_head, bool value, int64_t slot, const float
         const float q = finite ? std::clamp(std::nearbyint(from[d] * inverse), -127.0f, 127.0f) : 0;
         put(d, static_cast<int8_t>(q));
       }
-      std::memcpy(part + page_size * head_dim_ + place * 4, &scale, sizeof scale);
+      std::memcpy(to + page_size * head_dim_ + place * 4, &scale, sizeof scale);
       break;
     }
   }

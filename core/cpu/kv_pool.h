@@ -4,15 +4,17 @@
 #include <cstdint>
 #include <memory>
 
-#include "batch.h"
-#include "config.h"
-#include "cpu/kernels.h"
+#include "core/batch.h"
+#include "core/config.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 
 inline const char* kv_storage_name(KvStorage storage) {
   return storage == KvStorage::f32 ? "f32" : storage == KvStorage::bf16 ? "bf16" : "int8";
 }
+
+enum class KvPart : int { key = 0, value = 1 };
 
 // A page holds, for each layer of its group and each KV head, K and then V of page_size tokens:
 //   K  (head_dim, page_size): lanes are keys, so that a query's logits need no horizontal sums
@@ -27,10 +29,10 @@ public:
   KvStorage storage() const { return storage_; }
   void alloc(int64_t pages);
 
-  // Address of K (or V) of this layer and KV head in page 0.
-  uint8_t* base(int layer, int kv_head, bool value) const;
+  // Address of K or V of this layer and KV head in page 0.
+  uint8_t* base(int layer, int kv_head, KvPart part) const;
   // Stores one head's K or V (head_dim) of one token; slot = page · page_size + place.
-  void store(int layer, int kv_head, bool value, int64_t slot, const float* from) const;
+  void store(int layer, int kv_head, KvPart part, int64_t slot, const float* from) const;
 
 private:
   struct Free {

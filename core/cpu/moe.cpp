@@ -4,14 +4,12 @@
 #include <cstring>
 #include <numeric>
 
-#include "cpu/ops.h"
-#include "cpu/threads.h"
+#include "core/cpu/layer.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 
 namespace {
-
-constexpr int64_t tile_rows = 16;
 
 // One expert's tokens. A pair is (token, an expert it chose); pairs are ordered by expert, then by
 // token, so that an expert's are neighbours.
@@ -27,8 +25,10 @@ struct Routing {
   std::vector<float> weight;   // (pairs)
   std::vector<ExpertRows> experts;
   int64_t rows_in_tiles = 0;
-  int64_t most_rows = 0;  // of any expert
-  bool uses_bf16 = false, uses_i16 = false, uses_f32 = false;
+  int64_t max_rows = 0;  // of any expert
+  bool used[products] = {};
+
+  bool uses(Product product) const { return used[static_cast<int>(product)]; }
 };
 
 Routing group_by_expert(const Compute& compute, WeightFormat format,
@@ -51,12 +51,10 @@ Routing group_by_expert(const Compute& compute, WeightFormat format,
     }
     const Product product = compute.product_for(format, rows);
     routing.experts.push_back({e, begin, rows, routing.rows_in_tiles, product});
-    routing.most_rows = std::max(routing.most_rows, rows);
-    routing.uses_bf16 |= product == Product::bf16;
-    routing.uses_i16 |= product == Product::i16;
-    routing.uses_f32 |= product == Product::f32;
+    routing.max_rows = std::max(routing.max_rows, rows);
+    routing.used[static_cast<int>(product)] = true;
     if (product == Product::bf16) {
-      routing.rows_in_tiles += (rows + tile_rows - 1) / tile_rows * tile_rows;
+      routing.rows_in_tiles += TileWriter::padded(rows);
     }
   }
   const auto pairs = static_cast<size_t>(start.back());
@@ -75,39 +73,38 @@ Routing group_by_expert(const Compute& compute, WeightFormat format,
 
 // Router logits in float32 from operands that are not rounded, in either mode: the gate is small,
 // and which experts it picks is discontinuous.
-Routing choose_experts(Compute& compute, const ModelConfig& config, const Shard& shard,
-                       const LayerPanels& layer, const float* t, int64_t tokens,
+Routing choose_experts(Compute& compute, const LayerInput& in, const float* t,
                        MoeScratch& scratch) {
-  const int64_t num_experts = config.num_experts;
-  const int64_t per_token = config.experts_per_token;
+  const int64_t tokens = in.batch.num_tokens;
+  const int64_t num_experts = in.config.num_experts;
+  const int64_t per_token = in.config.experts_per_token;
   float* logits = scratch.logits.reserve(tokens * num_experts);
   std::vector<int32_t> chosen(static_cast<size_t>(tokens * per_token));
   std::vector<float> weights(chosen.size());
   Operand operand;
   operand.x = t;
   operand.rows = tokens;
-  operand.cols = config.hidden_size;
-  const int64_t tasks = (tokens + tile_rows - 1) / tile_rows;
-  const int64_t cost = std::min(tokens, tile_rows) * config.hidden_size * num_experts;
+  operand.cols = in.config.hidden_size;
+  constexpr int64_t step = 16;  // tokens
+  const int64_t tasks = (tokens + step - 1) / step;
+  const int64_t cost = std::min(tokens, step) * operand.cols * num_experts;
   parallel_for(compute.threads, tasks, cost, [&](int64_t task, int thread) {
-    Part part;
-    part.first_row = task * tile_rows;
-    part.rows = std::min(tile_rows, tokens - part.first_row);
-    part.end = panel_count(num_experts);
-    part.y = logits + part.first_row * num_experts;
-    part.y_stride = num_experts;
-    multiply(compute, operand, layer.gate, part, thread);
-    for (int64_t i = part.first_row; i < part.first_row + part.rows; ++i) {
+    MatmulArgs args;
+    args.x = operand;
+    args.first_row = task * step;
+    args.rows = std::min(step, tokens - args.first_row);
+    args.w = in.weights.gate;
+    args.end = panel_count(num_experts);
+    args.y = logits + args.first_row * num_experts;
+    args.y_stride = num_experts;
+    multiply(compute, args, thread);
+    for (int64_t i = args.first_row; i < args.first_row + args.rows; ++i) {
       route(logits + i * num_experts, num_experts, per_token, chosen.data() + i * per_token,
             weights.data() + i * per_token);
     }
   });
-  return group_by_expert(compute, layer.mlp1.format, chosen, weights, per_token,
-                         shard.first_expert(config), shard.experts(config));
-}
-
-bf16* tile_row(bf16* tiles, int64_t row, int64_t cols) {
-  return tiles + row / tile_rows * tile_rows * cols + row % tile_rows * panel_block;
+  return group_by_expert(compute, in.weights.mlp1.format, chosen, weights, per_token,
+                         in.shard.first_expert(in.config), in.shard.experts(in.config));
 }
 
 // The tokens as operands of the first product: for i16 and f32 a row a token, for bf16 each
@@ -115,32 +112,27 @@ bf16* tile_row(bf16* tiles, int64_t row, int64_t cols) {
 Operand gather(Compute& compute, const Routing& routing, const float* t, int64_t tokens,
                int64_t hidden, MoeScratch& scratch) {
   Operand operand;
-  if (routing.uses_i16 || routing.uses_f32) {
+  if (routing.uses(Product::i16) || routing.uses(Product::f32)) {
     operand = make_operand(compute, t, tokens, hidden, hidden,
-                           routing.uses_i16 ? Product::i16 : Product::f32, scratch.input);
+                           routing.uses(Product::i16) ? Product::i16 : Product::f32, scratch.input);
   }
   operand.rows = tokens;
   operand.cols = hidden;
-  if (!routing.uses_bf16) {
+  if (!routing.uses(Product::bf16)) {
     return operand;
   }
-  bf16* tiles = scratch.input.tiles.reserve(routing.rows_in_tiles * hidden);
-  operand.tiles = tiles;
+  const TileWriter tiles(scratch.input.tiles.reserve(routing.rows_in_tiles * hidden), hidden);
+  operand.tiles = tiles.data();
   for (const ExpertRows& e : routing.experts) {
     if (e.product != Product::bf16) {
       continue;
     }
-    const int64_t padded = (e.rows + tile_rows - 1) / tile_rows * tile_rows;
-    parallel_for(compute.threads, padded, hidden, [&](int64_t r, int) {
-      bf16* row = tile_row(tiles, e.tile_begin + r, hidden);
+    parallel_for(compute.threads, TileWriter::padded(e.rows), hidden, [&](int64_t r, int) {
       if (r < e.rows) {
         const int64_t token = routing.token[static_cast<size_t>(e.begin + r)];
-        compute.kernels.to_tile_row({t + token * hidden, hidden, row});
-        return;
-      }
-      for (int64_t b = 0; b < hidden / panel_block; ++b) {
-        std::memset(static_cast<void*>(row + b * tile_rows * panel_block), 0,
-                    panel_block * sizeof(bf16));
+        compute.kernels.to_tile_row({t + token * hidden, hidden, tiles.row(e.tile_begin + r)});
+      } else {
+        tiles.zero_row(e.tile_begin + r);
       }
     });
   }
@@ -153,53 +145,100 @@ struct SliceRange {
   int64_t first, rows, begin, end;
   int64_t width() const { return (end - begin) * panel_rows; }
 };
-const float* slice_product(Compute& compute, Operand operand, const ExpertRows& e,
+const float* slice_product(Compute& compute, const Operand& operand, const ExpertRows& e,
                            const ExpertPanels& w, const int32_t* row_ids, const SliceRange& range,
                            int thread) {
-  operand.product = e.product;
-  Part part;
-  part.rows = range.rows;
-  part.begin = range.begin;
-  part.end = range.end;
-  part.y_stride = range.width();
-  part.y = compute.slice(thread) - range.begin * panel_rows;
+  MatmulArgs args;
+  args.x = operand;
+  args.x.product = e.product;
+  args.rows = range.rows;
+  args.w = w.expert(e.expert);
+  args.begin = range.begin;
+  args.end = range.end;
+  args.y_stride = range.width();
+  args.y = compute.slice(thread) - range.begin * panel_rows;
   if (e.product == Product::bf16) {
-    part.first_row = e.tile_begin + range.first;
+    args.first_row = e.tile_begin + range.first;
   } else if (row_ids != nullptr) {
-    part.row_ids = row_ids + e.begin + range.first;
+    args.row_ids = row_ids + e.begin + range.first;
   } else {
-    part.first_row = e.begin + range.first;
+    args.first_row = e.begin + range.first;
   }
-  multiply(compute, operand, w.expert(e.expert), part, thread);
+  multiply(compute, args, thread);
   return compute.slice(thread);
 }
 
 // As many rows as a slice holds, whole tiles.
 int64_t rows_per_slice(int64_t width) {
-  return Compute::slice_size / width / tile_rows * tile_rows;
+  return Compute::slice_size / width / operand_tile_rows * operand_tile_rows;
 }
+
+// The second product's operand while it is written, in the forms that its experts take: a row a
+// pair, and for bf16 rows in tiles.
+class HiddenWriter {
+public:
+  HiddenWriter(const Kernels& kernels, const Routing& routing, int64_t cols, OperandStorage& memory)
+      : kernels_(kernels),
+        pairs_(static_cast<int64_t>(routing.token.size())),
+        cols_(cols),
+        x_(routing.uses(Product::f32) ? memory.x.reserve(pairs_ * cols) : nullptr),
+        q_(routing.uses(Product::i16) ? memory.q.reserve(pairs_ * cols) : nullptr),
+        q_scale_(routing.uses(Product::i16) ? memory.q_scale.reserve(pairs_ * panel_blocks(cols))
+                                            : nullptr),
+        tiles_(routing.uses(Product::bf16) ? memory.tiles.reserve(routing.rows_in_tiles * cols)
+                                           : nullptr,
+               cols) {}
+
+  // h (count) becomes columns from `column` on, a multiple of 32, of row r of an expert's.
+  void write(const ExpertRows& e, int64_t r, int64_t column, const float* h, int64_t count) const {
+    const int64_t at = (e.begin + r) * cols_ + column;
+    switch (e.product) {
+      case Product::f32:
+        std::copy(h, h + count, x_ + at);
+        break;
+      case Product::i16:
+        kernels_.quantize({h, count, q_ + at, q_scale_ + at / panel_block});
+        break;
+      case Product::bf16:
+        kernels_.to_tile_row({h, count, tiles_.row(e.tile_begin + r, column)});
+        break;
+    }
+  }
+
+  // The rows that fill up an expert's last tile.
+  void fill_up(const ExpertRows& e) const {
+    for (int64_t r = e.rows; e.product == Product::bf16 && r < TileWriter::padded(e.rows); ++r) {
+      tiles_.zero_row(e.tile_begin + r);
+    }
+  }
+
+  Operand operand() const {
+    Operand operand;
+    operand.rows = pairs_;
+    operand.cols = cols_;
+    operand.x = x_;
+    operand.q = q_;
+    operand.q_scale = q_scale_;
+    operand.tiles = tiles_.data();
+    return operand;
+  }
+
+private:
+  const Kernels& kernels_;
+  int64_t pairs_, cols_;
+  float* x_;
+  int16_t* q_;
+  float* q_scale_;
+  TileWriter tiles_;
+};
 
 // h = swiglu(t · mlp1ᵀ + bias), written as the operand of the second product.
 Operand first_product(Compute& compute, const Routing& routing, const Operand& input,
                       const ExpertPanels& mlp1, float limit, MoeScratch& scratch) {
   const int64_t inner = mlp1.rows / 2;
-  const auto pairs = static_cast<int64_t>(routing.token.size());
-  Operand hidden;
-  hidden.rows = pairs;
-  hidden.cols = inner;
-  float* x = routing.uses_f32 ? scratch.hidden.x.reserve(pairs * inner) : nullptr;
-  int16_t* q = routing.uses_i16 ? scratch.hidden.q.reserve(pairs * inner) : nullptr;
-  const int64_t blocks = panel_blocks(inner);
-  float* q_scale = routing.uses_i16 ? scratch.hidden.q_scale.reserve(pairs * blocks) : nullptr;
-  bf16* tiles =
-      routing.uses_bf16 ? scratch.hidden.tiles.reserve(routing.rows_in_tiles * inner) : nullptr;
-  hidden.x = x;
-  hidden.q = q;
-  hidden.q_scale = q_scale;
-  hidden.tiles = tiles;
-
+  const HiddenWriter hidden(compute.kernels, routing, inner, scratch.hidden);
   const int64_t panels = panel_count(mlp1.rows);
-  const int64_t step = panels_per_task(routing.most_rows);
+  const int64_t step = panels_per_task(routing.max_rows);
   const int64_t slices = (panels + step - 1) / step;
   const auto task = [&](int64_t i, int thread) {
     const ExpertRows& e = routing.experts[static_cast<size_t>(i / slices)];
@@ -207,47 +246,22 @@ Operand first_product(Compute& compute, const Routing& routing, const Operand& i
     range.end = std::min(panels, range.begin + step);
     const int64_t column = range.begin * panel_rows / 2;
     const int64_t count = std::min(inner - column, range.width() / 2);
-    float h[16 * panel_rows / 2];
+    float h[max_panels_per_task * panel_rows / 2];
     for (; range.first < e.rows; range.first += range.rows) {
       range.rows = std::min(rows_per_slice(range.width()), e.rows - range.first);
       const float* u = slice_product(compute, input, e, mlp1, routing.token.data(), range, thread);
       for (int64_t r = 0; r < range.rows; ++r) {
-        const int64_t pair = e.begin + range.first + r;
         compute.kernels.swiglu({u + r * range.width(), h, 0, count, limit, compute.round});
-        switch (e.product) {
-          case Product::f32:
-            std::copy(h, h + count, x + pair * inner + column);
-            break;
-          case Product::i16:
-            compute.kernels.quantize({h, count, q + pair * inner + column,
-                                      q_scale + pair * blocks + column / panel_block});
-            break;
-          case Product::bf16:
-            compute.kernels.to_tile_row(
-                {h, count,
-                 tile_row(tiles, e.tile_begin + range.first + r, inner) + column * tile_rows});
-            break;
-        }
+        hidden.write(e, range.first + r, column, h, count);
       }
     }
   };
   parallel_for(compute.threads, static_cast<int64_t>(routing.experts.size()) * slices,
                step * panel_rows * mlp1.cols, task);
-  if (routing.uses_bf16) {
-    // The rows that fill up an expert's last tile.
-    for (const ExpertRows& e : routing.experts) {
-      const int64_t used = e.rows % tile_rows;
-      if (e.product != Product::bf16 || used == 0) {
-        continue;
-      }
-      bf16* last = tile_row(tiles, e.tile_begin + e.rows - used, inner);
-      for (int64_t b = 0; b < blocks; ++b) {
-        std::memset(static_cast<void*>(last + (b * tile_rows + used) * panel_block), 0,
-                    static_cast<size_t>((tile_rows - used) * panel_block) * sizeof(bf16));
-      }
-    }
+  for (const ExpertRows& e : routing.experts) {
+    hidden.fill_up(e);
   }
-  return hidden;
+  return hidden.operand();
 }
 
 // x[token] += weight · (h · mlp2ᵀ + bias). A task owns some columns of x for all experts, so that
@@ -255,7 +269,7 @@ Operand first_product(Compute& compute, const Routing& routing, const Operand& i
 void second_product(Compute& compute, const Routing& routing, const Operand& hidden,
                     const ExpertPanels& mlp2, float* x) {
   const int64_t panels = panel_count(mlp2.rows);
-  const int64_t step = panels_per_task(routing.most_rows);
+  const int64_t step = panels_per_task(routing.max_rows);
   const auto pairs = static_cast<int64_t>(routing.token.size());
   parallel_for(
       compute.threads, (panels + step - 1) / step, step * panel_rows * mlp2.cols * pairs,
@@ -300,13 +314,14 @@ void route(const float* logits, int64_t n, int64_t count, int32_t* experts, floa
   }
 }
 
-void moe(Compute& compute, const ModelConfig& config, const Shard& shard, const LayerPanels& layer,
-         const float* t, float* x, int64_t tokens, MoeScratch& scratch) {
-  const Routing routing = choose_experts(compute, config, shard, layer, t, tokens, scratch);
-  const Operand input = gather(compute, routing, t, tokens, config.hidden_size, scratch);
+void moe(Compute& compute, const LayerInput& in, const float* t, float* x, MoeScratch& scratch) {
+  const LayerPanels& w = in.weights;
+  const Routing routing = choose_experts(compute, in, t, scratch);
+  const Operand input =
+      gather(compute, routing, t, in.batch.num_tokens, in.config.hidden_size, scratch);
   const Operand hidden =
-      first_product(compute, routing, input, layer.mlp1, config.swiglu_limit, scratch);
-  second_product(compute, routing, hidden, layer.mlp2, x);
+      first_product(compute, routing, input, w.mlp1, in.config.swiglu_limit, scratch);
+  second_product(compute, routing, hidden, w.mlp2, x);
 }
 
 }  // namespace gptoss::cpu

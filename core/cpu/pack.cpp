@@ -1,12 +1,12 @@
-#include "cpu/pack.h"
+#include "core/cpu/pack.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 
-#include "check.h"
-#include "cpu/threads.h"
+#include "core/check.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 

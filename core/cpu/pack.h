@@ -1,9 +1,9 @@
-// Published weights → panels (cpu/panel.h).
+// Published weights → panels (core/cpu/panels.h).
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/panel.h"
+#include "core/cpu/panels.h"
 
 namespace gptoss::cpu {
 

@@ -1,4 +1,4 @@
-#include "emulated/emulated.h"
+#include "cuda/emulated/emulated.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>

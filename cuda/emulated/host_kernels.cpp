@@ -1,9 +1,9 @@
 // Where tests get kernels from: this build's emulation, or the library for the device.
 #include <dlfcn.h>
 
-#include "backend.h"
-#include "check.h"
-#include "testing.h"
+#include "core/backend.h"
+#include "core/check.h"
+#include "cuda/testing.h"
 
 // Keeps the emulated backend in what is linked with this: a file by the name of the real library
 // may be a link to that (tests/cuda/test_backend.py).

@@ -3,7 +3,7 @@
 A packed model is a directory with config.json, the tokenizer's files and one model.safetensors
 whose metadata say {"format": "gptoss-packed", "version": …, "weights": "published" or "q8",
 "experts": "mxfp4" or "bf16", "checksums": …}. Matrices are stored as the panels of
-core/cpu/panel.h, `X.panels` in place of `X.weight`, and start at multiples of 64 bytes. Everything
+core/cpu/panels.h, `X.panels` in place of `X.weight`, and start at multiples of 64 bytes. Everything
 else is as in the original layout. Checksums are xxh3 (Collet), 64 bits a tensor.
 """
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from gptoss import __version__
+from gptoss.engine.options import OPTIONS, EngineOptions, Option
 from gptoss.errors import shown
 
 
@@ -24,10 +25,8 @@ class CommandModule(Protocol):
         """Carry it out; the exit code."""
 
 
-WEIGHTS = ["published", "q8"]
-WEIGHTS_HELP = "attention and unembedding as published (bf16), or in 8 bits"
 LAYOUTS = ["original", "huggingface", "huggingface-bf16"]
-MODEL = 'a checkpoint directory or file, or "synthetic:gpt-oss-20b?layers=4"'
+MODEL = OPTIONS["model"].help
 _UNITS = {
     **dict.fromkeys(("", "b"), 1),
     **{unit: 1000**i for i, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
@@ -57,25 +56,55 @@ def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it runs: what `open_engine` takes."""
-    model = parser.add_argument_group("model")
-    add = model.add_argument
-    add("-m", "--model", help=f"{MODEL}; without it, the bundled model")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add("--activation", default="bf16", choices=["bf16", "f32"], help="default: bf16")
-    add("--weights", choices=WEIGHTS, help=f"{WEIGHTS_HELP} (default: as the model has them)")
-    add("--kv", default="bf16", choices=["bf16", "int8"], help="keys and values (default: bf16)")
-    add("--kv-bytes", type=size, metavar="SIZE", help="memory for keys and values, such as 2GiB")
-    add("--threads", type=whole, metavar="N", help="default: one per core")
-    add(
-        "--tensor-parallel",
-        type=whole,
-        default=1,
-        metavar="N",
-        help="GPUs that hold a part of the model each (default: 1)",
+    """Which model, and how it runs: what `engine_options` reads."""
+    add_engine_options(parser.add_argument_group("model"))
+
+
+def add_engine_options(
+    group: Any, names: Iterable[str] = OPTIONS, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Arguments for fields of `EngineOptions`, each under the field's name.
+
+    group: a parser or a group of one. defaults: where they are not the engine's.
+    """
+    for name in names:
+        option = OPTIONS[name]
+        default = (defaults or {}).get(name, option.default)
+        flag = f"--{name.replace('_', '-')}"
+        example = ", such as 2GiB" if option.kind == "bytes" else ""
+        unset = option.unset if default is None else default
+        text = f"{option.help}{example} (default: {unset})"
+        if option.kind == "switch" and default is True:
+            group.add_argument(
+                f"--no-{flag[2:]}", action="store_false", dest=name, help=option.disable
+            )
+        elif option.kind == "switch":
+            group.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=default, help=text
+            )
+        else:
+            flags = ["-m", flag] if name == "model" else [flag]
+            group.add_argument(*flags, default=default, help=text, **_value(option))
+
+
+def _value(option: Option) -> dict[str, Any]:
+    """How the value of an option is read, and what `--help` calls it."""
+    match option.kind:
+        case "choice":
+            return {"choices": option.choices}
+        case "count":
+            return {"type": whole, "metavar": "N"}
+        case "bytes":
+            return {"type": size, "metavar": "SIZE"}
+        case _:
+            return {}
+
+
+def engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    """What `add_engine_options` put there. Raises Error for a value out of range."""
+    return EngineOptions(
+        **{name: value for name, value in vars(arguments).items() if name in OPTIONS}
     )
-    add("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
-    add("--no-speculation", action="store_true", help="do not guess repetitions ahead")
 
 
 def whole(text: str) -> int:

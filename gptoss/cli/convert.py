@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gptoss.cli.arguments import LAYOUTS, MODEL, WEIGHTS, WEIGHTS_HELP
+from gptoss.cli.arguments import LAYOUTS, MODEL
 from gptoss.cli.progress import Progress, human_bytes
+from gptoss.engine.options import OPTIONS
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
-        help=f"with --layout packed: {WEIGHTS_HELP} (default: published)",
+        choices=OPTIONS["weights"].choices,
+        help=f"with --layout packed: {OPTIONS['weights'].help} (default: published)",
     )
     parser.add_argument(
         "--experts", choices=["mxfp4"], help="pack the experts of a bf16 checkpoint"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptoss.cli.arguments import add_model
+from gptoss.cli.arguments import add_model, engine_options
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
     """How each replica is started: as one server would be, but behind the front."""
     from gptoss.server.front.replicas import Plan, gpus_of_replica
 
+    options = engine_options(arguments)  # refused here rather than by each replica
     asked = {
         **{name: value for name, value in vars(arguments).items() if name != "run"},
         "host": "127.0.0.1",
@@ -187,17 +188,15 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         # The front counts. A request that was cancelled may be here a moment longer than there.
         "max_requests": 2 * arguments.max_requests,
     }
-    if arguments.threads is None:
+    if options.threads is None:
         asked["threads"] = max(1, len(os.sched_getaffinity(0)) // arguments.replicas)
     plans = []
     for i in range(arguments.replicas):
         gpus = None
-        if arguments.device in ("auto", "cuda"):
+        if options.device in ("auto", "cuda"):
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             present = len(list(Path("/dev").glob("nvidia[0-9]*")))
-            gpus = gpus_of_replica(
-                i, arguments.replicas, arguments.tensor_parallel, visible, present
-            )
+            gpus = gpus_of_replica(i, arguments.replicas, options.tensor_parallel, visible, present)
         environment = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
         command = [sys.executable, "-m", "gptoss.cli.replica", str(i)]
         plans.append(Plan(command, {**asked, "replica": i}, environment))

@@ -1,9 +1,46 @@
 """The engine: requests that share the steps of one model."""
 
-from gptoss.engine.aio import AsyncEngine as AsyncEngine
-from gptoss.engine.aio import AsyncStream as AsyncStream
-from gptoss.engine.engine import Engine as Engine
-from gptoss.engine.prompts import Prompt as Prompt
-from gptoss.engine.sequence import Account as Account
-from gptoss.engine.stream import Stream as Stream
-from gptoss.engine.text import StopMatcher as StopMatcher
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptoss.engine.aio import AsyncEngine, AsyncStream
+    from gptoss.engine.engine import Engine
+    from gptoss.engine.options import EngineOptions
+    from gptoss.engine.prompts import Prompt
+    from gptoss.engine.sequence import Account
+    from gptoss.engine.stream import Stream
+    from gptoss.engine.text import StopMatcher
+
+# Imported when first used (PEP 562): the command line reads `gptoss.engine.options` for its help,
+# which needs neither NumPy nor the compiled core.
+_HOME = {
+    "Account": "gptoss.engine.sequence",
+    "AsyncEngine": "gptoss.engine.aio",
+    "AsyncStream": "gptoss.engine.aio",
+    "Engine": "gptoss.engine.engine",
+    "EngineOptions": "gptoss.engine.options",
+    "Prompt": "gptoss.engine.prompts",
+    "StopMatcher": "gptoss.engine.text",
+    "Stream": "gptoss.engine.stream",
+}
+
+__all__ = [
+    "Account",
+    "AsyncEngine",
+    "AsyncStream",
+    "Engine",
+    "EngineOptions",
+    "Prompt",
+    "StopMatcher",
+    "Stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gptoss.engine' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value

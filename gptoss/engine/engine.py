@@ -7,73 +7,73 @@ import threading
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from functools import partial
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from numbers import Integral
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.checkpoint import BUNDLED_MODEL, TensorSource, open_checkpoint
 from gptoss.engine.constraint import CompiledGrammar, GrammarVocabulary
 from gptoss.engine.drafts import Drafter
 from gptoss.engine.generation import Generation
-from gptoss.engine.load import (
-    MAX_BATCH,
-    MAX_VALUES,
-    STEP_TOKENS,
-    ReportingSource,
-    check_integer,
-    check_optional_integer,
-    check_panels,
-    choose_device,
-    free_model,
-)
-from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
-from gptoss.engine.pages import peak_pages
+from gptoss.engine.load import Loaded, load
+from gptoss.engine.options import EngineOptions, check_integer
 from gptoss.engine.prompts import Prompt, as_params, as_prompts
 from gptoss.engine.request import Outbox, Outlet, Request, Scoring
-from gptoss.engine.scheduler import Scheduler
 from gptoss.engine.sequence import Account
 from gptoss.engine.stream import Stream, Submission
 from gptoss.engine.text import TextStream
 from gptoss.engine.worker import Worker
 from gptoss.errors import Error
 from gptoss.model import ModelConfig
-from gptoss.native import _core
 from gptoss.request import SEED_LIMIT, Completion, Delta, Grammar, SamplingParams, derive_seed, join
-from gptoss.tokenizer import Tokenizer, load_tokenizer
+from gptoss.tokenizer import Tokenizer
 
+MAX_PRIORITY = (1 << 63) - 1
 LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
+
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class _Arguments(EngineOptions):
+    """All that an engine is made with: its options, and who watches it load."""
+
+    progress: Callable[[int, int], None] | None = field(default=None, kw_only=True)
+
+
+_Arguments.__init__.__qualname__ = "Engine.__init__"  # what a TypeError calls it
+
+
+def _takes(
+    made: Callable[_P, _Arguments],
+) -> Callable[[Callable[[Engine, _Arguments], None]], Callable[Concatenate[Engine, _P], None]]:
+    """Gives a constructor the parameters of another, for type checkers and `help` too."""
+
+    def decorate(
+        constructor: Callable[[Engine, _Arguments], None],
+    ) -> Callable[Concatenate[Engine, _P], None]:
+        @wraps(constructor)
+        def taking(self: Engine, *values: _P.args, **named: _P.kwargs) -> None:
+            constructor(self, made(*values, **named))
+
+        own = Parameter("self", Parameter.POSITIONAL_ONLY)
+        parameters = signature(made).parameters.values()
+        taking.__signature__ = Signature([own, *parameters])  # type: ignore[attr-defined]
+        return taking
+
+    return decorate
 
 
 class Engine:
     """A gpt-oss model that generates text.
 
-    Args:
-        model: a checkpoint directory or file, or "synthetic:…"; None: the bundled nano model.
-        device: "cpu", "cuda", or "auto" (the fastest that is available).
-        activation: "bf16", or "f32" for exact comparison: operands of products stay float32.
-        kv_bytes: memory for the key/value cache; None: enough for 16 sequences of full context,
-            but no more than a quarter of the free memory; on a GPU for 64, but no more than 85%.
-        threads: threads of the CPU backend; None: one per core.
-        weights: "published" (bf16, exact), or "q8" (int8 in groups of 32) for attention and the
-            unembedding; None: as a packed model has them, otherwise "published".
-        kv: keys and values as "bf16", or "int8" with a scale per token and head.
-        tensor_parallel: GPUs of this machine that hold a part of the model each: 1 to 8, a divisor
-            of its KV heads and experts. (On the CPU: groups of threads, which is of no use but to
-            try it.)
-        max_batch: most sequences in one step; None: 64 on a CPU, 256 on a GPU.
-        step_tokens: most tokens in one step; long prompts enter in chunks of at most this size.
-            None: 512 on a CPU, 4096 on a GPU.
-        prefix_cache: begin behind what was computed before of the same text, for whichever request.
-        speculation: guess tokens from what stands in the text, where that pays; the same texts come
-            of it (see `gptoss.engine.drafts`).
-        overlap: plan a step while the one before it runs; None: on a GPU. (On a CPU planning takes
-            the cores that compute.)
-        progress: called with (bytes read, bytes in all) while the weights are loaded.
+    Takes the fields of `EngineOptions`, the first five also by position, and `progress`, which is
+    called with (bytes read, bytes in all) while the weights are loaded.
 
     All calls may be made from any thread, and any number of streams may be open at once; they
     share every step. An engine is closed by `close()`, by leaving a `with` block, or when the
@@ -83,110 +83,48 @@ class Engine:
         Error: the checkpoint is damaged, the device unknown, an option out of range.
     """
 
-    def __init__(
-        self,
-        model: str | Path | None = None,
-        device: str = "auto",
-        activation: str = "bf16",
-        kv_bytes: int | None = None,
-        threads: int | None = None,
-        *,
-        max_batch: int | None = None,
-        step_tokens: int | None = None,
-        weights: str | None = None,
-        kv: str = "bf16",
-        tensor_parallel: int = 1,
-        prefix_cache: bool = True,
-        speculation: bool = True,
-        overlap: bool | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        kv_bytes = check_optional_integer("kv_bytes", kv_bytes)
-        threads = check_optional_integer("threads", threads)
-        max_batch = check_optional_integer("max_batch", max_batch)
-        step_tokens = check_optional_integer("step_tokens", step_tokens)
-        tensor_parallel = check_integer("tensor_parallel", tensor_parallel)
-        if activation not in ("bf16", "f32"):
-            raise Error(
-                f"activation: expected 'bf16' or 'f32', found {activation!r}", field="activation"
-            )
-        if weights not in (None, "published", "q8"):
-            raise Error(
-                f"weights: expected 'published' or 'q8', found {weights!r}", field="weights"
-            )
-        if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected 'bf16' or 'int8', found {kv!r}", field="kv")
+    @_takes(_Arguments)
+    def __init__(self, arguments: _Arguments) -> None:
+        self._begin(load(arguments, arguments.progress))
 
-        device = choose_device(device, _core.backends())
-        if step_tokens is None:
-            step_tokens = STEP_TOKENS[device]
-        if max_batch is None:
-            max_batch = min(MAX_BATCH[device], step_tokens)
-        self._source: TensorSource = open_checkpoint(BUNDLED_MODEL if model is None else model)
+    @classmethod
+    def from_options(
+        cls, options: EngineOptions, progress: Callable[[int, int], None] | None = None
+    ) -> Engine:
+        """An engine with these options. progress: as above."""
+        return cls.over(load(options, progress))
+
+    @classmethod
+    def over(cls, loaded: Loaded) -> Engine:
+        """An engine over what `gptoss.engine.load` opened, or over parts of another make.
+
+        The engine owns them from now on, and closes them.
+        """
+        engine = cls.__new__(cls)
+        engine._begin(loaded)
+        return engine
+
+    def _begin(self, loaded: Loaded) -> None:
+        model = loaded.model
+        self._source, self._backend = model.source, model.backend
+        self._config = model.source.config
+        self._speculates = loaded.speculation
+        self._load_tokenizer = loaded.load_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._no_tokenizer: Error | None = None  # why there is none
         self._grammars: GrammarVocabulary | None = None  # made when a grammar is first asked for
         self._grammars_lock = threading.Lock()
-        backend = None
         try:
-            self._config = config = self._source.config
-            check_panels(self._source, weights, device, threads, progress)
-            backend = _core.Backend(
-                config,
-                ReportingSource(self._source, progress) if progress else self._source,
-                device=device,
-                activation=activation,
-                threads=threads or 0,
-                weights=weights or self._source.packed or "published",
-                kv=kv,
-                tensor_parallel=tensor_parallel,
+            self._worker = Worker(
+                model.backend,
+                loaded.scheduler,
+                at_end=model.close,
+                overlap_from=1 if loaded.overlap else None,
             )
-
-            def pages_for(length: int) -> int:
-                return peak_pages(length, step_tokens, config.sliding_window, backend.page_size)
-
-            if kv_bytes is None:
-                sizes = pages_for, backend.page_bytes, config.context_length
-                free = backend.free_bytes
-                if free is None:
-                    kv_bytes = default_kv_bytes(*sizes, available_memory())
-                else:
-                    kv_bytes = device_kv_bytes(*sizes, free)
-            pages = backend.plan_kv(kv_bytes)
-            if pages < pages_for(1):
-                raise Error(
-                    f"kv_bytes: expected at least {pages_for(1) * backend.page_bytes} "
-                    f"({pages_for(1)} pages of {backend.page_bytes} bytes), found {kv_bytes}",
-                    field="kv_bytes",
-                )
-            try:
-                backend.alloc_kv(pages)
-            except Error as error:
-                raise Error(
-                    f"kv_bytes: expected what the memory holds, found {kv_bytes}: {error}"
-                ) from None
-            scheduler = Scheduler(
-                pages,
-                backend.page_size,
-                config.sliding_window,
-                step_tokens,
-                max_batch,
-                prefix_cache=prefix_cache,
-            )
-        except BaseException:
-            if backend is not None:
-                backend.close()
-            self._source.close()
+            self._worker.start()
+        except BaseException:  # no thread can be started
+            model.close()
             raise
-        self._backend = backend
-        self._worker = Worker(
-            backend,
-            scheduler,
-            at_end=partial(free_model, backend, self._source),
-            overlap_from=1 if (device == "cuda" if overlap is None else overlap) else None,
-        )
-        self._speculates = speculation
-        self._worker.start()
         # Runs when the engine is closed, collected, or the interpreter ends, whichever is first.
         self._finalizer = weakref.finalize(self, self._worker.close)
 
@@ -208,7 +146,7 @@ class Engine:
             raise Error(str(self._no_tokenizer))
         if self._tokenizer is None:
             try:
-                self._tokenizer = load_tokenizer(self._source.directory, self._config)
+                self._tokenizer = self._load_tokenizer()
             except Error as error:
                 self._no_tokenizer = error
                 raise
@@ -399,7 +337,7 @@ class Engine:
             raise Error(
                 f"params: expected SamplingParams, found {type(params).__name__}", field="params"
             )
-        priority = check_integer("priority", priority, -MAX_VALUES["priority"])
+        priority = check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
         ids = self._prompt_ids(prompt)
         self._check_params(params)
         tokenizer = self._tokenizer_or_none(params)

@@ -1,85 +1,74 @@
-"""Opening a model: which device, which files, how large a step and a cache."""
+"""From options to all that an engine is made of: device, files, weights, cache, queue."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Integral
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
-from gptoss.checkpoint import PackedSource, TensorSource
-from gptoss.errors import Error, shown
+from gptoss.checkpoint import BUNDLED_MODEL, PackedSource, TensorSource, open_checkpoint
+from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
+from gptoss.engine.options import EngineOptions
+from gptoss.engine.pages import peak_pages
+from gptoss.engine.scheduler import Scheduler
+from gptoss.errors import Error
 from gptoss.native import _core
+from gptoss.tokenizer import Tokenizer, load_tokenizer
 
-# What a step holds at most, by default: enough to keep the device's arithmetic busy.
-STEP_TOKENS = {"cpu": 512, "cuda": 4096}
-
-
-MAX_BATCH = {"cpu": 64, "cuda": 256}
-# The core's own limits, and those of its integers.
-MAX_VALUES = {
-    "threads": 4096,
-    "tensor_parallel": 8,
-    "max_batch": (1 << 31) - 1,
-    "step_tokens": (1 << 31) - 1,
-    "kv_bytes": (1 << 63) - 1,
-    "priority": (1 << 63) - 1,
-}
+Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
 
 
-class ReportingSource:
-    """A tensor source that tells how far its reader is."""
+@dataclass(frozen=True)
+class Model:
+    """Open files and the backend that computes with them, on the device of this name."""
 
-    def __init__(self, source: TensorSource, progress: Callable[[int, int], None]) -> None:
-        self._source = source
-        self._progress = progress
-        self._read = 0
+    source: TensorSource
+    backend: _core.Backend
+    device: str
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        array = self._source.tensor(name)
-        self._read += array.nbytes
-        self._progress(self._read, self._source.nbytes)
-        return array
+    def close(self) -> None:
+        """Free both; harmless when repeated."""
+        self.backend.close()  # it may still read the source's arrays
+        self.source.close()
 
 
-def check_panels(
-    source: TensorSource,
-    weights: str | None,
-    device: str,
-    threads: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Raise Error unless a packed model is whole and what was asked for."""
-    if not isinstance(source, PackedSource):
-        return
-    if device != "cpu":
-        raise Error(
-            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}",
-            field="device",
-        )
-    if weights not in (None, source.packed):
-        raise Error(
-            f"{source.name}: is packed with weights {source.packed!r}, asked for {weights!r}: "
-            f"convert the checkpoint again",
-            field="weights",
-        )
-    source.verify(threads or _core.cpu_features()["threads"], progress)
+@dataclass(frozen=True)
+class Loaded:
+    """What `Engine.over` takes. load_tokenizer: called once, when text is first at hand.
+
+    overlap: plan a step while the one before it runs. speculation: guess tokens.
+    """
+
+    model: Model
+    scheduler: Scheduler
+    load_tokenizer: Callable[[], Tokenizer]
+    overlap: bool
+    speculation: bool
 
 
-def free_model(backend: Any, source: TensorSource) -> None:
-    backend.close()  # it may still read the source's arrays
-    source.close()
+def load(options: EngineOptions, progress: Progress | None = None) -> Loaded:
+    """Open a model and give it a cache and a queue. Nothing stays open when it fails.
+
+    progress: called while files are checked and weights are loaded.
+
+    Raises:
+        Error: the checkpoint is damaged, the device is not here, the memory too small.
+    """
+    device = choose_device(options.device, _core.backends())
+    options.step_limits(device)  # refused before minutes of loading rather than after
+    return prepare(open_model(options, device, progress), options)
 
 
 def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
+    """The device that is asked for, or the first available one for "auto".
+
+    backends: name, available, reason of each, the preferred first.
+    """
     known = {backend["name"]: backend for backend in backends}
     if device == "auto":
-        return "cuda" if known.get("cuda", {}).get("available") else "cpu"
-    if not isinstance(device, str) or device not in known:
+        return next(name for name, backend in known.items() if backend["available"])
+    if device not in known:
         raise Error(
             f"device: expected 'auto' or one of {sorted(known)}, found {device!r}", field="device"
         )
@@ -90,18 +79,95 @@ def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
     return device
 
 
-def check_integer(option: str, value: object, low: int = 1) -> int:
-    """`value` as a plain int: those of NumPy overflow in arithmetic with others."""
-    high = MAX_VALUES[option]
-    # bool is an int to Python; here True is more likely a mistake than a 1.
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise Error(
-            f"{option}: expected an integer from {low} to {high}, found {shown(value)}",
-            field=option,
+def open_model(options: EngineOptions, device: str, progress: Progress | None = None) -> Model:
+    """Open the files and load the weights; no cache yet."""
+    source = open_checkpoint(BUNDLED_MODEL if options.model is None else options.model)
+    try:
+        if isinstance(source, PackedSource):
+            _check_packed(source, options, device)
+            source.verify(options.threads or _core.cpu_features()["threads"], progress)
+        backend = _core.Backend(
+            source.config,
+            source,
+            device=device,
+            activation=options.activation,
+            threads=options.threads or 0,
+            weights=options.weights or source.packed or "published",
+            kv=options.kv,
+            tensor_parallel=options.tensor_parallel,
+            progress=progress,
         )
-    return int(value)
+    except BaseException:
+        source.close()
+        raise
+    return Model(source, backend, device)
 
 
-def check_optional_integer(option: str, value: object) -> int | None:
-    """None stands for the default."""
-    return None if value is None else check_integer(option, value)
+def prepare(model: Model, options: EngineOptions) -> Loaded:
+    """Give an open model its cache and its queue; closes it when that fails."""
+    source, backend = model.source, model.backend
+    try:
+        step_tokens, max_batch = options.step_limits(model.device)
+        pages = _allocate(model, options.kv_bytes, step_tokens)
+        scheduler = Scheduler(
+            pages,
+            backend.page_size,
+            source.config.sliding_window,
+            step_tokens,
+            max_batch,
+            prefix_cache=options.prefix_cache,
+        )
+    except BaseException:
+        model.close()
+        raise
+    return Loaded(
+        model,
+        scheduler,
+        partial(load_tokenizer, source.directory, source.config),
+        overlap=options.overlaps(model.device),
+        speculation=options.speculation,
+    )
+
+
+def _check_packed(source: PackedSource, options: EngineOptions, device: str) -> None:
+    if device != "cpu":
+        raise Error(
+            f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}",
+            field="device",
+        )
+    if options.weights not in (None, source.packed):
+        raise Error(
+            f"{source.name}: is packed with weights {source.packed!r}, "
+            f"asked for {options.weights!r}: convert the checkpoint again",
+            field="weights",
+        )
+
+
+def _allocate(model: Model, kv_bytes: int | None, step_tokens: int) -> int:
+    """Allocate the cache, which must hold one token at least: its pages."""
+    config, backend = model.source.config, model.backend
+    pages_for = partial(
+        peak_pages, chunk=step_tokens, window=config.sliding_window, page_size=backend.page_size
+    )
+    if kv_bytes is None:
+        sizes = pages_for, backend.page_bytes, config.context_length
+        free = backend.free_bytes
+        if free is None:
+            kv_bytes = default_kv_bytes(*sizes, available_memory())
+        else:
+            kv_bytes = device_kv_bytes(*sizes, free)
+    pages, least = backend.plan_kv(kv_bytes), pages_for(1)
+    if pages < least:
+        raise Error(
+            f"kv_bytes: expected at least {least * backend.page_bytes} "
+            f"({least} pages of {backend.page_bytes} bytes), found {kv_bytes}",
+            field="kv_bytes",
+        )
+    try:
+        backend.alloc_kv(pages)
+    except Error as error:
+        raise Error(
+            f"kv_bytes: expected what the memory holds, found {kv_bytes}: {error}",
+            field="kv_bytes",
+        ) from None
+    return pages

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from gptoss.native.arrays import SamplingBatch, StepOutput
 
 PAGE_SIZE: int
+WEIGHT_FORMATS: dict[str, int]
 
 class Backend:
     def __init__(
@@ -19,6 +21,7 @@ class Backend:
         weights: str = "published",
         kv: str = "bf16",
         tensor_parallel: int = 1,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None: ...
     @property
     def page_size(self) -> int: ...

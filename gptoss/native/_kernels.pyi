@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 PAGE_SIZE: int
 ATTENTION_TOKENS: int
+PRODUCTS: tuple[str, ...]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -17,7 +18,7 @@ I32 = NDArray[np.int32]
 def isas() -> list[str]: ...
 def products(isa: str) -> list[str]: ...
 
-class Packed:
+class Panels:
     format: str
     rows: int
     cols: int
@@ -31,10 +32,10 @@ def pack(
     blocks: U8 | None = None,
     scales: U8 | None = None,
     threads: int = 1,
-) -> Packed: ...
+) -> Panels: ...
 def matmul_f32(
     x: F32,
-    packed: Packed,
+    panels: Panels,
     *,
     isa: str,
     bias: U16 | None = None,
@@ -46,7 +47,7 @@ def quantize(x: F32, *, isa: str) -> tuple[I16, F32]: ...
 def matmul_i16(
     q: I16,
     scale: F32,
-    packed: Packed,
+    panels: Panels,
     *,
     isa: str,
     bias: U16 | None = None,
@@ -58,7 +59,7 @@ def to_tiles(x: F32, *, isa: str) -> U16: ...
 def matmul_bf16(
     tiles: U16,
     rows: int,
-    packed: Packed,
+    panels: Panels,
     *,
     isa: str,
     bias: U16 | None = None,
@@ -87,12 +88,9 @@ def add_scaled(y: F32, x: F32, a: float, *, isa: str) -> F32: ...
 def route(logits: F32, count: int) -> tuple[I32, F32]: ...
 def yarn(config: Any) -> tuple[NDArray[np.float64], float]: ...
 def uniform_draw(seed: int, draw: int) -> float: ...
-def read_seconds(
-    data: NDArray[np.uint64], threads: int, repeat: int
-) -> tuple[list[float], int]: ...
 def peak_seconds(rounds: int, threads: int, *, isa: str) -> tuple[float, float]: ...
 def linear_seconds(
-    matrices: list[Packed], rows: int, threads: int, repeat: int, *, isa: str, bf16: bool = True
+    matrices: list[Panels], rows: int, threads: int, repeat: int, *, isa: str, bf16: bool = True
 ) -> list[float]: ...
 def cuda(
     kernel: str,

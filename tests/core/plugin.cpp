@@ -2,7 +2,7 @@
 // GPTOSS_TEST_DEVICE say which interface it claims and whether its device is there.
 #include <cstdio>
 
-#include "backend.h"
+#include "core/backend.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "weights.h"
+#include "core/weights.h"
 
 namespace gptoss::test {
 

@@ -7,8 +7,8 @@
 #include <numeric>
 #include <vector>
 
-#include "backend.h"
-#include "random_model.h"
+#include "core/backend.h"
+#include "tests/core/random_model.h"
 
 namespace gptoss::test {
 

@@ -1,9 +1,9 @@
-#include "batch.h"
+#include "core/batch.h"
 
 #include <limits>
 
-#include "random_model.h"
-#include "test.h"
+#include "tests/core/random_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 

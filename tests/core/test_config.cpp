@@ -1,9 +1,9 @@
-#include "config.h"
+#include "core/config.h"
 
 #include <limits>
 
-#include "random_model.h"
-#include "test.h"
+#include "tests/core/random_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 

@@ -2,13 +2,14 @@
 #include <cmath>
 #include <cstring>
 
-#include "check.h"
-#include "cuda_backend.h"
-#include "model.h"
-#include "random_model.h"
-#include "run_model.h"
-#include "runtime.h"
-#include "test.h"
+#include "core/check.h"
+#include "core/registry.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/model.h"
+#include "cuda/runtime.h"
+#include "tests/core/random_model.h"
+#include "tests/core/run_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 using test::distance, test::pages, test::run, test::Sequence, test::small_config, test::step,

@@ -2,9 +2,9 @@
 #include <array>
 #include <set>
 
-#include "choose.h"
-#include "layout.h"
-#include "test.h"
+#include "cuda/choose.h"
+#include "cuda/layout.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 using namespace gptoss::cuda;

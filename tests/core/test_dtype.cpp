@@ -1,9 +1,9 @@
-#include "dtype.h"
+#include "core/dtype.h"
 
 #include <cmath>
 #include <limits>
 
-#include "test.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 

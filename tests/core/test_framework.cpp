@@ -1,8 +1,8 @@
 // The test framework and the error macro: a check that cannot fail would make every test green.
 #include <limits>
 
-#include "check.h"
-#include "test.h"
+#include "core/check.h"
+#include "tests/core/test.h"
 
 using gptoss::test::is_near;
 using gptoss::test::state;

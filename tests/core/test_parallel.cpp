@@ -1,13 +1,17 @@
 // A model on several ranks beside the same model on one: the CPU backend and, emulated, CUDA's.
+#include <algorithm>
 #include <cmath>
+#include <new>
 #include <thread>
+#include <utility>
 
-#include "check.h"
-#include "cuda_backend.h"
-#include "parallel.h"
-#include "random_model.h"
-#include "run_model.h"
-#include "test.h"
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/registry.h"
+#include "cuda/cuda_backend.h"
+#include "tests/core/random_model.h"
+#include "tests/core/run_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 using test::distance, test::pages, test::run, test::Sequence, test::step, test::text;
@@ -117,6 +121,60 @@ TEST(a_bad_batch_leaves_the_group_usable) {
   CHECK(distance(run(*backend, text(40, 1), 40), logits("cpu", 1, 40, Activation::f32)) < 1e-5);
 }
 
+namespace {
+
+// A rank that only adds up a number over the ranks, one a token, and gives the sums as logits. The
+// second rank runs out of memory in its first step.
+class Adding final : public Backend {
+public:
+  explicit Adding(const Options& options) : options_(options) {}
+  void load(const ModelConfig&, WeightSource&) override {}
+  int64_t page_bytes() const override { return 1; }
+  void alloc_kv(int64_t) override {}
+  void step(const Batch& batch, const Output& output) override {
+    if (options_.shard.rank == 1 && !std::exchange(failed_, true)) {
+      throw std::bad_alloc();
+    }
+    std::vector<float> values(static_cast<size_t>(batch.num_tokens), 1.0f);
+    for (int layer = 0; layer < 3; ++layer) {
+      options_.communicator->all_reduce(values.data(), batch.num_tokens, nullptr);
+    }
+    if (output.logits != nullptr) {
+      std::copy(values.begin(), values.end(), output.logits);
+    }
+  }
+  std::vector<std::pair<std::string, std::string>> info() const override { return {}; }
+
+private:
+  Options options_;
+  bool failed_ = false;
+};
+
+}  // namespace
+
+TEST(a_rank_without_memory_fails_its_step_alone) {
+  constexpr int ranks = 3;
+  const std::unique_ptr<Backend> backend = make_parallel_backend(
+      {}, thread_communicators(ranks),
+      [](const Options& options) { return std::make_unique<Adding>(options); });
+  std::vector<float> sums(4, 0.0f);
+  Batch batch;
+  batch.num_tokens = 4;
+  Output output;
+  output.logits = sums.data();
+  bool thrown = false;
+  try {
+    backend->step(batch, output);
+  } catch (const std::bad_alloc&) {  // and not "another rank has failed"
+    thrown = true;
+  }
+  CHECK(thrown);
+  for (int again = 0; again < 3; ++again) {
+    backend->step(batch, output);
+    CHECK(sums == std::vector<float>(4, 27.0f));
+  }
+}
+
 TEST(sums_are_the_same_on_all_ranks) {
   constexpr int ranks = 3, count = 1001;
   const auto communicators = thread_communicators(ranks);
@@ -153,4 +211,10 @@ TEST(who_waits_for_a_rank_that_failed_is_told) {
   communicators[1]->abort();
   waits.join();
   CHECK(told.find("another rank has failed") != std::string::npos);
+  communicators[1]->restart();
+  std::vector<float> values = {1.0f, 2.0f};
+  std::thread other([&] { communicators[0]->all_reduce(values.data(), 1, nullptr); });
+  communicators[1]->all_reduce(values.data() + 1, 1, nullptr);
+  other.join();
+  CHECK(values == std::vector<float>(2, 3.0f));
 }

@@ -1,11 +1,11 @@
-#include "sampler.h"
+#include "core/sampler.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
 
-#include "test.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 

@@ -1,10 +1,10 @@
-#include "weights.h"
+#include "core/weights.h"
 
 #include <map>
 
-#include "cpu/model_weights.h"
-#include "random_model.h"
-#include "test.h"
+#include "core/cpu/weights.h"
+#include "tests/core/random_model.h"
+#include "tests/core/test.h"
 
 using namespace gptoss;
 using test::small_config;

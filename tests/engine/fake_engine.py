@@ -1,12 +1,13 @@
 """An `Engine` on the fake backend, with a small vocabulary of its own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from unittest import mock
 
 import fake_backend as fake
 from waiting import until
 
-from gptoss import Engine, Error
+from gptoss import Engine, EngineOptions, Error
+from gptoss.engine.load import Model, choose_device, prepare
 
 CONTEXT = 400
 WINDOW = 20
@@ -62,6 +63,10 @@ class FakeDecoder:
         return text
 
 
+def no_tokenizer():
+    raise Error("tokenizer: there is none")
+
+
 def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
     """An engine whose backend is `engine.fake`."""
     backend = backend or fake.FakeBackend(WINDOW)
@@ -73,29 +78,17 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
         parameters=lambda: 0,
     )
     source = SimpleNamespace(
-        config=config, name="fake", layout="fake", packed=None, directory=None, close=lambda: None
+        config=config, name="fake", layout="fake", directory=None, close=lambda: None
     )
-
+    options.setdefault("kv_bytes", pages * fake.FakeBackend.page_bytes)
+    asked = EngineOptions(**options)
     cpu = {"name": "cpu", "available": True, "reason": ""}
     cuda = {"name": "cuda", "available": False, "reason": "no device was found"}
-    options.setdefault("kv_bytes", pages * fake.FakeBackend.page_bytes)
-    patches = {
-        "gptoss.native._core.Backend": lambda *args, **kwargs: backend,
-        "gptoss.native._core.backends": lambda: [cpu, cuda],
-        "gptoss.engine.engine.open_checkpoint": lambda path: source,
-    }
-    patchers = [mock.patch(name, value) for name, value in patches.items()]
-    for patcher in patchers:
-        patcher.start()
-    try:
-        engine = Engine("fake", **options)
-    finally:
-        for patcher in patchers:
-            patcher.stop()
-    if tokenizer:
-        engine._tokenizer = FakeTokenizer()
-    else:
-        engine._no_tokenizer = Error("tokenizer: there is none")
+    model = Model(source, backend, choose_device(asked.device, [cuda, cpu]))
+    loaded = replace(
+        prepare(model, asked), load_tokenizer=FakeTokenizer if tokenizer else no_tokenizer
+    )
+    engine = Engine.over(loaded)
     engine.fake = backend
     return engine
 

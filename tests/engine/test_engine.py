@@ -404,7 +404,7 @@ def test_info(engine):
 def test_bundled_model_is_the_default(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "gptoss.engine.engine.open_checkpoint", lambda path: seen.append(path) or 1 / 0
+        "gptoss.engine.load.open_checkpoint", lambda path: seen.append(path) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Engine()

@@ -7,9 +7,9 @@ from gptoss import Engine, Error, SamplingParams
 
 LIMITS = {
     "kv_bytes": 2**63 - 1,
-    "threads": 4096,
-    "max_batch": 2**31 - 1,
-    "step_tokens": 2**31 - 1,
+    "threads": 1024,
+    "max_batch": 2**20,
+    "step_tokens": 2**20,
     "tensor_parallel": 8,
 }
 WRONG = [

@@ -1,4 +1,4 @@
-"""Panels read by the table in core/cpu/panel.h, in NumPy, and random matrices in each format."""
+"""Panels read by the table in core/cpu/panels.h, in NumPy, and random matrices in each format."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ NIBBLES = ((0, 0), (2, 0), (0, 4), (2, 4), (1, 0), (3, 0), (1, 4), (3, 4))  # (b
 
 
 def unpack(packed):
-    """float64 [padded rows, padded columns] of a Packed."""
+    """float64 [padded rows, padded columns] of a matrix in panels."""
     panels, blocks = -(-packed.rows // ROWS), -(-packed.cols // BLOCK)
     size = blocks * BLOCK_BYTES[packed.format]
     data, scales = packed.data[:, :size], packed.data[:, size:]

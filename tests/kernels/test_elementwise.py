@@ -10,6 +10,14 @@ EPS = np.finfo(np.float32).eps
 ALL_BF16 = np.arange(1 << 16, dtype=np.uint16)
 
 
+def test_the_peak_counts_its_operations(isa):
+    """Multiply-adds of whole vectors: as many operations for each round, on every thread."""
+    _, one = _kernels.peak_seconds(10, 1, isa=isa)
+    _, more = _kernels.peak_seconds(1000, 3, isa=isa)
+    assert one > 0 and one % (10 * 2 * 8 * 4) == 0
+    assert more == 300 * one
+
+
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 128, 2880])
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e15])
 def test_rms_norm(isa, random, n, size):

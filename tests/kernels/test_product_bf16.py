@@ -45,7 +45,7 @@ def q8_values(weight):
 
 
 def make_weights(random, format, n, k):
-    """(Packed, the float32 [N, K] that it stands for)."""
+    """(Panels, the float32 [N, K] that it stands for)."""
     if format == "mxfp4":
         blocks = random.integers(0, 256, (n, k // BLOCK, BLOCK // 2), np.uint8)
         scales = random.integers(119, 128, (n, k // BLOCK), np.uint8)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptoss.checkpoint.synthetic import SyntheticSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
 from gptoss.checkpoint.source import TensorInfo
+from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.errors import Error
-from gptoss.model import ModelConfig
+from gptoss.model import ModelConfig, parse_config, read_config, to_huggingface, to_original
 
 from ..hostile import damaged
 
@@ -56,18 +56,18 @@ def only_errors(about: Path) -> Iterator[None]:
 @often
 @given(
     data=st.one_of(
-        damaged(SMALL.to_original()),
-        damaged(SMALL.to_huggingface()),
-        damaged(UNSCALED.to_huggingface("bf16")),
-        damaged({**SMALL.to_huggingface(), "rope_parameters": {"rope_type": "default"}}),
+        damaged(to_original(SMALL)),
+        damaged(to_huggingface(SMALL)),
+        damaged(to_huggingface(UNSCALED, "bf16")),
+        damaged({**to_huggingface(SMALL), "rope_parameters": {"rope_type": "default"}}),
     )
 )
 def test_any_value_in_config_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(data)
     with only_errors(path):
-        config = ModelConfig.from_file(path)
-        assert ModelConfig.from_dict(config.to_original()) == config
+        config = read_config(path)
+        assert parse_config(to_original(config)) == config
         assert config.parameters() > 0 and config.context_length > 0
 
 

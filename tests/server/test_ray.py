@@ -63,6 +63,38 @@ def address():
         held.close()
 
 
+def test_arguments_are_those_of_an_engine():
+    from gptoss import EngineOptions
+    from gptoss.server.front.ray_app import Arguments
+
+    assert Arguments().engine == EngineOptions(threads=1)
+    # As `serve run` gives them: text.
+    words = {"model": "m", "kv_bytes": "1000000", "prefix_cache": "false", "cpus": "4", "gpus": "2"}
+    given = Arguments.model_validate(words)
+    wanted = EngineOptions("m", kv_bytes=1000000, threads=4, prefix_cache=False, tensor_parallel=2)
+    assert given.engine == wanted
+    assert given.model_copy(update={"api_keys": ["k"]}).engine == wanted
+    assert Arguments(gpus=4, tensor_parallel=1, threads=None).engine.tensor_parallel == 1
+    assert Arguments.model_validate({"threads": "3"}).engine.threads == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "red"}, "no option is called colour"),
+        ({"threads": 0}, "threads: expected an integer from 1 to 1024, found 0"),
+        ({"kv_bytes": "much"}, "kv_bytes"),
+        ({"activation": "fp8"}, "activation: expected 'bf16' or 'f32', found 'fp8'"),
+        ({"replicas": 0}, "replicas"),
+    ],
+)
+def test_arguments_that_are_wrong(options, message):
+    from gptoss.server.front.ray_app import Arguments
+
+    with pytest.raises(ValueError, match=message):
+        Arguments.model_validate(options)
+
+
 @pytest.fixture
 def client(address):
     with openai.OpenAI(base_url=f"{address}/v1", api_key="good", max_retries=0) as client:

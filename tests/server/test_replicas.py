@@ -327,6 +327,7 @@ def test_none_is_left_when_the_front_is_killed(long):
     [
         (["--model", "no-such-model"], "no-such-model"),
         (["--replicas", "0"], "--replicas: expected 1 to 64, found 0"),
+        (["--threads", "0"], "error: threads: expected an integer from 1 to 1024, found 0"),
     ],
 )
 def test_options_that_are_none(options, message):
@@ -341,7 +342,7 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked |= {"max_requests": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
     asked |= {"tensor_parallel": 1, "replica": 0, "timeout": 60.0, "no_access_log": True}
-    asked |= {"no_prefix_cache": False, "no_speculation": False}
+    asked |= {"prefix_cache": True, "speculation": True}
 
     async def run():
         command = [sys.executable, "-m", "gptoss.cli.replica", "0"]

@@ -1,6 +1,6 @@
 // matmul_bf16 with tile instructions and with emulated tiles: the same bits? Runs without an
 // operating system and says what it found on port 0xe9.
-#include "cpu/kernels.h"
+#include "core/cpu/kernels/table.h"
 
 namespace gptoss::cpu {
 extern const Kernels kernels_amx;
@@ -112,8 +112,9 @@ bool same(WeightFormat format, int64_t rows, int64_t n, int64_t k, bool with_bia
   constexpr int64_t past = 16;  // what lies behind the result must stay
   auto* y = allocate<uint32_t>(rows * n + past, 0xff);
   auto* expected = allocate<uint32_t>(rows * n + past, 0xff);
-  MatmulBf16Args a{};
-  a.x = x;
+  MatmulArgs a;
+  a.x.product = Product::bf16;
+  a.x.tiles = x;
   a.rows = rows;
   a.w.format = format;
   a.w.rows = n;
@@ -124,10 +125,10 @@ bool same(WeightFormat format, int64_t rows, int64_t n, int64_t k, bool with_bia
   a.end = panel_count(n);
   a.scratch = allocate<uint8_t>(matmul_scratch, 0xff);
   a.y = reinterpret_cast<float*>(y);
-  kernels_amx.matmul_bf16(a);
+  kernels_amx.matmul_of(Product::bf16)(a);
   memset(a.scratch, 0xff, matmul_scratch);
   a.y = reinterpret_cast<float*>(expected);
-  kernels_amx_emulated.matmul_bf16(a);
+  kernels_amx_emulated.matmul_of(Product::bf16)(a);
 
   int64_t different = 0;
   for (int64_t i = 0; i < rows * n + past; ++i) {

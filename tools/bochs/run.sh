@@ -3,20 +3,20 @@
 # Other places than Debian's: BOCHS, BOCHS_SHARE, BOCHS_VGA (its BIOS images), ISOLINUX, SYSLINUX, XORRISO.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-core=$here/../../core
+root=$here/../..
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 share=${BOCHS_SHARE:-/usr/share/bochs}
 modules=${SYSLINUX:-/usr/lib/syslinux/modules/bios}
 
 # No thread-local storage without a C library, and one thread only.
-flags="-std=c++20 -O3 -I$core -ffreestanding -fno-pic -fno-exceptions -fno-rtti -fno-stack-protector
+flags="-std=c++20 -O3 -I$root -ffreestanding -fno-pic -fno-exceptions -fno-rtti -fno-stack-protector
   -fno-threadsafe-statics -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns
   -Dthread_local="
 amx="-mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16
   -mprefer-vector-width=512"
-for name in kernels_amx kernels_amx_emulated; do
-  g++ $flags $amx -c "$core/cpu/$name.cpp" -o "$build/$name.o"
+for name in amx amx_emulated; do
+  g++ $flags $amx -c "$root/core/cpu/kernels/$name.cpp" -o "$build/kernels_$name.o"
 done
 g++ $flags -c "$here/amx.cpp" -o "$build/amx.o"
 gcc -c "$here/boot.S" -o "$build/boot.o"

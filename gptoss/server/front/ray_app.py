@@ -15,12 +15,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss.engine import Engine
+from gptoss.engine import Engine, EngineOptions
+from gptoss.engine.options import OPTIONS
 from gptoss.errors import Error
 from gptoss.server.api.app import ServerOptions, create_app
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
     from ray import serve
     from ray.exceptions import RayError, TaskCancelledError
     from ray.serve.exceptions import RayServeException
@@ -42,49 +43,44 @@ _GRACE = 60.0  # seconds that requests have to end in when the application is ta
 class Arguments(BaseModel):
     """What the application is made of; names and meanings are those of `gptoss serve`.
 
-    cpus, gpus: that Ray sets aside for each replica; an engine has as many threads as cpus.
-    tensor_parallel: None: as many as gpus. api_keys: also GPTOSS_API_KEY where the application is
-    built.
+    Those of the engine are the fields of `EngineOptions`. cpus, gpus: that Ray sets aside for each
+    replica; by default an engine has as many threads as cpus, and tensor_parallel is gpus.
+    api_keys: also GPTOSS_API_KEY where the application is built.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    model: str | None = None
     name: str | None = None
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, ge=0)
     gpus: int = Field(default=0, ge=0)
-    device: str = "auto"
-    activation: str = "bf16"
-    weights: str | None = None
-    kv: str = "bf16"
-    kv_bytes: int | None = None
-    threads: int | None = Field(default=None, ge=1)
-    tensor_parallel: int | None = Field(default=None, ge=1)
-    prefix_cache: bool = True
-    speculation: bool = True
     api_keys: list[str] = []
     max_requests: int = Field(default=256, ge=1)
     origins: list[str] = []
     timeout: float = Field(default=3600, ge=0)
+
+    @property
+    def engine(self) -> EngineOptions:
+        """What each replica's engine is made of. Raises ValueError for what it does not know."""
+        given = {k: v for k, v in (self.model_extra or {}).items() if v is not None}
+        if unknown := sorted(given.keys() - OPTIONS):
+            raise Error(f"arguments: no option is called {', '.join(unknown)}")
+        own = {"threads": max(1, int(self.cpus)), "tensor_parallel": max(1, self.gpus)}
+        # By pydantic: `serve run` gives every value as text.
+        options: EngineOptions = TypeAdapter(EngineOptions).validate_python({**own, **given})
+        return options
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> "Arguments":
+        _ = self.engine
+        return self
 
 
 class EngineActor:
     """An engine and the application before it, which is called without a socket."""
 
     def __init__(self, arguments: Arguments, inner_key: str) -> None:
-        self._engine = Engine(
-            arguments.model,
-            device=arguments.device,
-            activation=arguments.activation,
-            weights=arguments.weights,
-            kv=arguments.kv,
-            kv_bytes=arguments.kv_bytes,
-            threads=arguments.threads or max(1, int(arguments.cpus)),
-            tensor_parallel=arguments.tensor_parallel or max(1, arguments.gpus),
-            prefix_cache=arguments.prefix_cache,
-            speculation=arguments.speculation,
-        )
+        self._engine = Engine.from_options(arguments.engine)
         name = arguments.name or Path(str(self._engine.info()["model"])).name
         # The front counts. A request that was cancelled may be here a moment longer than there.
         most = 2 * arguments.max_requests

@@ -1,0 +1,16 @@
+# C++ exceptions as Python exceptions, and weights that a Python object hands over.
+from cpython.ref cimport PyObject
+from libcpp cimport bool
+from libcpp.optional cimport optional
+
+from core.tensor cimport Tensor
+from core.weights cimport DenseWeights
+
+
+cdef extern from "bindings/translate.h" namespace "gptoss::bindings" nogil:
+    void translate_exception()
+    PyObject* error_class
+    cdef cppclass CallbackSource:
+        CallbackSource(void* owner, int (*fetch)(void*, const char*, Tensor*) noexcept,
+                       int (*release)(void*, const char*) noexcept, bool mxfp4,
+                       optional[DenseWeights] panels)
