@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from gptoss.errors import Error
-from gptoss.hf_tokenizer import NAME, read_tokenizer_json
-from gptoss.tokenizer import Tokenizer
-from gptoss.vocabulary import HARMONY_SIZE, O200K_FILE, is_o200k
+from gptoss.tokenizer import HARMONY_SIZE, O200K_FILE, Tokenizer
+from gptoss.tokenizer.tokenizer_json import NAME, read_tokenizer_json
+from gptoss.tokenizer.vocabulary import is_o200k
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "vocabulary"

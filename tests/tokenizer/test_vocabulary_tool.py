@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from gptoss.vocabulary import O200K_FILE, dump_ranks
 from vocabularies import tiny_ranks
+
+from gptoss.tokenizer.vocabulary import O200K_FILE, dump_ranks
 
 TOOL = Path(__file__).parents[2] / "tools" / "vocabulary.py"
 
