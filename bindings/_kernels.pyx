@@ -19,7 +19,8 @@ cimport gptoss
 from gptoss cimport (
     AttentionArgs, Compute, Isa, Kernels, KvStorage, LinearJob, MatmulBf16Args, MatmulF32Args,
     MatmulI16Args, ModelConfig, OperandStorage, PackSource, Panels, QuantizeArgs, RmsNormArgs,
-    RopeArgs, SwigluArgs, TileRowArgs, WeightFormat, attention_scratch, attention_tokens, bf16,
+    RopeArgs, SwigluArgs, ThreadPool, TileRowArgs, WeightFormat, attention_scratch,
+    attention_tokens, bf16,
     fill_config, isa_name, kernels_for, linear, make_operand, matmul_scratch, pack_matrix,
     page_size, panel_blocks, panel_bytes, panel_cols, panel_count, parse_isa, read_all,
     route as cpp_route, testable_isas, uniform_draw as cpp_uniform_draw,
@@ -391,14 +392,17 @@ def uniform_draw(uint64_t seed, uint64_t draw):
 
 def read_seconds(const uint64_t[::1] data, threads, repeat):
     """Seconds that each of `repeat` readings of data took, by so many threads."""
-    cdef int threads_ = threads
+    cdef ThreadPool* pool = new ThreadPool(threads)
     cdef uint64_t total = 0
     seconds = []
-    for _ in range(repeat):
-        start = perf_counter()
-        with nogil:
-            total += read_all(&data[0], data.shape[0], threads_)
-        seconds.append(perf_counter() - start)
+    try:
+        for _ in range(repeat):
+            start = perf_counter()
+            with nogil:
+                total += read_all(&data[0], data.shape[0], pool[0])
+            seconds.append(perf_counter() - start)
+    finally:
+        del pool
     return seconds, total
 
 

@@ -148,8 +148,13 @@ cdef extern from "cpu/isa.h" namespace "gptoss::cpu" nogil:
     int usable_threads()
 
 
+cdef extern from "cpu/threads.h" namespace "gptoss::cpu" nogil:
+    cdef cppclass ThreadPool:
+        ThreadPool(int) except +translate_exception
+
+
 cdef extern from "cpu/bandwidth.h" namespace "gptoss::cpu" nogil:
-    uint64_t read_all(const uint64_t*, int64_t, int) except +translate_exception
+    uint64_t read_all(const uint64_t*, int64_t, ThreadPool&) except +translate_exception
 
 
 cdef extern from "cpu/panel.h" namespace "gptoss::cpu" nogil:

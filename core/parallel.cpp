@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "check.h"
+#include "forks.h"
 #include "shard.h"
 
 namespace gptoss {
@@ -100,7 +101,16 @@ public:
       throw;
     }
   }
-  ~ParallelBackend() override { close(); }
+  // In a forked child the ranks' threads are not, and waiting for what they may hold would not end:
+  // it is leaked.
+  ~ParallelBackend() override {
+    if (born_ == forks()) {
+      close();
+    } else {
+      static_cast<void>(new std::vector<Rank>(std::move(ranks_)));
+      static_cast<void>(new auto(std::move(communicators_)));
+    }
+  }
 
   // One rank after the other: they share the source.
   void load(const ModelConfig& config, WeightSource& source) override {
@@ -165,7 +175,12 @@ private:
     mutable Worker worker;
   };
 
+  void check_process() const {
+    GPTOSS_CHECK(born_ == forks(), "tensor parallel: the model belongs to the process that loaded it");
+  }
+
   void on_one(size_t r, const std::function<void()>& task) const {
+    check_process();
     ranks_[r].worker.start(task);
     if (const std::exception_ptr error = ranks_[r].worker.wait()) {
       std::rethrow_exception(error);
@@ -176,6 +191,7 @@ private:
   // waits for another; but memory may run out on one alone, and then the others would wait for
   // ever.
   void on_each(const std::function<void(size_t)>& task) {
+    check_process();
     for (size_t r = 0; r < ranks_.size(); ++r) {
       ranks_[r].worker.start([&task, this, r] {
         try {
@@ -221,6 +237,7 @@ private:
     }
   }
 
+  const uint32_t born_ = forks();
   std::vector<std::unique_ptr<Communicator>> communicators_;
   std::vector<Rank> ranks_;
   std::atomic<bool> failed_ = false;

@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/threads.h"
-
 namespace gptoss::cpu {
 
-uint64_t read_all(const uint64_t* data, int64_t n, int threads) {
+uint64_t read_all(const uint64_t* data, int64_t n, ThreadPool& threads) {
   // Each thread walks a stretch of its own, as it does in a matrix product.
   constexpr int64_t per_task = int64_t{1} << 19;  // 4 MiB
   const int64_t tasks = (n + per_task - 1) / per_task;

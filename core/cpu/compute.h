@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/threads.h"
 
 namespace gptoss::cpu {
 
@@ -57,7 +58,7 @@ struct OperandStorage {
 
 struct Compute {
   const Kernels& kernels;
-  int threads;
+  ThreadPool threads;
   bool round;  // operands of matrix products and the KV cache are bf16
 
   Compute(Isa isa, int thread_count, bool round_operands);
