@@ -176,7 +176,7 @@ private:
   };
 
   void check_process() const {
-    GPTOSS_CHECK(born_ == forks(), "tensor parallel: the model belongs to the process that loaded it");
+    GPTOSS_CHECK(born_ == forks(), "tensor parallel: it belongs to the process that loaded it");
   }
 
   void on_one(size_t r, const std::function<void()>& task) const {

@@ -99,6 +99,7 @@ class AsyncStream(AsyncIterator[Delta]):
     async def __anext__(self) -> Delta:
         while self._running:
             try:
+                self._engine._worker.check_process()
                 key, item = await self._outbox.take()
             except BaseException:
                 self.cancel()

@@ -76,6 +76,10 @@ class Engine:
     share every step. An engine is closed by `close()`, by leaving a `with` block, or when the
     last reference to it goes.
 
+    An engine belongs to the process that made it. In a forked child its calls raise Error; the
+    child makes one of its own, or is started by multiprocessing's "spawn", which is the only way
+    where the parent has used a GPU.
+
     Raises:
         Error: the checkpoint is damaged, the device unknown, an option out of range.
     """
@@ -212,6 +216,7 @@ class Engine:
 
         The numbers of the queue are those of the moment; a step may be changing them.
         """
+        self._worker.check_process()
         scheduler = self._worker.scheduler
         return {
             **self._backend.info(),
@@ -365,6 +370,7 @@ class Engine:
         priority: int = 0,
         client: str = "",
     ) -> list[Generation]:
+        self._worker.check_process()
         if not isinstance(params, SamplingParams):
             raise Error(f"params: expected SamplingParams, found {type(params).__name__}")
         ids = self._prompt_ids(prompt)

@@ -33,6 +33,7 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         try:
+            self._worker.check_process()
             key, item = self._take()
             if isinstance(item, BaseException):
                 raise item

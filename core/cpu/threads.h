@@ -6,9 +6,9 @@
 
 namespace gptoss::cpu {
 
-// Threads that wait for loops: tens of microseconds awake, as long as there are enough CPUs for
-// all, and then asleep. A loop waits for those that have taken part of it, never for one that has
-// not woken yet, so a busy machine costs no more than the share of the CPUs that others take.
+// Threads that wait for loops: some tens of microseconds awake, where there are CPUs enough for all,
+// then asleep. The end of a loop waits for those that have begun with it, never for one that has
+// not woken yet.
 class ThreadPool {
 public:
   // The thread that runs a loop is one of them; the others are started here. Throws Error when the
@@ -21,10 +21,10 @@ public:
 
   int size() const { return size_; }
 
-  // Covers [0, tasks) with calls of range(work, begin, end, thread), thread in [0, size()), those of
-  // one thread one after the other. What a call throws comes out here, the first of several; the
-  // rest of the tasks may not have run then. A loop inside a loop, one of a second caller at the
-  // same time, and one in a forked child, where the threads are not, run on the calling thread.
+  // Covers [0, tasks) with calls of range(work, begin, end, thread), thread in [0, size()), those
+  // of one thread one after the other. What a call throws comes out here, the first of several;
+  // the rest of the tasks may not have run then. A loop inside a loop, one of a second caller at
+  // the same time, and one in a forked child, where the threads are not, run on the calling thread.
   using Range = void (*)(const void* work, int64_t begin, int64_t end, int thread);
   void run(int64_t tasks, Range range, const void* work);
 
@@ -41,10 +41,11 @@ private:
 // thread: waking others and waiting for them would take longer, far longer on a busy machine.
 constexpr int64_t parallel_threshold = int64_t{1} << 16;
 
-// Runs work(task, thread) for every task in [0, tasks), thread in [0, pool.size()). Tasks are handed
-// out in runs that grow shorter, down to one: neighbours mostly stay on one thread, which reads
-// their weights as one stream, and all threads end at about the same time. Results must not depend
-// on which thread takes which task. `cost` is a task's rough number of elements or multiply-adds.
+// Runs work(task, thread) for every task in [0, tasks), thread in [0, pool.size()). Tasks are
+// handed out in runs that grow shorter, down to one: neighbours mostly stay on one thread, which
+// reads their weights as one stream, and all threads end at about the same time. Results must not
+// depend on which thread takes which task. `cost` is a task's rough number of elements or
+// multiply-adds.
 template <class Work>
 void parallel_for(ThreadPool& pool, int64_t tasks, int64_t cost, const Work& work) {
   const auto range = [](const void* of, int64_t begin, int64_t end, int thread) {

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "cuda_backend.h"
+#include "forked.h"
 #include "parallel.h"
 #include "random_model.h"
 #include "run_model.h"
@@ -115,6 +116,25 @@ TEST(a_bad_batch_leaves_the_group_usable) {
   CHECK(message([&] { step(*backend, {&bad}, {2}, {&unused}); }).find("token id must lie in") !=
         std::string::npos);
   CHECK(distance(run(*backend, text(40, 1), 40), logits("cpu", 1, 40, Activation::f32)) < 1e-5);
+}
+
+// Its threads are not there: a step says so, and the destructor waits for none.
+TEST(a_forked_child_can_only_drop_the_group) {
+  Options options;
+  options.threads = 1;
+  options.ranks = 2;
+  const ModelConfig config = config_for_ranks();
+  test::RandomSource source(config);
+  std::unique_ptr<Backend> backend = make_backend("cpu", "", options);
+  backend->load(config, source);
+  CHECK(test::in_child([&] {
+          const std::string told = message([&] { backend->alloc_kv(pages); });
+          backend.reset();
+          return told.find("it belongs to the process that loaded it") != std::string::npos ? 0 : 1;
+        }) == 0);
+  backend->alloc_kv(pages);
+  std::vector<float> logits = run(*backend, text(8, 1), 8);
+  CHECK(!logits.empty());
 }
 
 TEST(sums_are_the_same_on_all_ranks) {

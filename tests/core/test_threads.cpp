@@ -2,11 +2,8 @@
 #include "cpu/threads.h"
 
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <functional>
 #include <latch>
 #include <memory>
 #include <stdexcept>
@@ -14,10 +11,11 @@
 #include <vector>
 
 #include "check.h"
+#include "forked.h"
 #include "test.h"
 
 using namespace gptoss;
-using cpu::parallel_for, cpu::parallel_threshold, cpu::ThreadPool;
+using cpu::parallel_for, cpu::parallel_threshold, cpu::ThreadPool, test::in_child;
 
 namespace {
 
@@ -44,18 +42,6 @@ void meet(ThreadPool& pool) {
   std::latch all(pool.size());
   parallel_for(pool, pool.size(), parallel_threshold,
                [&](int64_t, int) { all.arrive_and_wait(); });
-}
-
-// What a forked child returns; -1 if it was killed, as it is when it hangs.
-int in_child(const std::function<int()>& work) {
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(60);
-    _exit(work());
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 }  // namespace
