@@ -6,9 +6,9 @@
 
 namespace gptoss::cpu {
 
-// Threads that wait for loops: some tens of microseconds awake, where there are CPUs enough for all,
-// then asleep. The end of a loop waits for those that have begun with it, never for one that has
-// not woken yet.
+// Threads that wait for loops: some tens of microseconds awake, where there are CPUs enough for
+// all, then asleep. The end of a loop waits for those that have begun with it, never for one that
+// has not woken yet.
 class ThreadPool {
 public:
   // The thread that runs a loop is one of them; the others are started here. Throws Error when the
