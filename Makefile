@@ -96,14 +96,12 @@ sanitize: $(VENV)/build-requires
 	@$(BIN)/cmake --build build/sanitize
 	@$(BIN)/ctest --test-dir build/sanitize --output-on-failure --timeout 600
 
-# A forked child starts threads: the sanitizer cannot follow it there, and would rather end it.
 tsan: $(VENV)/build-requires
 	@$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGPTOSS_PYTHON=OFF -DGPTOSS_WERROR=ON \
 	  -DGPTOSS_SANITIZE=thread -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	@$(BIN)/cmake --build build/tsan
-	@TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir build/tsan --output-on-failure \
-	  --timeout 600
+	@$(BIN)/ctest --test-dir build/tsan --output-on-failure --timeout 600
 
 # Warnings are errors, and so are registers that spill to memory, and what ptxas says of wgmma that it
 # had to make wait. (It reports each entry's stack and spills.)

@@ -85,6 +85,7 @@ TEST(ranks_with_eight_bit_weights) {
   CHECK(distance(found(2), exact) < 1.5 * distance(found(1), exact));
 }
 
+#ifndef GPTOSS_TSAN
 TEST(ranks_of_cuda_compute_what_one_computes) {
   const std::vector<float> exact = logits("cpu", 1, 40, Activation::f32);
   const double one = distance(logits("cuda", 1, 40, Activation::bf16), exact);
@@ -92,6 +93,7 @@ TEST(ranks_of_cuda_compute_what_one_computes) {
     CHECK(distance(logits("cuda", 2, chunk, Activation::bf16), exact) < 1.5 * one);
   }
 }
+#endif
 
 TEST(what_does_not_divide_is_named) {
   CHECK(message([] {

@@ -150,6 +150,7 @@ TEST(many_callers) {
   meet(shared);
 }
 
+#ifndef GPTOSS_TSAN
 TEST(a_new_pool_in_a_forked_child) {
   ThreadPool pool(4);
   meet(pool);
@@ -160,6 +161,7 @@ TEST(a_new_pool_in_a_forked_child) {
         }) == 0);
   meet(pool);  // the parent has lost nothing
 }
+#endif
 
 TEST(an_old_pool_in_a_forked_child_runs_loops_on_the_caller_and_can_be_dropped) {
   auto pool = std::make_unique<ThreadPool>(4);
@@ -189,7 +191,7 @@ TEST(more_threads_than_there_can_be) {
   CHECK_THROWS(ThreadPool(4097), "threads: expected at most 4096, found 4097");
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need all the addresses
+#if !defined(__SANITIZE_ADDRESS__) && !defined(GPTOSS_TSAN)  // which need all the addresses
 TEST(more_threads_than_the_system_gives) {
   CHECK(in_child([] {
           const rlimit addresses{rlim_t{1} << 30, rlim_t{1} << 30};
