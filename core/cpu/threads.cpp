@@ -55,6 +55,8 @@ void await(const std::atomic<uint32_t>& value, uint32_t old, bool spin) {
 
 }  // namespace
 
+// What is written by many lies in cache lines of its own.
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 struct ThreadPool::Team {
   explicit Team(int threads) : spin(threads <= usable_threads()) {
     try {
