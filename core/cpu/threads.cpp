@@ -182,7 +182,8 @@ struct ThreadPool::Team {
   std::vector<std::thread> workers;
 };
 
-// In a forked child the threads cannot be joined, nor what they may hold be destroyed: it is leaked.
+// In a forked child the threads cannot be joined, nor what they may hold be destroyed: it is
+// leaked.
 void ThreadPool::Leave::operator()(Team* team) const {
   if (team->born == forks()) {
     team->end();
@@ -190,8 +191,7 @@ void ThreadPool::Leave::operator()(Team* team) const {
   }
 }
 
-ThreadPool::ThreadPool(int threads)
-    : size_(std::max(1, threads)) {
+ThreadPool::ThreadPool(int threads) : size_(std::max(1, threads)) {
   GPTOSS_CHECK(size_ <= most, "threads: expected at most {}, found {}", most, size_);
   team_.reset(size_ > 1 ? new Team(size_) : nullptr);
 }

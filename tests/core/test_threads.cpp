@@ -40,8 +40,7 @@ bool covers(ThreadPool& pool, int64_t tasks) {
 // Ends only if all threads of the pool are in one loop at the same time.
 void meet(ThreadPool& pool) {
   std::latch all(pool.size());
-  parallel_for(pool, pool.size(), parallel_threshold,
-               [&](int64_t, int) { all.arrive_and_wait(); });
+  parallel_for(pool, pool.size(), parallel_threshold, [&](int64_t, int) { all.arrive_and_wait(); });
 }
 
 }  // namespace
