@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 
 import gptoss
-from gptoss import _core, _kernels
-from gptoss.checkpoint import open_checkpoint
-from gptoss.config import ModelConfig
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
-from gptoss.kv_cache import PagePool, SequencePages, peak_pages
+from gptoss.model.config import ModelConfig
+from gptoss.native import _core, _kernels, arrays
 
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # most prompt tokens in one step, as in the engine
 BF16 = 2  # bytes
@@ -218,7 +218,7 @@ class Runner:
         blocks = -(-end // self.backend.page_size)
         table = np.stack([pages.table[:, :blocks] for pages in sequences], axis=1)
         offsets = np.arange(len(sequences) + 1, dtype=np.int32) * count
-        rows = np.zeros(len(sequences), _core.SAMPLING_DTYPE)
+        rows = np.zeros(len(sequences), arrays.SAMPLING_DTYPE)
         rows["top_p"] = rows["repetition_penalty"] = 1.0
         output = self.backend.step(
             tokens.reshape(-1),
@@ -226,7 +226,7 @@ class Runner:
             np.full(len(sequences), end, np.int32),
             table,
             offsets[1:] - 1,
-            _core.SamplingBatch(rows),
+            arrays.SamplingBatch(rows),
         )
         for pages in sequences:
             pages.trim(end)

@@ -4,7 +4,6 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,16 +23,11 @@ from gptoss cimport (
 cimport gptoss
 
 from gptoss.errors import Error
+from gptoss.native.arrays import SAMPLING_DTYPE, StepOutput
 
 Py_INCREF(Error)
 gptoss.error_class = <gptoss.PyObject*> Error
 
-# SamplingRow of core/batch.h, field by field.
-SAMPLING_DTYPE = np.dtype([
-    ("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"),
-    ("repetition_penalty", "<f4"), ("presence_penalty", "<f4"), ("frequency_penalty", "<f4"),
-    ("n_logprobs", "<i4"), ("seed", "<u8"), ("draw", "<u8"),
-])
 if SAMPLING_DTYPE.itemsize != sizeof(SamplingRow):
     raise ImportError("SAMPLING_DTYPE does not match SamplingRow")
 
@@ -120,71 +114,6 @@ cdef class _Source:
         return sum(array.nbytes for array in self.kept.values())
 
 
-@dataclass
-class StepOutput:
-    """What a step gave back: R rows that wanted logits, in the batch's order.
-
-    tokens: int32 [R], drawn tokens, or None without sampling.
-    logprobs: float32 [R], natural log-probability of each under the unmodified distribution.
-    top_ids, top_logprobs: int32 and float32 [R, N], most likely first; id -1 past a row's own
-        n_logprobs. logits: float32 [R, vocab] or None. hidden: float32 [layers, T, hidden] or None.
-    """
-
-    tokens: object = None
-    logprobs: object = None
-    top_ids: object = None
-    top_logprobs: object = None
-    logits: object = None
-    hidden: object = None
-
-
-class SamplingBatch:
-    """Sampling parameters of a step's R rows.
-
-    rows: structured array [R] of SAMPLING_DTYPE. The ragged lists (int32, float32 for bias_values)
-    hold row r's entries at [start[r], start[r + 1]): history_ids are the tokens seen so far, each
-    once, with history_counts, their number in the output (0: only in the prompt); bias_ids and
-    bias_values are added to the logits. masks: uint32 [M, ceil(vocab / 32)], bit i % 32 of word
-    i / 32 says whether token i may be drawn; mask_rows: int32 [R], each row's mask, or -1: any.
-    """
-
-    __slots__ = ("rows", "history_start", "history_ids", "history_counts", "bias_start", "bias_ids",
-                 "bias_values", "masks", "mask_rows")
-
-    def __init__(self, rows, *, history_start=None, history_ids=None, history_counts=None,
-                 bias_start=None, bias_ids=None, bias_values=None, masks=None, mask_rows=None):
-        self.rows = np.ascontiguousarray(rows)
-        if self.rows.dtype != SAMPLING_DTYPE or self.rows.ndim != 1:
-            raise Error(f"sampling rows: expected one dimension of SAMPLING_DTYPE, found "
-                        f"{self.rows.ndim} of {self.rows.dtype}")
-        self.history_start = self._starts("history_start", history_start)
-        self.history_ids = self._entries("history_ids", history_ids, np.int32, self.history_start)
-        self.history_counts = self._entries("history_counts", history_counts, np.int32,
-                                            self.history_start)
-        self.bias_start = self._starts("bias_start", bias_start)
-        self.bias_ids = self._entries("bias_ids", bias_ids, np.int32, self.bias_start)
-        self.bias_values = self._entries("bias_values", bias_values, np.float32, self.bias_start)
-        self.masks = np.ascontiguousarray([] if masks is None else masks, np.uint32)
-        self.mask_rows = None if masks is None else np.ascontiguousarray(mask_rows, np.int32)
-        if masks is not None and (self.masks.ndim != 2 or self.mask_rows.shape != self.rows.shape):
-            raise Error(f"masks: expected two dimensions, and mask_rows of {len(self.rows)}, found "
-                        f"shapes {self.masks.shape} and {self.mask_rows.shape}")
-
-    def _starts(self, name, starts):
-        if starts is None:
-            return np.zeros(len(self.rows) + 1, np.int32)
-        starts = np.ascontiguousarray(starts, np.int32)
-        if starts.shape != (len(self.rows) + 1,) or starts[0] != 0 or np.any(np.diff(starts) < 0):
-            raise Error(f"{name}: expected {len(self.rows) + 1} offsets that rise from 0")
-        return starts
-
-    def _entries(self, name, entries, dtype, starts):
-        entries = np.ascontiguousarray([] if entries is None else entries, dtype)
-        if entries.shape != (int(starts[-1]),):
-            raise Error(f"{name}: expected {int(starts[-1])} entries, found shape {entries.shape}")
-        return entries
-
-
 cdef const int32_t* _pointer(const int32_t[::1] view) noexcept:
     return &view[0] if view.shape[0] > 0 else NULL
 
@@ -204,7 +133,7 @@ def _int32(name, value, ndim):
 cdef class Backend:
     """A model on a device. One step at a time; the caller serialises calls.
 
-    config: gptoss.config.ModelConfig; source: gptoss.checkpoint.TensorSource, whose arrays are kept
+    config: gptoss.model.config.ModelConfig; source: gptoss.checkpoint.source.TensorSource, whose arrays are kept
     alive while the backend reads them. device: "auto", "cpu" or "cuda". activation: "bf16" or
     "f32" (nothing is rounded). threads: 0 = as many as the process may use. tensor_parallel: GPUs
     that hold a part of the model each (on the CPU: groups of threads).
@@ -218,15 +147,15 @@ cdef class Backend:
     def __init__(self, config, source, *, device="cpu", activation="bf16", threads=0,
                  weights="published", kv="bf16", tensor_parallel=1):
         if activation not in ("bf16", "f32"):
-            raise Error(f"activation: expected bf16 or f32, found {activation!r}")
+            raise Error(f"activation: expected bf16 or f32, found {activation!r}", field="activation")
         cdef Options options
         options.activation = Activation.f32 if activation == "f32" else Activation.bf16
         options.threads = threads
         if weights not in ("published", "q8"):
-            raise Error(f"weights: expected published or q8, found {weights!r}")
+            raise Error(f"weights: expected published or q8, found {weights!r}", field="weights")
         options.weights = DenseWeights.q8 if weights == "q8" else DenseWeights.published
         if kv not in ("bf16", "int8"):
-            raise Error(f"kv: expected bf16 or int8, found {kv!r}")
+            raise Error(f"kv: expected bf16 or int8, found {kv!r}", field="kv")
         options.kv = KvFormat.int8 if kv == "int8" else KvFormat.bf16
         options.ranks = tensor_parallel
         nccl = find_nccl() if tensor_parallel > 1 else None

@@ -14,13 +14,14 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptoss.async_engine import AsyncEngine, AsyncStream
-    from gptoss.completion import Completion, Delta, Timing, TokenLogprob
-    from gptoss.config import ModelConfig
-    from gptoss.engine import Engine, Stream
+    from gptoss.engine.aio import AsyncEngine, AsyncStream
+    from gptoss.engine.engine import Engine
+    from gptoss.engine.stream import Stream
     from gptoss.errors import Error
-    from gptoss.grammar import Grammar
-    from gptoss.sampling import SamplingParams
+    from gptoss.model.config import ModelConfig
+    from gptoss.request.grammar import Grammar
+    from gptoss.request.params import SamplingParams
+    from gptoss.request.result import Completion, Delta, Timing, TokenLogprob
 
     __version__: str
 
@@ -46,18 +47,18 @@ __path__ = extend_path(__path__, __name__)
 # Imported when first used (PEP 562): `import gptoss` stays quick, and the modules that read
 # checkpoints work without the compiled core.
 _HOME = {
-    "AsyncEngine": "gptoss.async_engine",
-    "AsyncStream": "gptoss.async_engine",
-    "Completion": "gptoss.completion",
-    "Delta": "gptoss.completion",
-    "Engine": "gptoss.engine",
+    "AsyncEngine": "gptoss.engine.aio",
+    "AsyncStream": "gptoss.engine.aio",
+    "Completion": "gptoss.request.result",
+    "Delta": "gptoss.request.result",
+    "Engine": "gptoss.engine.engine",
     "Error": "gptoss.errors",
-    "Grammar": "gptoss.grammar",
-    "ModelConfig": "gptoss.config",
-    "SamplingParams": "gptoss.sampling",
-    "Stream": "gptoss.engine",
-    "Timing": "gptoss.completion",
-    "TokenLogprob": "gptoss.completion",
+    "Grammar": "gptoss.request.grammar",
+    "ModelConfig": "gptoss.model.config",
+    "SamplingParams": "gptoss.request.params",
+    "Stream": "gptoss.engine.engine",
+    "Timing": "gptoss.request.result",
+    "TokenLogprob": "gptoss.request.result",
 }
 
 

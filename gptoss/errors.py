@@ -10,7 +10,16 @@ class Error(ValueError):
 
     The message says which file, tensor or option it is about, what was expected and what was found.
     The compiled core raises its own failed checks as this class too.
+
+    Attributes:
+        field: the option, the parameter or the field of a request that is at fault, by its name
+            alone, for programs; None where it is something else. Whoever raises an error again
+            with more to say passes it on.
     """
+
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def shown(value: object) -> str:

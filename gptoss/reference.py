@@ -1,5 +1,6 @@
 """The whole model in plain NumPy, to be read: the specification that kernels are tested against.
 
+docs/spec.md says the same in words and formulas, with the checkpoint and the precision around it.
 No cache, no threads, no tricks: `forward` runs a whole sequence through every layer. Sources, cited
 where they apply: [card] OpenAI, gpt-oss model card, 2025, with its PyTorch code; [yarn] Peng et
 al., "YaRN", 2023; [rope] Su et al., "RoFormer", 2021; [gqa] Ainslie et al., 2023; [sinks] Xiao et
@@ -20,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gptoss.config import ModelConfig
-from gptoss.dtypes import bf16_to_f32
 from gptoss.errors import Error, shown
+from gptoss.model import ModelConfig, bf16_to_f32
 
 if TYPE_CHECKING:
-    from gptoss.source import TensorSource
+    from gptoss.checkpoint import TensorSource
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]

@@ -49,3 +49,22 @@ def tiny_a_words(tiny_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """A function (engine, hook): from now on the hook gets the arrays of each step before the
+    backend does, and may raise, or wait.
+    """
+
+    def install(engine, hook):
+        backend = engine._worker.backend
+
+        class Hooked:
+            def step(self, *arrays, **options):
+                hook(*arrays)
+                return backend.step(*arrays, **options)
+
+        monkeypatch.setattr(engine._worker, "backend", Hooked())
+
+    return install

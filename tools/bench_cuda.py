@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from gptoss import _kernels
-from gptoss.config import ModelConfig
+from gptoss.checkpoint.synthetic import PRESETS
 from gptoss.errors import Error
-from gptoss.synthetic import PRESETS
+from gptoss.model.config import ModelConfig
+from gptoss.native import _kernels
 
 PAGE = 16
 Arrays = list[tuple[np.ndarray | None, str]]

@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from gptoss import _core, _kernels
+from gptoss.native import _core, _kernels
 
 ROWS, COLUMNS = 5760, 2880  # of the weights: the first expert product of gpt-oss-20b
 MEMORY = 200_000_000  # bytes of weights taken in turn

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from gptoss import Engine, Grammar, SamplingParams, _core
-from gptoss.grammar import GrammarVocabulary
+from gptoss import Engine, Grammar, SamplingParams
+from gptoss.engine.constraint import GrammarVocabulary
+from gptoss.native import arrays
 
 CIRCLES = "one two three " * 4
 PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
@@ -38,9 +39,9 @@ class Sleeping:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def step(self, *arrays: Any, sampling: Any, **options: Any) -> _core.StepOutput:
+    def step(self, *plan: Any, sampling: Any, **options: Any) -> arrays.StepOutput:
         sleep(self._seconds)
-        output = _core.StepOutput()
+        output = arrays.StepOutput()
         rows = len(sampling.rows) if sampling is not None else 0
         output.tokens = np.full(rows, 65, np.int32)
         output.logprobs = np.zeros(rows, np.float32)

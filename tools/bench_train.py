@@ -126,11 +126,11 @@ def build(
     """The model and what gives its mean loss for int64 [B, S] tokens."""
     import torch
 
-    from gptoss.train.presets import get_preset
+    from gptoss.train.run.presets import get_preset
 
     preset = get_preset("gpt2-style" if "gpt2-style" in name else preset_name)
     if name.startswith("gptoss"):
-        from gptoss.train.model import GptOss
+        from gptoss.train.model.model import GptOss
 
         own = GptOss(preset.architecture, dtype)
         own.initialise(0)
@@ -180,7 +180,9 @@ def transformers_model(name: str, architecture: Any, length: int) -> Any:
             n_head=heads,
         )
         return transformers.GPT2LMHeadModel(config)
-    config = transformers.GptOssConfig(**c.to_huggingface("bf16"))
+    from gptoss.model import to_huggingface
+
+    config = transformers.GptOssConfig(**to_huggingface(c, "bf16"))
     config._attn_implementation = "eager"  # the one that knows sinks on this device
     config.output_router_logits = True
     config.torch_dtype = torch.float32

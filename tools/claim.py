@@ -95,7 +95,7 @@ def main() -> int:
 def settings(
     name: str, seed: int, rate: float, tokens: int, batch: int, validations: int = 8
 ) -> Any:
-    from gptoss.train.presets import get_preset
+    from gptoss.train.run.presets import get_preset
 
     preset, sizes = MODELS[name]
     steps = tokens // batch
@@ -123,7 +123,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Tokens, seconds and held-out loss along a run."""
     from gptoss.train.data import open_data
-    from gptoss.train.loop import Trainer
+    from gptoss.train.run.trainer import Trainer
 
     data = open_data(arguments.data)
     tokens, looks = (arguments.sweep_tokens, 1) if sweep else (arguments.tokens, 8)
@@ -157,7 +157,7 @@ def best_rate(name: str, arguments: argparse.Namespace) -> float:
 def active(name: str, data: Path) -> dict[str, int]:
     """Parameters: all, and those of blocks and unembedding that work on a token."""
     from gptoss.train.data import open_data
-    from gptoss.train.model import GptOss
+    from gptoss.train.model.model import GptOss
 
     architecture = settings(name, 0, 1e-3, 10**6, 4096).fit(open_data(data)).architecture
     model, c = GptOss(architecture), architecture.config

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss import Engine, _kernels, reference
-from gptoss.checkpoint import open_checkpoint
+from gptoss import Engine, reference
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.native import _kernels
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden"
 LENGTHS = (1, 5, 48, 160)

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss import Engine, mxfp4
-from gptoss.checkpoint import ArraySource, TensorSource, open_checkpoint
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
-from gptoss.engine import BUNDLED_MODEL
+from gptoss import Engine
+from gptoss.checkpoint import BUNDLED_MODEL
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.source import ArraySource, TensorSource
 from gptoss.errors import Error
+from gptoss.model import mxfp4
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 
 TEXT = Path(__file__).parents[1] / "docs" / "learn" / "data" / "shakespeare.txt"
 DENSE = ("attn.q.weight", "attn.k.weight", "attn.v.weight", "attn.out.weight", "unembedding.weight")
@@ -140,7 +142,7 @@ def _run_arrays(source: ArraySource, windows: list[list[int]]) -> list[Float]:
     """As `run`, on tensors in memory."""
     import tempfile
 
-    from gptoss.checkpoint import write_checkpoint
+    from gptoss.checkpoint.write import write_checkpoint
 
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "model"

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from gptoss import Engine, SamplingParams
-from gptoss.checkpoint import write_checkpoint
-from gptoss.train.convert import from_source
+from gptoss.checkpoint.write import write_checkpoint
+from gptoss.train.model.convert import from_source
 from gptoss.train.tune.conversations import Harmony, parse_messages
-from gptoss.train.tune.loop import Tuner
-from gptoss.train.tune.merge import merged_source
+from gptoss.train.tune.tuner import Tuner
+from gptoss.train.weights import merged_source
 from gptoss.train.tune.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def main() -> None:
     if base == "nano":
         import gptoss
 
-        base = str(Path(gptoss.__file__).parent / "models" / "nano")
+        base = str(Path(gptoss.__file__).parent / "bundled" / "nano")
     began = time.perf_counter()
     print("| data | steps | minutes | before | after | after packing |\n|---|---|---|---|---|---|")
     tune(base, "letters.jsonl", out / "letters", Recipe(method="text", epochs=10))

@@ -10,11 +10,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss.cli.arguments import add_model
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
     from gptoss.chat import ChatMessage, HarmonyChat, PlainChat
-    from gptoss.sampling import SamplingParams
+    from gptoss.request import SamplingParams
 
 NAME = "chat"
 HELP = "Talk to a model."
@@ -30,7 +31,6 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from gptoss.cli.arguments import add_model
 
     add_model(parser)
     add = parser.add_argument_group("conversation").add_argument
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read messages and print answers until the end of the input."""
     from gptoss.chat import load_chat
     from gptoss.cli.opening import open_engine
-    from gptoss.sampling import SamplingParams
+    from gptoss.request import SamplingParams
 
     params = SamplingParams(
         max_tokens=arguments.max_tokens,

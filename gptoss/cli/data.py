@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gptoss.cli.progress import Progress, human_bytes
 from gptoss.errors import Error
-from gptoss.progress import Progress, human_bytes
 
 NAME = "data"
 HELP = "Turn texts into training data."

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
     from gptoss.train.export import LAYOUTS, export
-    from gptoss.train.tune.merge import is_run, merged_source
+    from gptoss.train.weights import is_run, merged_source
 
     if is_run(arguments.source):
         from gptoss.checkpoint import write_checkpoint

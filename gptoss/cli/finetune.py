@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    from gptoss.train.tune.loop import Tuner
     from gptoss.train.tune.recipe import Recipe
+    from gptoss.train.tune.tuner import Tuner
 
     a = arguments
     chosen: dict[str, Any] = {"method": a.method, "full": a.full, "truncate": a.truncate}
@@ -104,9 +104,10 @@ def _model(name: str) -> str:
     """The path of a model; "nano" is the bundled one unless there is such a directory here."""
     if name != "nano" or Path(name).exists():
         return name
-    import gptoss
 
-    return str(Path(gptoss.__file__).parent / "models" / "nano")
+    from gptoss.checkpoint import BUNDLED_MODEL
+
+    return str(BUNDLED_MODEL)
 
 
 def _setting(item: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _setting(item: str) -> dict[str, Any]:
     import dataclasses
 
     from gptoss.errors import Error
-    from gptoss.train.settings import Settings
+    from gptoss.train.run.settings import Settings
 
     name, equals, text = item.partition("=")
     kinds: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(Settings)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from gptoss.progress import Progress
+from gptoss.cli.progress import Progress
 
 if TYPE_CHECKING:
     from gptoss import Engine

@@ -1,4 +1,4 @@
-"""One of several engines behind `gptoss serve --replicas`; `gptoss.server.replicas` starts it.
+"""One engine of `gptoss serve --replicas`; `gptoss.server.front.replicas` starts it.
 
     python -m gptoss.cli.replica NUMBER DESCRIPTOR
 

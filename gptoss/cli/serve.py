@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss.cli.arguments import add_model
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from gptoss.engine import Engine
-    from gptoss.server.replicas import Plan
+    from gptoss.server.front.replicas import Plan
 
 NAME = "serve"
 HELP = "Answer requests over HTTP, as OpenAI's API does."
@@ -28,7 +29,6 @@ _MOST_REPLICAS = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from gptoss.cli.arguments import add_model
 
     add_model(parser)
     add = parser.add_argument_group("server").add_argument
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         import uvicorn
 
-        import gptoss.server.app
-        import gptoss.server.replicas  # noqa: F401
+        import gptoss.server.api.app
+        import gptoss.server.front.replicas  # noqa: F401  # noqa: F401
     except ImportError as error:
         raise Error(f"serve: {error.name} is missing: pip install 'gptoss[serve]'") from None
     from gptoss.cli.opening import open_engine
@@ -106,7 +106,7 @@ def application(
     arguments: argparse.Namespace, engine: Engine, *, behind_front: bool = False
 ) -> Starlette:
     """What answers requests with this engine, as the options of the command say."""
-    from gptoss.server.app import ServerOptions, create_app
+    from gptoss.server.api.app import ServerOptions, create_app
 
     options = ServerOptions(
         arguments.name or Path(str(engine.info()["model"])).name,
@@ -139,9 +139,9 @@ def _config(arguments: argparse.Namespace, app: Starlette) -> uvicorn.Config:
 def _serve_replicas(arguments: argparse.Namespace) -> int:
     import uvicorn
 
-    from gptoss.server.front import FrontOptions, create_front
-    from gptoss.server.replicas import PATIENCE, Replicas
-    from gptoss.server.routing import Router
+    from gptoss.server.front.app import FrontOptions, create_front
+    from gptoss.server.front.replicas import PATIENCE, Replicas
+    from gptoss.server.front.router import Router
 
     inner_key = secrets.token_hex(32)
     router = Router(arguments.replicas, arguments.max_requests)
@@ -176,7 +176,7 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
 
 def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
     """How each replica is started: as one server would be, but behind the front."""
-    from gptoss.server.replicas import Plan, gpus_of_replica
+    from gptoss.server.front.replicas import Plan, gpus_of_replica
 
     asked = {
         **{name: value for name, value in vars(arguments).items() if name != "run"},

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss.cli.progress import Progress
 from gptoss.errors import Error
-from gptoss.progress import Progress
 
 if TYPE_CHECKING:
-    from gptoss.train.loop import Trainer
-    from gptoss.train.presets import Preset
+    from gptoss.train.run.presets import Preset
+    from gptoss.train.run.trainer import Trainer
 
 NAME = "train"
 HELP = "Train a model, or go on with a run."
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    from gptoss.train.distributed import leave
+    from gptoss.train.run.distributed import leave
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _train(arguments: argparse.Namespace, first: bool) -> int:
     from gptoss.train.data import open_data
-    from gptoss.train.loop import Trainer
+    from gptoss.train.run.trainer import Trainer
 
     preset, changes, place = _asked(arguments)
     data = open_data(_prepared(place, arguments, preset))
@@ -160,9 +160,9 @@ def _export(trainer: Trainer, quiet: bool) -> None:
 
 def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], str]:
     """The preset, changes to it, and the data; what is not named comes from the run itself."""
-    from gptoss.train.overrides import from_options, from_table, read_file
-    from gptoss.train.presets import get_preset
-    from gptoss.train.state import CHECKPOINT_FILE, CONFIG_FILE
+    from gptoss.train.run.overrides import from_options, from_table, read_file
+    from gptoss.train.run.presets import get_preset
+    from gptoss.train.run.state import CHECKPOINT_FILE, CONFIG_FILE
 
     out, table = arguments.out, {}
     if arguments.config is not None:
@@ -198,7 +198,7 @@ def _directory(table: dict[str, Any]) -> str | None:
 
 
 def _describe(trainer: Trainer) -> None:
-    from gptoss.train.state import SCHEDULE
+    from gptoss.train.run.state import SCHEDULE
 
     model, world, s = trainer.model, trainer.world, trainer.settings
     total = sum(p.numel() for p in model.parameters())

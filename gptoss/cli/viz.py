@@ -98,7 +98,7 @@ def _is_file(out: Path) -> bool:
 
 
 def _write(pictures: Sequence[_Picture], arguments: argparse.Namespace) -> Iterator[Path]:
-    from gptoss.train.files import write_in_one_piece
+    from gptoss.files import write_in_one_piece
     from gptoss.viz import save
 
     out: Path = arguments.out
@@ -129,9 +129,10 @@ def _write_text(text: str, file: BinaryIO) -> None:
 
 
 def _bundled() -> Path:
-    import gptoss
 
-    return Path(gptoss.__file__).parent / "models" / "nano"
+    from gptoss.checkpoint import BUNDLED_MODEL
+
+    return BUNDLED_MODEL
 
 
 def _text(arguments: argparse.Namespace) -> str:
@@ -150,7 +151,7 @@ class _Inside:
 
     def __init__(self, target: Path, arguments: argparse.Namespace) -> None:
         from gptoss.train.data import load_tokenizer
-        from gptoss.train.export import load_model
+        from gptoss.train.weights import load_model
         from gptoss.viz import token_name, token_names
 
         self.target, self.arguments = target, arguments
@@ -196,7 +197,7 @@ class _Inside:
 
     @cached_property
     def trace(self) -> Any:
-        from gptoss.train.trace import trace
+        from gptoss.viz.trace import trace
 
         return trace(self.model, self.ids)
 

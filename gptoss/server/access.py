@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptoss.completion import Timing
+    from gptoss.request import Timing
 
 log = logging.getLogger("gptoss.access")
 

@@ -19,20 +19,19 @@ _TYPES = {
 
 
 class ApiError(Error):
-    """An error with an HTTP status. param: the field of the request that is wrong."""
+    """An error with an HTTP status; its `field` is the API's `param`."""
 
     def __init__(
         self,
         message: str,
         status: int = 400,
         *,
-        param: str | None = None,
+        field: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, field=field)
         self.status = status
-        self.param = param
         self.code = code
         self.headers = headers or {}
 
@@ -42,7 +41,7 @@ class ApiError(Error):
             "error": {
                 "message": str(self),
                 "type": _TYPES.get(self.status, "invalid_request_error"),
-                "param": self.param,
+                "param": self.field,
                 "code": self.code,
             }
         }

@@ -9,50 +9,18 @@ from typing import Any
 
 import torch
 
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
+from gptoss.checkpoint import write_checkpoint
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.convert import from_source, require_exportable, rounded, to_source
+from gptoss.files import write_in_one_piece
 from gptoss.train.data import PreparedData, open_data
-from gptoss.train.files import write_in_one_piece
-from gptoss.train.loop import evaluate
-from gptoss.train.model import GptOss
-from gptoss.train.state import CHECKPOINT_FILE, load_state
+from gptoss.train.model.convert import require_exportable, rounded, to_source
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.evaluation import evaluate
+from gptoss.train.weights import load_run
 
 REPORT_FILE = "export.json"
 RULES = ("mx", "mse")
 LAYOUTS = {"original": "original", "hf": "huggingface", "hf-bf16": "huggingface-bf16"}
-
-
-def load_run(run: Path) -> tuple[GptOss, dict[str, Any]]:
-    """The float32 model of a run (its averaged weights, if it keeps any) and its whole state."""
-    path = run / CHECKPOINT_FILE
-    if not path.exists():
-        raise Error(f"{path}: expected the state of a run, found nothing")
-    state = load_state(path)
-    model = GptOss(Architecture.from_dict(state["architecture"]))
-    model.load_state_dict(state["model"])
-    if state["ema"]:
-        model.load_state_dict(state["ema"], strict=False)
-    return model.eval(), state
-
-
-def load_model(
-    path: Path, compute_dtype: torch.dtype = torch.float32, packed: bool = False
-) -> tuple[GptOss, Path]:
-    """The model of a run or of any checkpoint, and where its tokenizer files are.
-
-    `packed` leaves the MXFP4 experts of a checkpoint as they are. Raises Error for neither.
-    """
-    from gptoss.train.tune.merge import is_run, merged_source
-
-    if (path / CHECKPOINT_FILE).exists():
-        model, _ = load_run(path)
-        model.compute_dtype = compute_dtype
-        return model, path
-    source = merged_source(path) if is_run(path) else open_checkpoint(path)
-    with source:
-        return from_source(source, compute_dtype, packed).eval(), source.directory or path
 
 
 def losses(model: GptOss, data: PreparedData, limit: int = 0) -> dict[str, Any]:

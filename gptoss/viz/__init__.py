@@ -1,6 +1,6 @@
 """Looking inside a model: the numbers behind each picture, and the picture.
 
-Numbers come from a `gptoss.train.trace.Trace` (one text through one model) or from the files of a
+Numbers come from a `gptoss.viz.trace.Trace` (one text through one model) or from the files of a
 run; each `draw_…` makes a matplotlib Figure of them. `docs/looking-inside.md` shows them all.
 """
 
@@ -19,12 +19,7 @@ from gptoss.viz.experts import (
 from gptoss.viz.figures import printable, save
 from gptoss.viz.lens import Lens, draw_lens, logit_lens
 from gptoss.viz.page import TokenView, bits_per_token, page, token_views
-from gptoss.viz.statistics import (
-    Statistics,
-    draw_distributions,
-    draw_statistics,
-    read_statistics,
-)
+from gptoss.viz.statistics import Statistics, draw_distributions, draw_statistics, read_statistics
 from gptoss.viz.tokens import token_name, token_names
 
 __all__ = [

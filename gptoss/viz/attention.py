@@ -13,8 +13,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.trace import Trace
+from gptoss.train.model.architecture import Architecture
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
     add_bar,
@@ -23,6 +22,7 @@ from gptoss.viz.figures import (
     new_figure,
     require_at_most,
 )
+from gptoss.viz.trace import Trace
 
 MOST_TOKENS = 512  # a picture of more could not be read
 

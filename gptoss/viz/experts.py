@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
-from gptoss.train.trace import Trace
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
     LABEL,
@@ -22,6 +21,7 @@ from gptoss.viz.figures import (
     new_figure,
     require_at_most,
 )
+from gptoss.viz.trace import Trace
 
 MOST_TOKENS = 1024  # a picture of more could not be read
 

@@ -17,7 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from gptoss.errors import Error
-from gptoss.train.files import write_in_one_piece
+from gptoss.files import write_in_one_piece
 
 FORMATS = ("png", "svg")
 DARK_IS_MUCH = "Greys"  # a map of one hue: prints as it looks

@@ -14,8 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gptoss.train.model import GptOss
-from gptoss.train.trace import Trace
+from gptoss.train.model.model import GptOss
 from gptoss.viz.figures import (
     DARK_IS_MUCH,
     add_bar,
@@ -25,6 +24,7 @@ from gptoss.viz.figures import (
     printable,
     require_at_most,
 )
+from gptoss.viz.trace import Trace
 
 MOST_TOKENS = 48  # columns in which a word can still be read
 _LONGEST = 8  # characters of a word

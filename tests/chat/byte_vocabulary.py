@@ -2,8 +2,8 @@
 
 import re
 
-from gptoss.harmony import REQUIRED
-from gptoss.tokenizer import StreamDecoder
+from gptoss.chat.harmony import REQUIRED
+from gptoss.tokenizer.tokenizer import StreamDecoder
 
 NAMES = (*REQUIRED, "<|endoftext|>", "<|startoftext|>")
 

@@ -5,15 +5,8 @@ from datetime import date
 import pytest
 
 from gptoss import Error
-from gptoss.chat import (
-    ChatMessage,
-    ChatOptions,
-    HarmonyChat,
-    PlainChat,
-    load_chat,
-    parse_messages,
-    parse_tools,
-)
+from gptoss.chat.formats import ChatOptions, HarmonyChat, PlainChat, load_chat
+from gptoss.chat.messages import ChatMessage, parse_messages, parse_tools
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 USER = {"role": "user", "content": "Hello"}
@@ -62,8 +55,9 @@ def test_messages():
     ],
 )
 def test_messages_that_are_none(raw, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         parse_messages(raw)
+    assert caught.value.field == "messages"
 
 
 def nested(depth):
@@ -87,8 +81,9 @@ def nested(depth):
     ],
 )
 def test_tools_that_are_none(raw, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         parse_tools(raw)
+    assert caught.value.field == "tools"
 
 
 def test_options_are_checked():
@@ -119,8 +114,8 @@ def harmony():
     pytest.importorskip("openai_harmony")
     from vocabularies import o200k_path
 
-    from gptoss import vocabulary
-    from gptoss.tokenizer import Tokenizer
+    from gptoss.tokenizer import vocabulary
+    from gptoss.tokenizer.tokenizer import Tokenizer
 
     data = o200k_path().read_bytes()
     tokenizer = Tokenizer(vocabulary.harmony(data, "o200k", vocabulary.HARMONY_SIZE))

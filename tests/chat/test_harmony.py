@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss import Error
-from gptoss.harmony import HarmonyParser
+from gptoss.chat.harmony import HarmonyParser
 
 
 def parse(written):

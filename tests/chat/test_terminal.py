@@ -8,10 +8,10 @@ import pytest
 from byte_vocabulary import WORDS
 
 from gptoss import Engine, Error, SamplingParams
-from gptoss.chat import HarmonyChat, load_chat
+from gptoss.chat.formats import HarmonyChat, load_chat
+from gptoss.chat.harmony import HarmonyParser
 from gptoss.cli.chat import Session, command, read_messages
-from gptoss.completion import Delta
-from gptoss.harmony import HarmonyParser
+from gptoss.request.result import Delta
 
 
 def messages(*lines):

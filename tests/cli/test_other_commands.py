@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import gptoss as package
-from gptoss.cli.arguments import _size
+from gptoss.cli import arguments
 
 
 def test_version(gptoss):
@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy():
         "import sys, gptoss.cli\n"
         "try: gptoss.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'tiktoken', 'torch', 'gptoss._core', 'gptoss.engine'}\n"
+        "heavy = {'numpy', 'tiktoken', 'torch', 'gptoss.native._core', 'gptoss.engine.engine'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -48,7 +48,10 @@ def test_importing_the_package_is_light():
 
 
 def test_the_config_needs_no_compiled_core():
-    code = "import sys; sys.modules['gptoss._core'] = None\nfrom gptoss import ModelConfig, Error"
+    code = (
+        "import sys; sys.modules['gptoss.native._core'] = None\n"
+        "from gptoss import ModelConfig, Error"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -163,6 +166,15 @@ def test_synth(gptoss, tmp_path):
         (("convert", "/no/such", "b", "--layout", "original"), 1, "/no/such"),
         (("info", "/no/such"), 1, "/no/such"),
         (("info", "--tensors"), 2, "--tensors needs a MODEL"),
+        (("generate", "x", "--threads", 2**40), 1, "threads: expected an integer from 1 to 4096"),
+        (("generate", "x", "--kv-bytes", "9" * 20 + "TiB"), 1, "kv_bytes: expected an integer"),
+        (("generate", "x", "--kv-bytes", "9" * 400), 2, "expected a size such as 500MB or 2GiB"),
+        (("generate", "x", "--tensor-parallel", "9" * 40), 1, "tensor_parallel: expected an"),
+        (("generate", "x", "--threads", "9" * 5000), 2, "expected a whole number, found '999"),
+        (("generate", "x", "--temperature", "1e999"), 2, "temperature: expected a number from 0"),
+        (("generate", "x", "--top-p", "1e-46"), 2, "top_p: expected a number above 0"),
+        (("generate", "x", "--top-k", "9" * 400), 2, "top_k: expected an integer from 0"),
+        (("generate", "x", "--logit-bias", f"{'9' * 400}=1"), 2, "logit_bias: token id: expected"),
     ],
 )
 def test_errors(gptoss, arguments, code, message):
@@ -192,13 +204,16 @@ def test_warnings_are_one_line(gptoss, tiny_a, tmp_path):
         ("1.5g", 3 << 29),
         ("16M", 16 << 20),
         ("1TiB", 1 << 40),
+        ("9" * 20, 10**20),
     ],
 )
 def test_sizes(text, size):
-    assert _size(text) == size
+    assert arguments.size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e9", "nan", "2 apples", "1.2.3"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", "1e9", "nan", "2 apples", "1.2.3", "9" * 400, "9" * 5000]
+)
 def test_bad_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
-        _size(text)
+        arguments.size(text)

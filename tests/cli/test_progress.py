@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from gptoss import progress
-from gptoss.progress import Progress, human_bytes
+from gptoss.cli import progress
+from gptoss.cli.progress import Progress, human_bytes
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 
 
 def bf16(values):

@@ -5,7 +5,7 @@ import pytest
 from cuda_calls import attention, bf16, f64, floats, halves
 
 from gptoss import Error
-from gptoss.dtypes import bf16_to_f32
+from gptoss.model.bf16 import bf16_to_f32
 
 PAGE = 16
 LOG_ERROR = 2.0**-8  # of bf16: the weights of values are rounded to it, the result is too

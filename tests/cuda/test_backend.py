@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from gptoss import Engine, Error, SamplingParams, _core, _kernels
+from gptoss import Engine, Error, SamplingParams
+from gptoss.native import _core, _kernels
 
 LIBRARY = os.environ.get("GPTOSS_CUDA_LIBRARY", "")
 LENGTHS = [1, 5, 48, 160]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptoss import _kernels
+from gptoss.native import _kernels
 
 ROOT = Path(__file__).parents[2]
 

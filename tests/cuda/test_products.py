@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from cuda_calls import bf16, experts, f64, gemm, group, halves, pack
 
-from gptoss import Error, mxfp4
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss import Error
+from gptoss.model import mxfp4
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 
 SHAPES = [
     (1, 1, 8),
@@ -261,7 +262,7 @@ def test_unpacking_any_number_of_blocks(cuda, random, count):
 
 
 def test_a_library_that_is_not_there_is_named(cuda):
-    from gptoss import _kernels
+    from gptoss.native import _kernels
 
     with pytest.raises(Error, match=r"nowhere\.so"):
         _kernels.cuda("embed", [], [], library="/nowhere.so")

@@ -5,7 +5,7 @@ import pytest
 from cuda_calls import bf16, f64, floats, group, rms_norm, route
 
 from gptoss import Error, reference
-from gptoss.dtypes import bf16_to_f32
+from gptoss.model.bf16 import bf16_to_f32
 
 EPS = 1e-5
 

@@ -9,28 +9,14 @@ was never written fails. It checks the arrays of a step as the compiled core wou
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from gptoss.native.arrays import SamplingBatch, StepOutput
+
 VOCABULARY = 50
 PAGE = 16
-SAMPLING_DTYPE = np.dtype(
-    [
-        ("temperature", np.float32),
-        ("top_k", np.int32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("repetition_penalty", np.float32),
-        ("presence_penalty", np.float32),
-        ("frequency_penalty", np.float32),
-        ("n_logprobs", np.int32),
-        ("seed", np.uint64),
-        ("draw", np.uint64),
-    ]
-)
 
 
 def expected_logits(tokens: list[int], position: int, window: int, period: int = 0) -> np.ndarray:
@@ -48,41 +34,20 @@ def expected_logits(tokens: list[int], position: int, window: int, period: int =
     return logits
 
 
-class SamplingBatch:
-    """Keeps what it is given; missing arrays are empty."""
-
-    def __init__(self, rows: np.ndarray, **arrays: np.ndarray) -> None:
-        assert rows.dtype == SAMPLING_DTYPE
-        self.rows = rows
-        count = len(rows)
-        self.history = _per_row(arrays, "history", ("ids", "counts"), count)
-        self.bias = _per_row(arrays, "bias", ("ids", "values"), count)
-        self.allowed = [np.ones(VOCABULARY, bool)] * count
-        for r, mask in enumerate(arrays.get("mask_rows", ())):
-            if mask >= 0:
-                bits = arrays["masks"][mask].view(np.uint8)
-                self.allowed[r] = np.unpackbits(bits, bitorder="little")[:VOCABULARY].astype(bool)
+def row_of(sampling: SamplingBatch, name: str, values: str, r: int) -> list[tuple]:
+    """The pairs of a ragged list that belong to row r."""
+    start = getattr(sampling, f"{name}_start")
+    part = slice(start[r], start[r + 1])
+    ids, second = (getattr(sampling, f"{name}_{kind}")[part] for kind in ("ids", values))
+    return list(zip(ids, second, strict=True))
 
 
-def _per_row(arrays: dict, name: str, parts: tuple[str, str], count: int) -> list[tuple]:
-    start = arrays.get(f"{name}_start")
-    if start is None:
-        assert not any(key.startswith(name) for key in arrays)
-        return [((), ())] * count
-    assert start.dtype == np.int32 and len(start) == count + 1 and start[0] == 0
-    first, second = (arrays[f"{name}_{part}"] for part in parts)
-    assert len(first) == len(second) == start[-1]
-    return [(first[a:b], second[a:b]) for a, b in pairwise(start)]
-
-
-@dataclass
-class StepOutput:
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    top_ids: np.ndarray
-    top_logprobs: np.ndarray
-    logits: np.ndarray | None = None
-    hidden: np.ndarray | None = None
+def allowed(sampling: SamplingBatch, r: int) -> np.ndarray:
+    """bool [VOCABULARY]: the tokens that row r may draw."""
+    if sampling.mask_rows is None or sampling.mask_rows[r] < 0:
+        return np.ones(VOCABULARY, bool)
+    bits = sampling.masks[sampling.mask_rows[r]].view(np.uint8)
+    return np.unpackbits(bits, bitorder="little")[:VOCABULARY].astype(bool)
 
 
 class FakeBackend:
@@ -218,16 +183,14 @@ def sample(logits: np.ndarray, sampling: SamplingBatch | None, r: int) -> int:
         return int(logits.argmax())
     row = sampling.rows[r]
     x = logits.astype(np.float64)
-    ids, counts = sampling.history[r]
-    for token, occurrences in zip(ids, counts, strict=True):
+    for token, occurrences in row_of(sampling, "history", "counts", r):
         penalty = row["repetition_penalty"]
         x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
         x[token] -= row["presence_penalty"] * (occurrences > 0)
         x[token] -= row["frequency_penalty"] * occurrences
-    ids, values = sampling.bias[r]
-    for token, value in zip(ids, values, strict=True):
+    for token, value in row_of(sampling, "bias", "values", r):
         x[token] += value
-    x[~sampling.allowed[r]] = -np.inf
+    x[~allowed(sampling, r)] = -np.inf
     if row["temperature"] == 0:
         return int(x.argmax())
     x = x / row["temperature"]

@@ -80,11 +80,9 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
     cuda = {"name": "cuda", "available": False, "reason": "no device was found"}
     options.setdefault("kv_bytes", pages * fake.FakeBackend.page_bytes)
     patches = {
-        "gptoss._core.Backend": lambda *args, **kwargs: backend,
-        "gptoss._core.SamplingBatch": fake.SamplingBatch,
-        "gptoss._core.SAMPLING_DTYPE": fake.SAMPLING_DTYPE,
-        "gptoss._core.backends": lambda: [cpu, cuda],
-        "gptoss.checkpoint.open_checkpoint": lambda path: source,
+        "gptoss.native._core.Backend": lambda *args, **kwargs: backend,
+        "gptoss.native._core.backends": lambda: [cpu, cuda],
+        "gptoss.engine.engine.open_checkpoint": lambda path: source,
     }
     patchers = [mock.patch(name, value) for name, value in patches.items()]
     for patcher in patchers:

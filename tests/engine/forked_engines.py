@@ -11,8 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from gptoss import Engine, Error, SamplingParams
-from gptoss.async_engine import AsyncEngine
+from gptoss import AsyncEngine, Engine, Error, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPT = "Once upon a time"

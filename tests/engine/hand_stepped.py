@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import fake_backend as fake
 
-from gptoss.jobs import Generation
-from gptoss.sampling import SamplingParams
-from gptoss.scheduler import Scheduler
-from gptoss.speculation import Drafter
-from gptoss.worker import Worker
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.generation import Generation
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.worker import Worker
+from gptoss.request.params import SamplingParams
 
 WINDOW = 20
 GREEDY = SamplingParams(temperature=0)
@@ -24,18 +24,16 @@ def make_worker(
     return Worker(
         backend,
         scheduler,
-        fake.SamplingBatch,
-        fake.SAMPLING_DTYPE,
         overlap_from=1 if overlap else None,
     )
 
 
-def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0, cost=None, **more):
-    job = Generation(
+def make_request(prompt, most, params=GREEDY, stop_ids=(), seed=0, cost=None, **more):
+    request = Generation(
         prompt,
         params,
         seed=seed,
-        most=most,
+        max_tokens=most,
         stop_ids=frozenset(stop_ids),
         text=None,
         token_bytes=lambda token: bytes([token]),
@@ -43,17 +41,17 @@ def make_job(prompt, most, params=GREEDY, stop_ids=(), seed=0, cost=None, **more
         drafter=Drafter(prompt, cost) if cost else None,
         **more,
     )
-    job.demand = most + 1
-    return job
+    request.demand = most + 1
+    return request
 
 
-def submit(worker, job):
-    worker.submit(job)
+def submit(worker, request):
+    worker.submit(request)
     worker.serve()
 
 
 def busy(worker):
-    return worker._wanted() or worker._flight is not None or not worker._inbox.empty()
+    return worker.busy
 
 
 def run(worker):
@@ -61,15 +59,15 @@ def run(worker):
         worker.serve()
 
 
-def items(job):
+def items(request):
     found = []
-    while not job.outbox.empty():
-        found += job.outbox.get()[1]
+    while not request.outbox.empty():
+        found += request.outbox.get()[1]
     return found
 
 
-def tokens_of(job):
-    return [token for delta in items(job) for token in delta.token_ids]
+def tokens_of(request):
+    return [token for delta in items(request) for token in delta.token_ids]
 
 
 def prompt_of(length, salt=0):
@@ -79,7 +77,7 @@ def prompt_of(length, salt=0):
 def assert_nothing_leaked(worker):
     scheduler = worker.scheduler
     assert scheduler.pool.free == scheduler.pool.size
-    assert not scheduler.running and not scheduler.waiting and not worker._jobs
+    assert not scheduler.running and not scheduler.waiting and not worker._requests
 
 
 def computed(worker):
@@ -87,11 +85,11 @@ def computed(worker):
     return sum(tokens for _, tokens in worker.backend.steps)
 
 
-def finish(worker, *jobs):
-    for job in jobs:
-        worker.submit(job)
+def finish(worker, *requests):
+    for request in requests:
+        worker.submit(request)
     run(worker)
-    return [tokens_of(job) for job in jobs]
+    return [tokens_of(request) for request in requests]
 
 
 CHEAP = SimpleNamespace(share=lambda sequences: 0.05)  # what a token more in a step costs

@@ -120,15 +120,12 @@ def test_errors_are_the_request_s_own(engine):
     assert asyncio.run(run()) == engine.generate("abc", GREEDY)[0].text
 
 
-def test_a_step_that_fails_ends_its_own_request_alone(engine, monkeypatch):
-    worker, compute = engine._worker, engine._worker._prepare
-
-    def fails_for_long_prompts(chunks, *arrays):
-        if any(len(chunk.sequence.tokens) > 60 for chunk in chunks):
+def test_a_step_that_fails_ends_its_own_request_alone(engine, monkeypatch, before_step):
+    def fails_for_long_prompts(token_ids, seq_start, context_len, *arrays):
+        if context_len.max() > 60:
             raise Error("no luck")
-        return compute(chunks, *arrays)
 
-    monkeypatch.setattr(worker, "_prepare", fails_for_long_prompts)
+    before_step(engine, fails_for_long_prompts)
 
     async def run():
         asynchronous = AsyncEngine(engine)

@@ -6,7 +6,7 @@ import pytest
 from fake_engine import CONTEXT, END, PIECES, WINDOW, FakeTokenizer, make_engine, settle
 
 from gptoss import Engine, Error, SamplingParams
-from gptoss.sampling import derive_seed
+from gptoss.request.params import derive_seed
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
 
@@ -96,30 +96,37 @@ def test_empty_text_without_a_start_token(engine, monkeypatch):
     ],
 )
 def test_bad_prompts(engine, prompt, message):
-    for call in (engine.stream, engine.generate):
-        with pytest.raises(Error, match=message):
+    for call, fields in ((engine.stream, {"prompt"}), (engine.generate, {"prompt", "prompts"})):
+        with pytest.raises(Error, match=message) as caught:
             call(prompt, GREEDY)
+        assert caught.value.field in fields
     settle(engine)
 
 
 def test_a_bad_prompt_among_many_is_named_and_nothing_runs(engine):
-    with pytest.raises(Error, match="prompt 2 of 3: .*found 99"):
+    with pytest.raises(Error, match="prompt 2 of 3: .*found 99") as caught:
         engine.generate(["a", "b", [99]], GREEDY)
+    assert caught.value.field == "prompt"
+    with pytest.raises(Error, match="prompt 1 of 2: logprobs") as caught:
+        engine.generate(["a", "b"], [GREEDY, SamplingParams(logprobs=51)])
+    assert caught.value.field == "logprobs"
     assert engine.fake.steps == []
 
 
 def test_empty_ids(engine):
-    for call in (engine.stream, engine.logits):
-        with pytest.raises(Error, match="at least one"):
+    for call, field in ((engine.stream, "prompt"), (engine.logits, "token_ids")):
+        with pytest.raises(Error, match="at least one") as caught:
             call([])
+        assert caught.value.field == field
     with pytest.raises(Error, match="prompt 1 of 2: .*at least one"):
         engine.generate([[1], []], GREEDY)
 
 
 @pytest.mark.parametrize("params", [5, "x", [GREEDY], {"max_tokens": 5}])
 def test_bad_params(engine, params):
-    with pytest.raises(Error, match="params: expected"):
+    with pytest.raises(Error, match="params: expected") as caught:
         engine.generate(["a", "b"], params)
+    assert caught.value.field == "params"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +138,9 @@ def test_bad_params(engine, params):
     ],
 )
 def test_params_beyond_the_vocabulary(engine, params, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         engine.stream("a", params)
+    assert caught.value.field and message.startswith(caught.value.field)
 
 
 # Ends.
@@ -381,8 +389,9 @@ def test_what_never_fits_is_refused_at_once():
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=message) as caught:
         make_engine(**options)
+    assert [caught.value.field] == list(options)
 
 
 def test_info(engine):
@@ -395,8 +404,8 @@ def test_info(engine):
 def test_bundled_model_is_the_default(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "gptoss.checkpoint.open_checkpoint", lambda path: seen.append(path) or 1 / 0
+        "gptoss.engine.engine.open_checkpoint", lambda path: seen.append(path) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Engine()
-    assert seen[0].parts[-3:] == ("gptoss", "models", "nano")
+    assert seen[0].parts[-3:] == ("gptoss", "bundled", "nano")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss import Engine, Error, Grammar, SamplingParams
-from gptoss.grammar import GrammarVocabulary
+from gptoss.engine.constraint import GrammarVocabulary
 
 pytest.importorskip("llguidance", reason="the extra grammar is missing")
 
@@ -186,6 +186,14 @@ def test_bombs_end_in_an_error_or_in_a_text(engine, name):
 def test_a_special_token_that_there_is_not(engine):
     with pytest.raises(Error, match="unknown special token"):
         engine.generate("x", SamplingParams(grammar=Grammar.lark("start: <|nope|>")))
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+def test_a_schema_of_nothing_but_itself_is_refused_before_anything_runs(engine, schema):
+    steps = engine.info()["steps"]
+    with pytest.raises(Error, match="json schema: .*no text can begin") as caught:
+        engine.stream("x", SamplingParams(grammar=Grammar.json(schema)))
+    assert caught.value.field == "grammar" and engine.info()["steps"] == steps
 
 
 def test_params_want_a_grammar():

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.kv_cache import FULL, NO_PAGE, SLIDING, PagePool, SequencePages, blocks_for, peak_pages
+from gptoss.engine.pages import (
+    FULL,
+    NO_PAGE,
+    SLIDING,
+    PagePool,
+    SequencePages,
+    blocks_for,
+    peak_pages,
+)
 
 PAGE = 16
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptoss.memory import available_memory, default_kv_bytes, device_kv_bytes
+from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
 
 GIB = 1 << 30
 

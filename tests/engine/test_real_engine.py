@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from fake_engine import settle
 
-from gptoss import Engine, Error, SamplingParams, _kernels
-from gptoss.sampling import derive_seed
+from gptoss import Engine, Error, SamplingParams
+from gptoss.native import _kernels
+from gptoss.request.params import derive_seed
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=4)
 SEEDED = SamplingParams(seed=11, max_tokens=24, ignore_eos=True, logprobs=4)

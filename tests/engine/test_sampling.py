@@ -3,14 +3,20 @@
 import math
 import pickle
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptoss.errors import Error
-from gptoss.sampling import SamplingParams, derive_seed
+from gptoss.request.params import SamplingParams, derive_seed
 
 NAN, INF = math.nan, math.inf
+NUMBERS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,10 @@ NAN, INF = math.nan, math.inf
         *[("frequency_penalty", v) for v in (-2.1, 2.1, NAN, True)],
         *[("logit_bias", v) for v in ([1], "a", {"1": 1}, {-1: 1}, {1: NAN}, {1: INF}, {1: 101})],
         ("logit_bias", dict.fromkeys(range(5000), 1.0)),
+        *[(option, v) for option in NUMBERS for v in (10**400, -(10**400), Fraction(10**400, 3))],
+        *[("logit_bias", bias) for bias in ({1: 10**400}, {10**400: 1})],
+        # float64 holds them, the float32 of the core does not
+        *[(option, v) for option in ("top_p", "repetition_penalty") for v in (1e-46, 5e-324)],
         *[("seed", v) for v in (-1, 1 << 64, 1.0, True, "1")],
         *[("stop", v) for v in ("", [""], ["a", 1], 5, b"x", ["a"] * 17, "x" * 1025, None)],
         *[("stop_token_ids", v) for v in ([-1], ["1"], "12", 5, [True], [1 << 31], range(2000))],
@@ -38,9 +48,17 @@ def test_refused(option, value):
     with pytest.raises(Error) as caught:
         SamplingParams(**{option: value})
     message = str(caught.value)
-    assert message.startswith(option)
+    assert message.startswith(option) and caught.value.field == option
     assert "expected" in message and "found" in message
     assert "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize("option", [*NUMBERS, "max_tokens", "top_k", "seed", "logprobs", "n"])
+def test_integers_that_python_does_not_print(option):
+    with pytest.raises(Error, match=f"{option}: expected .*, found an integer of 16610 bits"):
+        SamplingParams(**{option: 10**5000})
+    with pytest.raises(Error, match="logit_bias: token id: .* found an integer of 16610 bits"):
+        SamplingParams(logit_bias={10**5000: 1})
 
 
 def test_defaults():
@@ -75,6 +93,30 @@ def test_a_bias_given_is_copied():
 def test_tiny_temperatures_do_not_overflow():
     assert SamplingParams(temperature=1e-30).temperature == 1e-3
     assert SamplingParams(temperature=0).temperature == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    option=st.sampled_from(NUMBERS),
+    value=st.one_of(
+        st.floats(),
+        st.floats(0, 1e-37),
+        st.integers(),
+        st.fractions(),
+        st.sampled_from([10**309, -(10**309), np.float16(0.1), np.longdouble("1e4000"), True]),
+    ),
+)
+def test_any_number_is_refused_here_or_good_for_the_core(option, value):
+    try:
+        found = np.float32(getattr(SamplingParams(**{option: value}), option))
+    except Error as error:
+        assert str(error).startswith(option)
+        return
+    low, high = {"temperature": (0, 100), "repetition_penalty": (0, 100)}.get(option, (0, 1))
+    if option in ("presence_penalty", "frequency_penalty"):
+        low, high = -2, 2
+    assert low <= found <= high
+    assert found > 0 or option not in ("top_p", "repetition_penalty")
 
 
 def test_frozen_comparable_and_picklable():

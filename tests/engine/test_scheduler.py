@@ -10,7 +10,7 @@ from hand_stepped import (
     assert_nothing_leaked,
     busy,
     items,
-    make_job,
+    make_request,
     make_worker,
     prompt_of,
     run,
@@ -20,18 +20,19 @@ from hand_stepped import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss.completion import Delta, join
+from gptoss.engine.request import Scoring
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.sequence import Sequence
 from gptoss.errors import Error
-from gptoss.jobs import Scoring
-from gptoss.sampling import SamplingParams
-from gptoss.scheduler import Scheduler, Sequence
+from gptoss.request.params import SamplingParams
+from gptoss.request.result import Delta, join
 
 
 def test_one_sequence():
-    worker, job = make_worker(pages=20), make_job(prompt_of(50), 30)
-    submit(worker, job)
+    worker, request = make_worker(pages=20), make_request(prompt_of(50), 30)
+    submit(worker, request)
     run(worker)
-    completion = join(items(job))
+    completion = join(items(request))
     assert completion.token_ids == fake.reference_greedy(prompt_of(50), 30, WINDOW)
     assert completion.finish_reason == "length"
     assert completion.timing.prompt_tokens == 50 and completion.timing.completion_tokens == 30
@@ -40,7 +41,7 @@ def test_one_sequence():
 
 def test_prompts_enter_in_chunks_while_others_decode():
     worker = make_worker(pages=200, step_tokens=32)
-    first, long = make_job(prompt_of(3), 20), make_job(prompt_of(100, 1), 5)
+    first, long = make_request(prompt_of(3), 20), make_request(prompt_of(100, 1), 5)
     submit(worker, first)  # prompt
     submit(worker, long)
     for _ in range(3):
@@ -54,35 +55,35 @@ def test_prompts_enter_in_chunks_while_others_decode():
 
 def test_all_running_sequences_share_a_step():
     worker = make_worker(pages=200)
-    jobs = [make_job(prompt_of(4, i), 10) for i in range(8)]
-    for job in jobs:
-        worker.submit(job)
+    requests = [make_request(prompt_of(4, i), 10) for i in range(8)]
+    for request in requests:
+        worker.submit(request)
     run(worker)
     assert worker.backend.steps == [(8, 32)] + [(8, 8)] * 9
-    for i, job in enumerate(jobs):
-        assert tokens_of(job) == fake.reference_greedy(prompt_of(4, i), 10, WINDOW)
+    for i, request in enumerate(requests):
+        assert tokens_of(request) == fake.reference_greedy(prompt_of(4, i), 10, WINDOW)
 
 
 def test_max_running_is_kept():
     worker = make_worker(pages=200, max_running=3)
-    jobs = [make_job(prompt_of(4, i), 5) for i in range(7)]
-    for job in jobs:
-        worker.submit(job)
+    requests = [make_request(prompt_of(4, i), 5) for i in range(7)]
+    for request in requests:
+        worker.submit(request)
     run(worker)
     assert max(sequences for sequences, _ in worker.backend.steps) == 3
-    assert all(len(tokens_of(job)) == 5 for job in jobs)
+    assert all(len(tokens_of(request)) == 5 for request in requests)
 
 
 def test_first_come_first_served():
     """A short request does not overtake a long one that waits for pages."""
     worker = make_worker(pages=14, step_tokens=64)
-    big = [make_job(prompt_of(60, i), 20) for i in range(2)]
-    small = make_job(prompt_of(2), 2)
-    for job in (*big, small):
-        worker.submit(job)
+    big = [make_request(prompt_of(60, i), 20) for i in range(2)]
+    small = make_request(prompt_of(2), 2)
+    for request in (*big, small):
+        worker.submit(request)
     worker.serve()
-    assert worker.scheduler.running == [big[0]]
-    assert list(worker.scheduler.waiting) == [big[1], small]
+    assert worker.scheduler.running == [big[0].sequence]
+    assert list(worker.scheduler.waiting) == [big[1].sequence, small.sequence]
     run(worker)
     assert_nothing_leaked(worker)
 
@@ -90,33 +91,33 @@ def test_first_come_first_served():
 def test_preemption_takes_the_latest_and_changes_nothing():
     # Each begins with 2 pages and grows to 8: both together do not fit.
     worker = make_worker(pages=10, step_tokens=64)
-    jobs = [make_job(prompt_of(10, i), 50) for i in range(2)]
-    for job in jobs:
-        worker.submit(job)
+    requests = [make_request(prompt_of(10, i), 50) for i in range(2)]
+    for request in requests:
+        worker.submit(request)
     run(worker)
-    assert jobs[0].preemptions == 0 and jobs[1].preemptions > 0
-    assert worker.scheduler.preemptions == jobs[1].preemptions
-    for i, job in enumerate(jobs):
-        assert tokens_of(job) == fake.reference_greedy(prompt_of(10, i), 50, WINDOW)
+    assert requests[0].sequence.preemptions == 0 and requests[1].sequence.preemptions > 0
+    assert worker.scheduler.preemptions == requests[1].sequence.preemptions
+    for i, request in enumerate(requests):
+        assert tokens_of(request) == fake.reference_greedy(prompt_of(10, i), 50, WINDOW)
     assert_nothing_leaked(worker)
 
 
 def test_the_preempted_returns_before_those_that_wait():
     worker = make_worker(pages=10, step_tokens=64, max_running=2)
-    jobs = [make_job(prompt_of(10, i), 50) for i in range(3)]
-    for job in jobs:
-        worker.submit(job)
+    requests = [make_request(prompt_of(10, i), 50) for i in range(3)]
+    for request in requests:
+        worker.submit(request)
     while not worker.scheduler.preemptions:
         worker.serve()
-    assert worker.scheduler.waiting[0] is jobs[1]
+    assert worker.scheduler.waiting.first() is requests[1].sequence
     run(worker)
-    assert [len(tokens_of(job)) for job in jobs] == [50, 50, 50]
+    assert [len(tokens_of(request)) for request in requests] == [50, 50, 50]
 
 
 def test_pages_that_an_entering_prompt_will_need_are_not_given_away():
     worker = make_worker(pages=14, step_tokens=64, window=100)
-    entering = Scoring(prompt_of(90), SimpleQueue(), chunk=10)  # leaves room in each step
-    other = make_job(prompt_of(40), 12)
+    entering = Scoring(prompt_of(90), SimpleQueue(), max_chunk=10)  # leaves room in each step
+    other = make_request(prompt_of(40), 12)
     worker.submit(entering)
     worker.submit(other)
     run(worker)
@@ -128,18 +129,18 @@ def test_sliding_pages_are_reused():
     """A long sequence needs full pages for all of it, sliding ones only for the window."""
     need = make_worker(pages=1000).scheduler.pages_for(400)
     assert need < 2 * 25
-    worker, job = make_worker(pages=need), make_job(prompt_of(300), 100)
-    submit(worker, job)
+    worker, request = make_worker(pages=need), make_request(prompt_of(300), 100)
+    submit(worker, request)
     run(worker)
-    assert tokens_of(job) == fake.reference_greedy(prompt_of(300), 100, WINDOW)
+    assert tokens_of(request) == fake.reference_greedy(prompt_of(300), 100, WINDOW)
 
 
 def test_a_sequence_that_never_fits_is_refused():
     worker = make_worker(pages=10)
     capacity = worker.scheduler.capacity()
     with pytest.raises(Error, match=f"enough for {capacity} tokens.*kv_bytes"):
-        worker.submit(make_job(prompt_of(capacity), 2))
-    fits = make_job(prompt_of(capacity), 1)  # the token drawn needs no page of its own
+        worker.submit(make_request(prompt_of(capacity), 2))
+    fits = make_request(prompt_of(capacity), 1)  # the token drawn needs no page of its own
     submit(worker, fits)
     run(worker)
     assert len(tokens_of(fits)) == 1
@@ -163,10 +164,10 @@ def test_max_batch_range(max_running):
 def test_a_stop_token_frees_the_pages():
     continuation = fake.reference_greedy(prompt_of(20), 30, WINDOW)
     stop = continuation[10]
-    worker, job = make_worker(pages=30), make_job(prompt_of(20), 30, stop_ids=[stop])
-    submit(worker, job)
+    worker, request = make_worker(pages=30), make_request(prompt_of(20), 30, stop_ids=[stop])
+    submit(worker, request)
     run(worker)
-    completion = join(items(job))
+    completion = join(items(request))
     assert completion.token_ids == continuation[: continuation.index(stop) + 1]
     assert completion.finish_reason == "stop"
     assert_nothing_leaked(worker)
@@ -176,11 +177,11 @@ def test_a_stop_token_frees_the_pages():
 def test_scoring_returns_every_row(step_tokens):
     worker = make_worker(pages=40, step_tokens=step_tokens)
     prompt = prompt_of(70)
-    job = Scoring(prompt, SimpleQueue(), chunk=20)
-    submit(worker, job)
+    request = Scoring(prompt, SimpleQueue(), max_chunk=20)
+    submit(worker, request)
     run(worker)
     position = 0
-    for first, rows in items(job):
+    for first, rows in items(request):
         assert first == position
         for row in rows:
             assert (row == fake.expected_logits(prompt, position, WINDOW)).all()
@@ -191,17 +192,14 @@ def test_scoring_returns_every_row(step_tokens):
 
 def test_scoring_survives_preemption():
     worker = make_worker(pages=14, step_tokens=16)
-    older = make_job(prompt_of(2), 60)
-    scoring = Scoring(prompt_of(60, 1), SimpleQueue(), chunk=4)
+    older = make_request(prompt_of(2), 60)
+    scoring = Scoring(prompt_of(60, 1), SimpleQueue(), max_chunk=4)
     worker.submit(older)
     worker.submit(scoring)
     while scoring.produced < 5:
         worker.serve()
-    worker.scheduler._make_room(older, older.computed + 1)
-    victim = worker.scheduler.running.pop()
-    assert victim is scoring
-    worker.scheduler._free(victim)
-    worker.scheduler.waiting.appendleft(victim)
+    worker.scheduler._make_room(older.sequence, older.sequence.computed + 1)
+    assert worker.scheduler._preempt() is scoring.sequence
     run(worker)
     found = items(scoring)
     assert [first for first, _ in found] == list(range(0, 60, 4))
@@ -211,27 +209,27 @@ def test_scoring_survives_preemption():
 
 def test_an_error_in_a_step_fails_only_its_sequence():
     worker = make_worker(pages=100)
-    jobs = [make_job(prompt_of(4, i), 10) for i in range(3)]
-    poison = make_job([49, 49, 49], 10)
+    requests = [make_request(prompt_of(4, i), 10) for i in range(3)]
+    poison = make_request([49, 49, 49], 10)
 
     def fail(token_ids):
         if token_ids.tolist().count(49) >= 3:
             raise MemoryError("no room")
 
     worker.backend.fail_when = fail
-    for job in (jobs[0], poison, *jobs[1:]):
-        worker.submit(job)
+    for request in (requests[0], poison, *requests[1:]):
+        worker.submit(request)
     run(worker)
     (error,) = items(poison)
     assert isinstance(error, MemoryError)
-    for i, job in enumerate(jobs):
-        assert tokens_of(job) == fake.reference_greedy(prompt_of(4, i), 10, WINDOW)
+    for i, request in enumerate(requests):
+        assert tokens_of(request) == fake.reference_greedy(prompt_of(4, i), 10, WINDOW)
     assert_nothing_leaked(worker)
 
 
 def test_an_error_while_taking_a_result_fails_only_its_sequence():
     worker = make_worker(pages=100)
-    good, bad = make_job(prompt_of(4), 10), make_job(prompt_of(4, 1), 10)
+    good, bad = make_request(prompt_of(4), 10), make_request(prompt_of(4, 1), 10)
     bad._text = object()  # has no push
     worker.submit(bad)
     worker.submit(good)
@@ -241,7 +239,7 @@ def test_an_error_while_taking_a_result_fails_only_its_sequence():
     assert_nothing_leaked(worker)
 
 
-request = st.fixed_dictionaries(
+asked = st.fixed_dictionaries(
     {
         "length": st.integers(1, 90),
         "most": st.integers(1, 40),
@@ -258,7 +256,7 @@ request = st.fixed_dictionaries(
     }
 )
 action = st.one_of(
-    st.tuples(st.just("submit"), request),
+    st.tuples(st.just("submit"), asked),
     st.tuples(st.just("steps"), st.integers(1, 12)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
 )
@@ -280,10 +278,10 @@ class EveryOther:
         self._last = token
 
 
-def job_from(spec, seed, worker):
+def request_from(spec, seed, worker):
     prompt = prompt_of(spec["length"], spec["salt"])
     if spec["score"]:
-        return Scoring(prompt, SimpleQueue(), chunk=1 + spec["most"] // 3)
+        return Scoring(prompt, SimpleQueue(), max_chunk=1 + spec["most"] // 3)
     params = SamplingParams(
         temperature=spec["temperature"],
         repetition_penalty=spec["repetition_penalty"],
@@ -291,7 +289,7 @@ def job_from(spec, seed, worker):
         logit_bias={5: 3.0},
         logprobs=3,
     )
-    return make_job(
+    return make_request(
         prompt,
         spec["most"],
         params,
@@ -304,11 +302,13 @@ def job_from(spec, seed, worker):
     )
 
 
-def results(job):
-    """What a job put out, without what depends on how it was run."""
-    if isinstance(job, Scoring):
-        return [row.tolist() for _, rows in items(job) for row in rows]
-    return [(d.token_ids, d.finish_reason, d.logprobs) for d in items(job) if isinstance(d, Delta)]
+def results(request):
+    """What a request put out, without what depends on how it was run."""
+    if isinstance(request, Scoring):
+        return [row.tolist() for _, rows in items(request) for row in rows]
+    return [
+        (d.token_ids, d.finish_reason, d.logprobs) for d in items(request) if isinstance(d, Delta)
+    ]
 
 
 @settings(max_examples=150, deadline=None)
@@ -326,29 +326,29 @@ def test_any_mixture_equals_one_by_one(
     actions, pages, step_tokens, max_running, window, period, cache, overlap
 ):
     worker = make_worker(pages, step_tokens, max_running, window, period, cache, overlap)
-    jobs, cancelled = [], set()
+    requests, cancelled = [], set()
     for kind, what in actions:
         if kind == "submit":
-            job = job_from(what, len(jobs), worker)
+            request = request_from(what, len(requests), worker)
             try:
-                worker.submit(job)
+                worker.submit(request)
             except Error:
-                assert worker.scheduler.pages_for(job.limit) > pages
+                assert worker.scheduler.pages_for(request.sequence.limit) > pages
             else:
-                jobs.append((job, what, job.sampler.seed if job.sampler else 0))
+                requests.append((request, what, request.sampler.seed if request.sampler else 0))
         elif kind == "steps":
             for _ in range(what):
                 if busy(worker):
                     worker.serve()
-        elif what < len(jobs):
-            worker.cancel(jobs[what][0])
+        elif what < len(requests):
+            worker.cancel(requests[what][0])
             cancelled.add(what)
     run(worker)
     assert_nothing_leaked(worker)
-    for i, (job, spec, seed) in enumerate(jobs):
+    for i, (request, spec, seed) in enumerate(requests):
         alone = make_worker(200, 512, 1, window, period, cache=False)
-        reference = job_from({**spec, "guesses": False}, seed, alone)
+        reference = request_from({**spec, "guesses": False}, seed, alone)
         submit(alone, reference)
         run(alone)
-        expected, found = results(reference), results(job)
+        expected, found = results(reference), results(request)
         assert found == (expected[: len(found)] if i in cancelled else expected)

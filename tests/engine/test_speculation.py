@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.speculation import (
+from gptoss.engine.drafts import (
     LONGEST_MATCH,
-    MOST_GUESSES,
+    MAX_DRAFT,
     SHORTEST_MATCH,
     TRY_AGAIN,
     Drafter,
@@ -50,52 +50,52 @@ def test_steps_that_get_faster_with_more_tokens_mean_that_tokens_are_free():
 
 def test_the_latest_repetition_is_continued():
     text = [1, 2, 3, 10, 11, 12, 5, 1, 2, 3, 20, 21, 22, 6, 1, 2, 3]
-    assert Drafter(text, cost(0.0)).guess(3, 1) == (20, 21, 22)
+    assert Drafter(text, cost(0.0)).draft(3, 1) == (20, 21, 22)
 
 
 def test_a_longer_match_goes_before_a_later_one():
     text = [9, 8, 1, 2, 3, 10, 10, 10, 5, 1, 2, 3, 20, 20, 20, 9, 8, 1, 2, 3]
-    assert Drafter(text, cost(0.0)).guess(3, 1) == (10, 10, 10)
+    assert Drafter(text, cost(0.0)).draft(3, 1) == (10, 10, 10)
 
 
 def test_matches_that_are_too_short():
     text = [1, 2, 30, 31, 32, 4, 1, 2]
-    assert len(text) > SHORTEST_MATCH and Drafter(text, cost(0.0)).guess(4, 1) == ()
+    assert len(text) > SHORTEST_MATCH and Drafter(text, cost(0.0)).draft(4, 1) == ()
 
 
 def test_a_text_that_goes_round_in_circles_is_continued_so():
-    assert Drafter([5, 1, 2, 1, 2, 1, 2], cost(0.0)).guess(5, 1) == (1, 2, 1, 2, 1)
+    assert Drafter([5, 1, 2, 1, 2, 1, 2], cost(0.0)).draft(5, 1) == (1, 2, 1, 2, 1)
 
 
 def test_bytes_of_neighbouring_tokens_are_no_match():
     """256 and 1 share bytes that lie across the border of tokens."""
     text = [256, 256, 256, 256, 256, 7, 1 << 16, 1 << 16, 1 << 16]
-    assert Drafter(text, cost(0.0)).guess(4, 1) == ()
+    assert Drafter(text, cost(0.0)).draft(4, 1) == ()
 
 
 def test_dear_tokens_are_not_guessed():
     text = [1, 2, 3] * 10
-    counts = [len(Drafter(text, cost(share)).guess(8, 1)) for share in (0.0, 0.2, 0.45, 0.6, 1.0)]
+    counts = [len(Drafter(text, cost(share)).draft(8, 1)) for share in (0.0, 0.2, 0.45, 0.6, 1.0)]
     assert counts[0] > counts[1] > counts[2] > counts[3] == counts[4] == 0
 
 
 def test_wrong_guesses_are_not_repeated_for_a_while():
     drafter = Drafter([1, 2, 3] * 10, cost(0.3))
-    assert drafter.guess(8, 1)
+    assert drafter.draft(8, 1)
     for _ in range(6):
-        drafter.learn(right=0, made=4)
-    assert drafter.guess(8, 1) == ()
+        drafter.learn([9], [1, 2, 3, 4])
+    assert drafter.draft(8, 1) == ()
     for i in range(TRY_AGAIN):
-        drafter.push((1, 2, 3)[i % 3])
-    assert drafter.guess(8, 1)  # the text may have come to repeat itself
+        drafter.learn([(1, 2, 3)[i % 3]], [])
+    assert drafter.draft(8, 1)  # the text may have come to repeat itself
 
 
 def test_right_guesses_grow():
     drafter = Drafter([1, 2, 3] * 10, cost(0.3))
-    few = len(drafter.guess(MOST_GUESSES, 1))
+    few = len(drafter.draft(MAX_DRAFT, 1))
     for _ in range(10):
-        drafter.learn(right=4, made=4)
-    assert len(drafter.guess(MOST_GUESSES, 1)) == MOST_GUESSES > few
+        drafter.learn([1, 2, 3, 1, 2], [1, 2, 3, 1])
+    assert len(drafter.draft(MAX_DRAFT, 1)) == MAX_DRAFT > few
 
 
 def expected(text, count):
@@ -111,7 +111,7 @@ def expected(text, count):
 def test_any_text(text, most):
     drafter = Drafter(text[:1], cost(0.0))
     for token in text[1:]:
-        drafter.push(token)
-    found = drafter.guess(most, 1)
+        drafter.learn([token], [])
+    found = drafter.draft(most, 1)
     wanted = expected(text, most)
     assert found == tuple(wanted[i % len(wanted)] for i in range(most if wanted else 0))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.textstream import StopMatcher, TextStream
+from gptoss.engine.text import StopMatcher, TextStream
 
 
 class BytesDecoder:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss import _kernels
+from gptoss.native import _kernels
 
 sys.path.insert(0, str(Path(__file__).parent))
 

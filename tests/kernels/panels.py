@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from gptoss import _kernels
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
-from gptoss.mxfp4 import VALUES
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.model.mxfp4 import VALUES
+from gptoss.native import _kernels
 
 FORMATS = ["bf16", "mxfp4", "q8"]
 ROWS = 16  # of a panel

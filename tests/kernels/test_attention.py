@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from gptoss import _kernels, reference
-from gptoss.checkpoint import open_checkpoint
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss import reference
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.native import _kernels
 
 PAGE = _kernels.PAGE_SIZE
 
@@ -166,7 +167,7 @@ def test_rope(isa, random, half):
 
 
 def test_yarn_is_the_specification():
-    """SPEC.md, Forward 3: borders 8.0928 and 17.3980, not rounded; concentration 1.34657."""
+    """docs/spec.md "Rotary embedding": bounds 8.0928 and 17.3980, not rounded; m = 1.34657."""
     with open_checkpoint("synthetic:gpt-oss-20b?layers=1&experts=4") as source:
         frequencies, concentration = _kernels.yarn(source.config)
         wanted, _ = reference.inverse_frequencies(source.config)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gptoss import _kernels
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.native import _kernels
 
 EPS = np.finfo(np.float32).eps
 ALL_BF16 = np.arange(1 << 16, dtype=np.uint16)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from panels import BLOCK, block_scales, random_bf16, random_mxfp4, unpack
 
-from gptoss import _core, _kernels
-from gptoss.dtypes import bf16_to_f32
 from gptoss.errors import Error
-from gptoss.mxfp4 import dequantize
+from gptoss.model.bf16 import bf16_to_f32
+from gptoss.model.mxfp4 import dequantize
+from gptoss.native import _core, _kernels
 
 SHAPES = [
     (1, 1),

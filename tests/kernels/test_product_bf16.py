@@ -9,9 +9,9 @@ for zero, and so do the references here.
 import numpy as np
 import pytest
 
-from gptoss import _kernels
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
-from gptoss.mxfp4 import dequantize
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.model.mxfp4 import dequantize
+from gptoss.native import _kernels
 
 EPS = np.finfo(np.float32).eps
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal

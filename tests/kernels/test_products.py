@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from panels import BLOCK, FORMATS, fits, random_bf16, random_packed, unpack
 
-from gptoss import _kernels
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.native import _kernels
 
 EPS = np.finfo(np.float32).eps
 ROWS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 100]  # single token, partial last tiles

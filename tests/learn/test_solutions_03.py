@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss import reference
-from gptoss.synthetic import PRESETS
+from gptoss.checkpoint.synthetic import PRESETS
 
 Array = NDArray[np.float64]
 CONFIG = PRESETS["gpt-oss-20b"]

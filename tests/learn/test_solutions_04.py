@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 import gptoss
 from gptoss import reference
-from gptoss.checkpoint import open_checkpoint
+from gptoss.checkpoint.files import open_checkpoint
 
 Array = NDArray[np.float64]
-NANO = Path(gptoss.__file__).parent / "models" / "nano"
+NANO = Path(gptoss.__file__).parent / "bundled" / "nano"
 
 
 def layer_norm(x: Array, eps: float = 0.0) -> Array:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from gptoss.train.data import PreparedData, open_data, prepare
-from gptoss.train.loop import Trainer
-from gptoss.train.model import GptOss
-from gptoss.train.presets import Preset, get_preset
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.presets import Preset, get_preset
+from gptoss.train.run.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss.config import ModelConfig
-from gptoss.train.architecture import Architecture
-from gptoss.train.model import GptOss
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.model.model import GptOss
 
 CONFIG = ModelConfig(
     num_hidden_layers=2,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss import mxfp4
+from gptoss.model import mxfp4
 
 Floats = NDArray[np.float64]
 POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

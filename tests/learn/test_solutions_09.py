@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss import reference
-from gptoss.synthetic import PRESETS
+from gptoss.checkpoint.synthetic import PRESETS
 
 Array = NDArray[np.float64]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gptoss.checkpoint import write_checkpoint
-from gptoss.config import ModelConfig
-from gptoss.synthetic import SyntheticSource
+from gptoss.checkpoint.synthetic import SyntheticSource
+from gptoss.checkpoint.write import write_checkpoint
+from gptoss.model.config import ModelConfig
 
 SMALL = ModelConfig(
     num_hidden_layers=2,

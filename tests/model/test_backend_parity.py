@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from gptoss import _core, _kernels
-from gptoss.checkpoint import open_checkpoint
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.source import TensorSource
+from gptoss.engine.pages import PagePool, SequencePages
 from gptoss.errors import Error
-from gptoss.kv_cache import PagePool, SequencePages
-from gptoss.mxfp4 import dequantize
-from gptoss.source import TensorSource
+from gptoss.model.mxfp4 import dequantize
+from gptoss.native import _core, _kernels
 
 LENGTHS = [1, 5, 48, 160]
 PAGES = 96

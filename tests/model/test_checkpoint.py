@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss import mxfp4
-from gptoss.checkpoint import ArraySource, TensorSource, open_checkpoint, write_checkpoint
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.safetensors import SafetensorsFile, encode_header
+from gptoss.checkpoint.source import ArraySource, TensorSource, transpose
+from gptoss.checkpoint.synthetic import SyntheticSource
+from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error
-from gptoss.safetensors import SafetensorsFile, encode_header
-from gptoss.source import transpose
-from gptoss.synthetic import SyntheticSource
+from gptoss.model import mxfp4
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 
 MLP1, MLP2 = "block.1.mlp.mlp1_weight", "block.1.mlp.mlp2_weight"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gptoss.checkpoint import open_checkpoint
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.safetensors import SafetensorsFile, encode_header
 from gptoss.errors import Error
-from gptoss.safetensors import SafetensorsFile, encode_header
 
 INDEX = "model.safetensors.index.json"
 

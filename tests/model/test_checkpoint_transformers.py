@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
-from gptoss.config import ModelConfig
-from gptoss.synthetic import SyntheticSource
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.synthetic import SyntheticSource
+from gptoss.checkpoint.write import write_checkpoint
+from gptoss.model.config import ModelConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gptoss.config import ModelConfig
+from gptoss.checkpoint.synthetic import PRESETS
 from gptoss.errors import Error
-from gptoss.synthetic import PRESETS
+from gptoss.model.config_file import parse_config, read_config, to_original
+from gptoss.model.huggingface import to_huggingface
 
 LARGE = PRESETS["gpt-oss-20b"]
 # config.json as published with the original weights
@@ -85,21 +86,21 @@ def _no_warnings() -> Any:
 
 
 def test_both_published_forms_are_the_same_model() -> None:
-    assert ModelConfig.from_dict(ORIGINAL) == LARGE
-    assert ModelConfig.from_dict(HUGGINGFACE) == LARGE
+    assert parse_config(ORIGINAL) == LARGE
+    assert parse_config(HUGGINGFACE) == LARGE
 
 
 def test_newer_rope_parameters() -> None:
     data = {key: HUGGINGFACE[key] for key in HUGGINGFACE if not key.startswith("rope_")}
     data["rope_parameters"] = {**YARN, "rope_theta": 150000.0}
-    assert ModelConfig.from_dict(data) == LARGE
+    assert parse_config(data) == LARGE
     data["rope_parameters"]["rope_theta"] = 10000.0
-    assert ModelConfig.from_dict(data).rope_theta == 10000.0
+    assert parse_config(data).rope_theta == 10000.0
 
 
 def test_golden_files_agree(tiny_a: Path, tiny_a_hf: Path) -> None:
-    ours = ModelConfig.from_file(tiny_a / "config.json")
-    theirs = ModelConfig.from_file(tiny_a_hf / "config.json")
+    ours = read_config(tiny_a / "config.json")
+    theirs = read_config(tiny_a_hf / "config.json")
     assert theirs == replace(ours, eos_token_ids=(2,))
     assert ours.sliding_window == 16
 
@@ -128,31 +129,31 @@ def test_defaults_of_optional_keys() -> None:
         if key not in ("experts_per_token", "swiglu_limit", "initial_context_length")
         and not key.startswith("rope")
     }
-    assert ModelConfig.from_dict(required) == LARGE
+    assert parse_config(required) == LARGE
 
 
 def test_plain_rope() -> None:
     data = {**HUGGINGFACE, "rope_scaling": {"rope_type": "default"}}
     data["max_position_embeddings"] = 2048
-    config = ModelConfig.from_dict(data)
+    config = parse_config(data)
     assert config.rope_scaling_factor == 1.0
     assert config.context_length == 2048
-    assert ModelConfig.from_dict(config.to_huggingface()) == config
-    assert ModelConfig.from_dict({**ORIGINAL, "rope_scaling_factor": 0.5}).context_length == 4096
+    assert parse_config(to_huggingface(config)) == config
+    assert parse_config({**ORIGINAL, "rope_scaling_factor": 0.5}).context_length == 4096
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_round_trip(preset: str) -> None:
     config = replace(PRESETS[preset], rms_norm_eps=1e-6, sliding_window=64)
-    for written in (config.to_original(), config.to_huggingface(), config.to_huggingface("bf16")):
-        assert ModelConfig.from_dict(json.loads(json.dumps(written))) == config
-    assert "quantization_config" not in config.to_huggingface("bf16")
+    for written in (to_original(config), to_huggingface(config), to_huggingface(config, "bf16")):
+        assert parse_config(json.loads(json.dumps(written))) == config
+    assert "quantization_config" not in to_huggingface(config, "bf16")
 
 
 def test_published_form_is_written() -> None:
-    assert LARGE.to_original() == ORIGINAL
-    assert json.dumps(LARGE.to_original()["rope_theta"]) == "150000"
-    written = LARGE.to_huggingface()
+    assert to_original(LARGE) == ORIGINAL
+    assert json.dumps(to_original(LARGE)["rope_theta"]) == "150000"
+    written = to_huggingface(LARGE)
     ignored = {"transformers_version", "quantization_config", "rms_norm_eps"}
     for key in HUGGINGFACE.keys() - ignored:
         assert written[key] == HUGGINGFACE[key], key
@@ -160,32 +161,30 @@ def test_published_form_is_written() -> None:
 
 def test_end_tokens() -> None:
     small = {**ORIGINAL, "vocab_size": 512}
-    assert ModelConfig.from_dict(small).eos_token_ids == ()
-    assert ModelConfig.from_dict({**small, "eos_token_id": 5}).eos_token_ids == (5,)
-    several = ModelConfig.from_dict({**small, "eos_token_id": [5, 7]})
+    assert parse_config(small).eos_token_ids == ()
+    assert parse_config({**small, "eos_token_id": 5}).eos_token_ids == (5,)
+    several = parse_config({**small, "eos_token_id": [5, 7]})
     assert several.eos_token_ids == (5, 7)
-    assert ModelConfig.from_dict(several.to_original()) == several
-    assert ModelConfig.from_dict(several.to_huggingface()) == several
-    assert ModelConfig.from_dict({**ORIGINAL, "eos_token_id": 7}).eos_token_ids == (7,)
+    assert parse_config(to_original(several)) == several
+    assert parse_config(to_huggingface(several)) == several
+    assert parse_config({**ORIGINAL, "eos_token_id": 7}).eos_token_ids == (7,)
     for bad in ("x", 1.5, True, [3, None], {}):
         with pytest.raises(Error, match="eos_token_id: expected token ids"):
-            ModelConfig.from_dict({**small, "eos_token_id": bad})
+            parse_config({**small, "eos_token_id": bad})
     with pytest.raises(Error, match="eos_token_id: expected ids within the vocabulary of 512"):
-        ModelConfig.from_dict({**small, "eos_token_id": 512})
+        parse_config({**small, "eos_token_id": 512})
 
 
 def test_unknown_keys_are_named_in_a_warning() -> None:
     with pytest.warns(UserWarning, match="model/config.json: unknown keys ignored: 'colour', 'x'"):
-        ModelConfig.from_dict({**ORIGINAL, "x": 1, "colour": 2}, "model/config.json")
+        parse_config({**ORIGINAL, "x": 1, "colour": 2}, "model/config.json")
     with pytest.warns(UserWarning, match="'colour', 'rope_scaling.spin'"):
-        ModelConfig.from_dict(
-            {**HUGGINGFACE, "colour": 1, "rope_scaling": {**YARN, "spin": 1}}, "c"
-        )
+        parse_config({**HUGGINGFACE, "colour": 1, "rope_scaling": {**YARN, "spin": 1}}, "c")
 
 
 def test_a_contradictory_context_is_named_in_a_warning() -> None:
     with pytest.warns(UserWarning, match="max_position_embeddings: .* 131072, found 4096"):
-        ModelConfig.from_dict({**HUGGINGFACE, "max_position_embeddings": 4096})
+        parse_config({**HUGGINGFACE, "max_position_embeddings": 4096})
 
 
 BAD_VALUES = [
@@ -227,7 +226,7 @@ BAD_VALUES = [
 )
 def test_bad_values(key: str, value: Any, message: str) -> None:
     with pytest.raises(Error, match=f"^my.json: .*{key}.*{message}"):
-        ModelConfig.from_dict({**ORIGINAL, key: value}, "my.json")
+        parse_config({**ORIGINAL, key: value}, "my.json")
 
 
 @pytest.mark.parametrize(
@@ -258,23 +257,23 @@ def test_bad_values(key: str, value: Any, message: str) -> None:
 )
 def test_bad_huggingface_values(key: str, value: Any, message: str) -> None:
     with pytest.raises(Error, match=f"^c.json: .*{message}"):
-        ModelConfig.from_dict({**HUGGINGFACE, key: value}, "c.json")
+        parse_config({**HUGGINGFACE, key: value}, "c.json")
 
 
 def test_a_number_beyond_every_float() -> None:
     rope = {**YARN, "original_max_position_embeddings": 10**400}
     with pytest.raises(Error, match="expected 1..16777216, found an integer of 1329 bits"):
-        ModelConfig.from_dict({**HUGGINGFACE, "rope_scaling": rope, "initial_context_length": None})
+        parse_config({**HUGGINGFACE, "rope_scaling": rope, "initial_context_length": None})
 
 
 def test_missing_keys_are_named() -> None:
     data = {key: ORIGINAL[key] for key in ORIGINAL if key not in ("hidden_size", "head_dim")}
     with pytest.raises(Error, match="c: missing hidden_size, head_dim"):
-        ModelConfig.from_dict(data, "c")
+        parse_config(data, "c")
     with pytest.raises(Error, match="c: neither the original layout's key num_experts"):
-        ModelConfig.from_dict({"hidden_size": 64}, "c")
+        parse_config({"hidden_size": 64}, "c")
     with pytest.raises(Error, match="expected a JSON object, found list"):
-        ModelConfig.from_dict([], "c")  # type: ignore[arg-type]
+        parse_config([], "c")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -312,16 +311,16 @@ def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(Error, match=message) as caught:
-        ModelConfig.from_file(path)
+        read_config(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"config\.json: cannot be read: No such file"):
-        ModelConfig.from_file(tmp_path / "config.json")
+        read_config(tmp_path / "config.json")
     with pytest.raises(Error, match="expected a file, found something else"):
-        ModelConfig.from_file(tmp_path)
+        read_config(tmp_path)
 
 
 def test_values_nested_to_the_recursion_limit() -> None:
@@ -330,11 +329,11 @@ def test_values_nested_to_the_recursion_limit() -> None:
         deep = [deep]
     for key in ("experts_per_token", "hidden_size", "rope_scaling", "colour", "eos_token_id"):
         with pytest.raises((Error, UserWarning)) as caught:
-            ModelConfig.from_dict({**HUGGINGFACE, key: deep}, "c")
+            parse_config({**HUGGINGFACE, key: deep}, "c")
         assert "c: " in str(caught.value)
     same = {**HUGGINGFACE, "experts_per_token": deep, "num_experts_per_tok": [deep]}
     with pytest.raises(Error):
-        ModelConfig.from_dict(same, "c")
+        parse_config(same, "c")
 
 
 def test_built_directly() -> None:

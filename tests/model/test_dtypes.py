@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16, round_bf16
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16, round_bf16
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 

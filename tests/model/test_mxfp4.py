@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gptoss import mxfp4
 from gptoss.errors import Error
+from gptoss.model import mxfp4
 
 # the table of the OCP specification, nibble 0..15
 TABLE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from gptoss import Engine, Error, SamplingParams
-from gptoss.checkpoint import ArraySource, open_checkpoint, write_checkpoint, write_packed
-from gptoss.engine import BUNDLED_MODEL
-from gptoss.packed import FILE, PackedSource
+from gptoss.checkpoint import BUNDLED_MODEL
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.panels import FILE, PackedSource, write_packed
+from gptoss.checkpoint.source import ArraySource
+from gptoss.checkpoint.write import write_checkpoint
 
 PROMPT = [1, 5, 9, 200, 33]
 

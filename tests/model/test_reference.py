@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gptoss import Error, ModelConfig, reference
-from gptoss.checkpoint import open_checkpoint
-from gptoss.source import ArraySource, TensorSource
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.source import ArraySource, TensorSource
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 LAYOUTS = ("tiny-a", "tiny-a-hf")

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss import synthetic
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
-from gptoss.dtypes import bf16_to_f32
+from gptoss.checkpoint import synthetic
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.synthetic import PRESETS, SyntheticSource
+from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error
-from gptoss.synthetic import PRESETS, SyntheticSource
+from gptoss.model.bf16 import bf16_to_f32
 
 
 def test_specs() -> None:

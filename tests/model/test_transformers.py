@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptoss import Engine
-from gptoss.mxfp4 import dequantize
+from gptoss.model.mxfp4 import dequantize
 
 torch = pytest.importorskip("torch", reason="needs PyTorch (extra: test)")
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra: test)")
@@ -93,8 +93,8 @@ def test_float32_agrees(models, length):
 
 def test_packed_on_request_is_the_rounded_model(models):
     """experts="mxfp4": the model that transformers runs with those rounded experts."""
-    from gptoss import _core
-    from gptoss.checkpoint import open_checkpoint
+    from gptoss.checkpoint.files import open_checkpoint
+    from gptoss.native import _core
 
     model, directory, shape = models
     tokens = np.random.default_rng(3).integers(0, shape["vocab_size"], 20)

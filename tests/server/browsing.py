@@ -11,9 +11,9 @@ from byte_vocabulary import WORDS
 from scripted import ANSWER, OfBytes
 from serving import serving
 
-from gptoss.completion import Delta, TokenLogprob
 from gptoss.errors import Error
-from gptoss.server import app as server
+from gptoss.request.result import Delta, TokenLogprob
+from gptoss.server.api import app as server
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

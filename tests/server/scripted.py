@@ -6,10 +6,10 @@ import openai
 from byte_vocabulary import WORDS
 from serving import serving
 
-from gptoss.chat import HarmonyChat
-from gptoss.completion import Delta, TokenLogprob
-from gptoss.harmony import HarmonyParser
-from gptoss.server import app as server
+from gptoss.chat.formats import HarmonyChat
+from gptoss.chat.harmony import HarmonyParser
+from gptoss.request.result import Delta, TokenLogprob
+from gptoss.server.api import app as server
 
 THINKING = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is four.<|return|>"

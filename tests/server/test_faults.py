@@ -12,7 +12,7 @@ from fake_engine import settle
 from serving import serving
 
 from gptoss import Engine, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 800, "temperature": 1, "ignore_eos": True}
 
@@ -27,10 +27,9 @@ def events(address, body):
 
 
 @pytest.fixture
-def slow(engine, monkeypatch):
+def slow(engine, monkeypatch, before_step):
     """Steps that take their time."""
-    prepare = engine._worker._prepare
-    monkeypatch.setattr(engine._worker, "_prepare", lambda *c: time.sleep(0.02) or prepare(*c))
+    before_step(engine, lambda *arrays: time.sleep(0.02))
     yield engine
     monkeypatch.undo()
     settle(engine)
@@ -85,7 +84,7 @@ def test_a_reader_that_does_not_read(engine):
 
 
 def test_a_reader_that_never_reads_is_cut_off(slow, monkeypatch):
-    monkeypatch.setattr("gptoss.server.app._GRACE", 0.2)
+    monkeypatch.setattr("gptoss.server.api.app._GRACE", 0.2)
     with serving(create_app(slow, ServerOptions("nano", timeout=0.3))) as address:
         body = json.dumps({**LONG, "stream": True})
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"

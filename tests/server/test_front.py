@@ -7,9 +7,9 @@ import httpx
 import pytest
 from serving import serving
 
-from gptoss.server.front import Broken, Call, FrontOptions, Unreached, create_front
-from gptoss.server.guard import CALLER_HEADER, CLIENT_HEADER
-from gptoss.server.routing import CHAT, COMPLETIONS, RESPONSES, Router
+from gptoss.server.front.app import Broken, Call, FrontOptions, Unreached, create_front
+from gptoss.server.front.router import CHAT, COMPLETIONS, RESPONSES, Router
+from gptoss.server.http import CALLER_HEADER, CLIENT_HEADER
 
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 JSON = {"content-type": "application/json", "server": "inner", "x-own": "1"}

@@ -11,7 +11,7 @@ from serving import serving
 from test_structured import BundledHarmony, likely_ends
 
 from gptoss import SamplingParams
-from gptoss.server import app as server
+from gptoss.server.api import app as server
 
 HERE = Path(__file__).parent / "javascript"
 

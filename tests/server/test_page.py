@@ -11,7 +11,7 @@ from browsing import NO_BROWSER, browser, in_browser, visits
 from scripted import ANSWER, CALL, THINKING
 
 import gptoss.server
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 if NO_BROWSER is None:
     from playwright.sync_api import expect

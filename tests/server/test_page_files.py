@@ -11,8 +11,8 @@ from serving import serving
 
 import gptoss.server
 from gptoss.errors import Error
-from gptoss.server import app as server
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api import app as server
+from gptoss.server.api.app import ServerOptions, create_app
 
 FILES = Path(gptoss.server.__file__).with_name("page")
 

@@ -9,7 +9,7 @@ from serving import serving
 from vocabularies import o200k_path
 
 from gptoss import Engine
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 SCHEMA = {
     "type": "object",

@@ -18,7 +18,7 @@ if find_spec("ray") is None:
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from gptoss import SamplingParams
-from gptoss.server.front import Call
+from gptoss.server.front.app import Call
 
 # Of Ray's own classes.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -36,7 +36,7 @@ def address():
     import ray
     from ray import serve
 
-    from gptoss.server.ray_app import Arguments, build_app
+    from gptoss.server.front.ray_app import Arguments, build_app
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -211,7 +211,7 @@ def test_one_that_is_killed_is_started_again(address, client, long):
 
 
 def test_an_application_is_called_without_a_socket():
-    from gptoss.server.ray_app import call_app
+    from gptoss.server.front.ray_app import call_app
 
     seen = []
 
@@ -245,7 +245,7 @@ def test_an_application_is_called_without_a_socket():
 
 
 def test_arguments_are_checked():
-    from gptoss.server.ray_app import Arguments
+    from gptoss.server.front.ray_app import Arguments
 
     for bad in ({"replicas": 0}, {"model_name": "x"}, {"max_requests": "many"}, {"threads": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -20,10 +20,10 @@ import pytest
 
 from gptoss import Error, SamplingParams
 from gptoss.cli import serve
-from gptoss.server import replicas as module
-from gptoss.server.front import Call
-from gptoss.server.replicas import Plan, Replicas, gpus_of_replica
-from gptoss.server.routing import GENERATING, Router
+from gptoss.server.front import replicas as module
+from gptoss.server.front.app import Call
+from gptoss.server.front.replicas import Plan, Replicas, gpus_of_replica
+from gptoss.server.front.router import GENERATING, Router
 
 SERVE = [sys.executable, "-m", "gptoss", "serve", "--replicas", "2", "--port", "0"]
 SERVE += ["--name", "nano", "--activation", "f32", "--kv-bytes", "32MiB", "--threads", "1"]

@@ -9,7 +9,7 @@ from scripted import ANSWER, CALL, THINKING, scene
 from serving import serving
 
 from gptoss import Error, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}}
 
@@ -122,11 +122,11 @@ def test_what_cannot_be_answered_is_named(engine, body, message):
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
-def test_a_step_that_fails_ends_the_events_with_an_error(engine, monkeypatch):
-    def fails(chunks, *arrays):
+def test_a_step_that_fails_ends_the_events_with_an_error(engine, before_step):
+    def fails(*arrays):
         raise Error("no luck")
 
-    monkeypatch.setattr(engine._worker, "_prepare", fails)
+    before_step(engine, fails)
     with serving(create_app(engine, ServerOptions("nano"))) as address:
         body = {"input": "a", "stream": True}
         answer = httpx.post(f"{address}/v1/responses", json=body)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptoss.server.routing import (
+from gptoss.server.front.router import (
     CHAT,
     COMPLETIONS,
     MOST_KEYS,

@@ -11,7 +11,7 @@ from fake_engine import settle
 from serving import serving
 
 from gptoss import Error, SamplingParams
-from gptoss.server.app import ServerOptions, create_app
+from gptoss.server.api.app import ServerOptions, create_app
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -191,15 +191,12 @@ def test_a_client_that_leaves_ends_its_request(address, engine, path):
 
 
 @pytest.mark.parametrize("kind", [Error, RuntimeError])
-def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, monkeypatch, kind):
-    compute = engine._worker._prepare
-
-    def fails(chunks, *arrays):
-        if any(len(chunk.sequence.tokens) > 40 for chunk in chunks):
+def test_a_step_that_fails_ends_its_stream_alone(client, address, engine, before_step, kind):
+    def fails(token_ids, seq_start, context_len, *arrays):
+        if context_len.max() > 40:
             raise kind("no luck")
-        return compute(chunks, *arrays)
 
-    monkeypatch.setattr(engine._worker, "_prepare", fails)
+    before_step(engine, fails)
     body = {"prompt": "a b c d e f g h " * 10, "max_tokens": 5}
     answer = httpx.post(f"{address}/v1/completions", json=body)
     assert answer.status_code == 500
@@ -245,9 +242,8 @@ def test_metrics(engine):
     assert found['gptoss_sequences{state="running"}'] == 0
 
 
-def test_no_more_than_may(engine, monkeypatch):
-    compute = engine._worker._prepare
-    monkeypatch.setattr(engine._worker, "_prepare", lambda *c: time.sleep(0.02) or compute(*c))
+def test_no_more_than_may(engine, before_step):
+    before_step(engine, lambda *arrays: time.sleep(0.02))
     with serving(create_app(engine, ServerOptions("nano", max_requests=1))) as address:
         body = {**LONG, "stream": True}
         with httpx.stream("POST", f"{address}/v1/completions", json=body) as first:

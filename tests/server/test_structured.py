@@ -16,8 +16,8 @@ from fake_engine import settle
 from pydantic import BaseModel
 from serving import serving
 
-from gptoss.chat import HarmonyChat
-from gptoss.server import app as server
+from gptoss.chat.formats import HarmonyChat
+from gptoss.server.api import app as server
 
 pytest.importorskip("llguidance", reason="the extra grammar is missing")
 
@@ -212,7 +212,7 @@ BOMB = {"allOf": [{"anyOf": [{"required": [f"p{i}_{j}"]} for j in range(6)]} for
         ({"guided_regex": "("}, "guided_regex", "regex"),
         ({"guided_choice": []}, "guided_choice", "expected 1 to"),
         ({"guided_grammar": "x"}, "guided_grammar", "grammar"),
-        ({"guided_grammar": "start: <|no|>"}, None, "unknown special token"),
+        ({"guided_grammar": "start: <|no|>"}, "guided_grammar", "unknown special token"),
         ({"structured_outputs": 5}, "structured_outputs", "expected an object"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "expected one of them"),
         ({"tool_choice": "required"}, "tools", "found none"),
@@ -224,7 +224,7 @@ BOMB = {"allOf": [{"anyOf": [{"required": [f"p{i}_{j}"]} for j in range(6)]} for
         ({"tools": [{"type": "function", "function": {**WEATHER, "strict": "yes"}}]},
          "tools", "strict: expected true or false"),
         ({"tools": [{"type": "function", "function": {**WEATHER, "parameters": BOMB}}]},
-         None, "too large"),
+         "tools", "too large"),
         ({"priority": "high"}, "priority", "expected an integer"),
         ({"priority": 10**6}, "priority", "expected an integer"),
     ],

@@ -9,7 +9,7 @@ from gptoss import Error
 
 
 def test_the_extra_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "gptoss.server.ray_app", raising=False)
+    monkeypatch.delitem(sys.modules, "gptoss.server.front.ray_app", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Error, match=r"ray is missing: pip install 'gptoss\[ray\]'"):
-        importlib.import_module("gptoss.server.ray_app")
+        importlib.import_module("gptoss.server.front.ray_app")

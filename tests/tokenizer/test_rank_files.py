@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import Size, rank_lines, tiny_config, tiny_ranks, write_tiny
 
-from gptoss import Error, vocabulary
-from gptoss.config import ModelConfig
-from gptoss.tokenizer import load_tokenizer
+from gptoss import Error
+from gptoss.model.config import ModelConfig
+from gptoss.tokenizer import vocabulary
+from gptoss.tokenizer.load import load_tokenizer
 
 PUBLISHED = Size(201088)
 URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"

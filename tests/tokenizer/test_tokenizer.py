@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from vocabularies import Size, texts, tiktoken_harmony, write_tiny
 
 from gptoss import Error
-from gptoss.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
-from gptoss.vocabulary import harmony
+from gptoss.tokenizer.load import load_tokenizer
+from gptoss.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from gptoss.tokenizer.vocabulary import harmony
 
 HARMONY = {
     "<|startoftext|>": 199998,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from vocabularies import PATTERN, Size, texts, tiktoken_harmony
 
 from gptoss import Error
-from gptoss.tokenizer import Tokenizer, load_tokenizer
-from gptoss.vocabulary import O200K_PATTERN, parse_ranks
+from gptoss.tokenizer.load import load_tokenizer
+from gptoss.tokenizer.tokenizer import Tokenizer
+from gptoss.tokenizer.vocabulary import O200K_PATTERN, parse_ranks
 
 tokenizers = pytest.importorskip("tokenizers")
 

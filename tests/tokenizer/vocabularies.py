@@ -13,8 +13,8 @@ import pytest
 import tiktoken
 from hypothesis import strategies as st
 
-from gptoss import tokenizer as tokenizer_module
-from gptoss.vocabulary import O200K_FILE, is_o200k
+from gptoss.tokenizer import load as tokenizer_module
+from gptoss.tokenizer.vocabulary import O200K_FILE, is_o200k
 
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPECIAL = {"<|endoftext|>": 300, "<|start|>": 301, "<|start|>er": 302}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.config import ModelConfig
+from gptoss.model.config import ModelConfig
 
 from ..optional import module_or_skip
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch._dynamo  # the first optimizer would import it, in every child
 
-from gptoss.train import loop
-from gptoss.train.architecture import Architecture
-from gptoss.train.logs import Logs
-from gptoss.train.settings import Settings
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.run import trainer as loop
+from gptoss.train.run.logs import Logs
+from gptoss.train.run.settings import Settings
 
 # (step, place): where a child kills itself; the last lives on
 KILLS = [(1, "logged"), (3, "step"), (4, "writing"), (6, "saved")]

@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from gptoss import reference
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
-from gptoss.config import ModelConfig
-from gptoss.train.convert import from_source, rounded, to_source
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.write import write_checkpoint
+from gptoss.model.config import ModelConfig
 from gptoss.train.data import load_tokenizer
-from gptoss.train.loop import Trainer
-from gptoss.train.model import GptOss
+from gptoss.train.model.convert import from_source, rounded, to_source
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.trainer import Trainer
 
 from .test_loop import QUICK
 
-pytest.importorskip("gptoss._core", reason="the compiled core is not built")
+pytest.importorskip("gptoss.native._core", reason="the compiled core is not built")
 
-NANO = Path(reference.__file__).parent / "models" / "nano"
+NANO = Path(reference.__file__).parent / "bundled" / "nano"
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sun. "
     'One day, her mom said, "Lily, let us go to the park." Lily was very happy. She put on her '

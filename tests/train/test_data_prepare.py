@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptoss import files
 from gptoss.cli import main
 from gptoss.errors import Error
-from gptoss.train import files
 from gptoss.train.data import END_OF_TEXT, Cleaning, clean, is_validation, open_data, prepare
 from gptoss.train.data import collect as collecting
 from gptoss.train.data import shards as sharding

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss import tokenizer as engine
-from gptoss import vocabulary
 from gptoss.errors import Error
+from gptoss.tokenizer import vocabulary
 from gptoss.train.data import SPECIAL, load_tokenizer
 from gptoss.train.data.tokenizers import PATTERN, Files, Words, make_tokenizer, train_bpe
 

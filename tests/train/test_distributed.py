@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from gptoss.cli import main
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.distributed import World, join
-from gptoss.train.loop import Trainer
-from gptoss.train.state import CHECKPOINT_FILE, LOG_FILE, load_state
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.run.distributed import World, join
+from gptoss.train.run.state import CHECKPOINT_FILE, LOG_FILE, load_state
+from gptoss.train.run.trainer import Trainer
 
 from .test_loop import QUICK
 

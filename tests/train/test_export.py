@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss import mxfp4
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.write import write_checkpoint
 from gptoss.cli import main
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.convert import from_source, rounded, to_source
+from gptoss.model import mxfp4
+from gptoss.model.config import ModelConfig
 from gptoss.train.data import load_tokenizer, open_data, prepare
-from gptoss.train.export import REPORT_FILE, export, load_model, load_run
-from gptoss.train.loop import Trainer, evaluate
-from gptoss.train.model import GptOss
-from gptoss.train.quantize import round_mxfp4, straight_through
+from gptoss.train.export import REPORT_FILE, export
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.model.convert import from_source, rounded, to_source
+from gptoss.train.model.model import GptOss
+from gptoss.train.model.quantize import round_mxfp4, straight_through
+from gptoss.train.run.evaluation import evaluate
+from gptoss.train.run.trainer import Trainer
+from gptoss.train.weights import load_model, load_run
 
 from .test_loop import QUICK
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss.config import ModelConfig
-from gptoss.train.architecture import Architecture
-from gptoss.train.logs import QUANTILES, Line, Logs, distribution, duration
-from gptoss.train.state import LOG_FILE
-from gptoss.train.throughput import flops_per_token, peak_flops
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.run.logs import QUANTILES, Line, Logs, distribution, duration
+from gptoss.train.run.state import LOG_FILE
+from gptoss.train.run.throughput import flops_per_token, peak_flops
 
 RECORD: dict[str, Any] = {
     "step": 3,

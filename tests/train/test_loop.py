@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
+from gptoss.model.config import ModelConfig
 from gptoss.train import data
-from gptoss.train.architecture import Architecture
-from gptoss.train.loop import Diverged, Trainer, evaluate
-from gptoss.train.model import GptOss
-from gptoss.train.sampling import sample
-from gptoss.train.schedule import learning_rate
-from gptoss.train.settings import Settings
-from gptoss.train.state import CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.evaluation import evaluate
+from gptoss.train.run.sampling import sample
+from gptoss.train.run.schedule import learning_rate
+from gptoss.train.run.settings import Settings
+from gptoss.train.run.state import CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE
+from gptoss.train.run.trainer import Diverged, Trainer
 
 QUICK = Settings(
     steps=12,

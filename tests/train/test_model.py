@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss import mxfp4
-from gptoss.checkpoint import open_checkpoint
-from gptoss.config import ModelConfig
+from gptoss.checkpoint.files import open_checkpoint
 from gptoss.errors import Error
-from gptoss.train import attention, cross_entropy, experts, model
-from gptoss.train.architecture import Architecture
-from gptoss.train.convert import from_source
-from gptoss.train.positions import rotary_tables, sinusoids
-from gptoss.train.trace import trace
+from gptoss.model import mxfp4
+from gptoss.model.config import ModelConfig
+from gptoss.train.model import attention, cross_entropy, experts, model
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.model.convert import from_source
+from gptoss.train.model.positions import rotary_tables, sinusoids
+from gptoss.viz.trace import trace
 
 
 def small_model(config: ModelConfig, seed: int = 0) -> model.GptOss:

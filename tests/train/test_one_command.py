@@ -39,7 +39,7 @@ def test_text_to_model(poem: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert f"gptoss generate -m {out / 'model'}" in printed and "MXFP4" in printed
     assert json.loads((out / "data" / "data.json").read_text())["tokenizer"] == "characters"
-    pytest.importorskip("gptoss._core", reason="the compiled core is not built")
+    pytest.importorskip("gptoss.native._core", reason="the compiled core is not built")
     assert main(["generate", "-m", str(out / "model"), "The old", "--max-tokens", "5"]) == 0
     assert (
         main(["viz", "all", str(out), "--text", "The old fox", "--out", str(tmp_path / "v")]) == 0

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.loop import Trainer
-from gptoss.train.state import CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE, load_state, trim_log
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.run.state import CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE, load_state, trim_log
+from gptoss.train.run.trainer import Trainer
 
 from .test_loop import QUICK, trainer
 

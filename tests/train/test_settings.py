@@ -15,10 +15,10 @@ import pytest
 
 from gptoss.cli import main
 from gptoss.errors import Error
-from gptoss.train.overrides import from_options, from_table, read_file
-from gptoss.train.presets import get_preset
-from gptoss.train.settings import Settings
-from gptoss.train.state import CHECKPOINT_FILE, load_state
+from gptoss.train.run.overrides import from_options, from_table, read_file
+from gptoss.train.run.presets import get_preset
+from gptoss.train.run.settings import Settings
+from gptoss.train.run.state import CHECKPOINT_FILE, load_state
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ from gptoss.train.state import CHECKPOINT_FILE, load_state
         ({"schedule": "linear"}, "schedule: expected one of cosine, constant, wsd"),
         ({"batch_tokens": 1000}, "multiple of the row length 512, found 1000"),
         ({"learning_rate": math.nan}, "learning_rate: expected 0 to 1000, found nan"),
+        ({"clip": 10**400}, "clip: expected a number, found an integer of 1329 bits"),
+        ({"steps": 10**400}, "steps: expected 1 to 1e.09, found 1000"),
         ({"spike": 0.5}, "spike: expected more than 1, or 0 for never, found 0.5"),
         ({"compile": 1}, "compile: expected true or false, found 1"),
         ({"texts": "a:0"}, "texts: expected names such as a:2,b:1, found 'a:0'"),
@@ -193,7 +195,7 @@ def test_a_signal_ends_the_run_after_the_step(
     number: signal.Signals,
     code: int,
 ) -> None:
-    from gptoss.train.loop import Trainer
+    from gptoss.train.run.trainer import Trainer
 
     take = Trainer.train_step
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from gptoss.train.architecture import Architecture
-from gptoss.train.distributed import leave
-from gptoss.train.loop import Diverged, Trainer
-from gptoss.train.settings import Settings
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.run.distributed import leave
+from gptoss.train.run.settings import Settings
+from gptoss.train.run.trainer import Diverged, Trainer
 
 
 def main() -> None:

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from gptoss import viz
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.architecture import Architecture
-from gptoss.train.logs import Logs, distribution
-from gptoss.train.model import GptOss
-from gptoss.train.trace import Trace, trace
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.architecture import Architecture
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.logs import Logs, distribution
 from gptoss.viz.curves import smoothed
 from gptoss.viz.statistics import BANDS, MEDIAN, layer_of, matrices
+from gptoss.viz.trace import Trace, trace
 
 CONFIG = ModelConfig(
     num_hidden_layers=2,

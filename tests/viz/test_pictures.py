@@ -16,12 +16,12 @@ import gptoss
 from gptoss import viz
 from gptoss.cli import main
 from gptoss.errors import Error
-from gptoss.train.model import GptOss
-from gptoss.train.presets import get_preset
+from gptoss.train.model.model import GptOss
+from gptoss.train.run.presets import get_preset
 from gptoss.viz.attention import AttentionMap
 from gptoss.viz.figures import new_figure, printable
 
-NANO = Path(gptoss.__file__).parent / "models" / "nano"
+NANO = Path(gptoss.__file__).parent / "bundled" / "nano"
 TEXT = "Once upon a time there was a little dog."
 
 
@@ -123,7 +123,7 @@ def test_dense_models_have_pictures_too(
     """No experts, no sinks, learned positions."""
     model = GptOss(get_preset("gpt2-style").architecture.replace(num_hidden_layers=1))
     model.initialise(0)
-    monkeypatch.setattr("gptoss.train.export.load_model", lambda *_, **__: (model.eval(), NANO))
+    monkeypatch.setattr("gptoss.train.weights.load_model", lambda *_, **__: (model.eval(), NANO))
     names = {path.name for path in draw("all", "--text", "A dog", out=tmp_path / "out")}
     assert names == {"attention-layer-0.png", "logit-lens.png", "tokens.html"}
     assert "experts: left out" in capsys.readouterr().err

@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
-from gptoss.config import ModelConfig
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.panels import PackedSource, write_packed
+from gptoss.checkpoint.synthetic import SyntheticSource
+from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error
-from gptoss.packed import PackedSource
-from gptoss.synthetic import SyntheticSource
+from gptoss.model.config import ModelConfig
 
 Files = dict[str, bytes]  # name → content of a checkpoint directory
 

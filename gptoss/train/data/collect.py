@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gptoss.errors import Error
+from gptoss.files import write_in_one_piece
 from gptoss.train.data.cleaning import Cleaning, clean, objection
 from gptoss.train.data.dedup import NONE, Seen, Signature, digest, record, signature
 from gptoss.train.data.sources import Reading, read_documents
 from gptoss.train.data.workers import in_order
-from gptoss.train.files import write_in_one_piece
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 BATCH = 64  # documents that are cleaned in one go

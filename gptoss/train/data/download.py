@@ -16,7 +16,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from gptoss.errors import Error, shown
-from gptoss.jsonfile import reason
+from gptoss.files import reason
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte

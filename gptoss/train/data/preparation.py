@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptoss.errors import Error, shown
+from gptoss.files import write_in_one_piece
 from gptoss.train.data import hub
 from gptoss.train.data.cleaning import Cleaning
 from gptoss.train.data.collect import (
@@ -42,7 +43,6 @@ from gptoss.train.data.tokenizers import (
     make_tokenizer,
 )
 from gptoss.train.data.workers import pool
-from gptoss.train.files import write_in_one_piece
 
 UNFINISHED = "unfinished"
 SIMILAR = 0.8

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptoss.files import write_in_one_piece
 from gptoss.train.data.collect import read_block, write_json
 from gptoss.train.data.tokenizers import END_OF_TEXT, TextTokenizer, Words, load_tokenizer
 from gptoss.train.data.workers import in_order
-from gptoss.train.files import write_in_one_piece
 
 
 class Job(NamedTuple):

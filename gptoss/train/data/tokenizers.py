@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gptoss import tokenizer as base
-from gptoss import vocabulary
 from gptoss.errors import Error
+from gptoss.tokenizer import Tokenizer, vocabulary
+from gptoss.tokenizer import load_tokenizer as load_byte_pairs
 
 END_OF_TEXT = "<|endoftext|>"
 STOPS = (END_OF_TEXT, "<|return|>", "<|call|>")
@@ -64,7 +64,7 @@ class TextTokenizer(Protocol):
 class BytePairs:
     """A tokenizer that the engine has too."""
 
-    def __init__(self, inner: base.Tokenizer) -> None:
+    def __init__(self, inner: Tokenizer) -> None:
         self.inner, self.vocab_size = inner, inner.vocab_size
         self.special: Mapping[str, int] = inner.special_tokens
 
@@ -220,13 +220,13 @@ def load_tokenizer(place: Path | str, vocab_size: int | None = None) -> TextToke
     Raises Error where there is none.
     """
     if place == HARMONY:
-        return BytePairs(base.load_tokenizer(None, _Size(vocabulary.HARMONY_SIZE)))
+        return BytePairs(load_byte_pairs(None, _Size(vocabulary.HARMONY_SIZE)))
     directory = Path(place)
     if (directory / WORDS_FILE).is_file():
         return Words(_read_words(directory / WORDS_FILE))
     if vocab_size is None:
         vocab_size = _own_size(directory)
-    return BytePairs(base.load_tokenizer(directory, _Size(vocab_size)))
+    return BytePairs(load_byte_pairs(directory, _Size(vocab_size)))
 
 
 def _read_words(path: Path) -> list[str]:

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.errors import Error, shown
-from gptoss.harmony import (
+from gptoss.chat import (
     CALL,
     CHANNEL,
     CHANNELS,
@@ -28,6 +27,7 @@ from gptoss.harmony import (
     ROLES,
     START,
 )
+from gptoss.errors import Error, shown
 
 _THINKING = ("thinking", "reasoning")
 _KEYS = ("role", "content", "channel", "recipient", "name", "content_type", "weight", *_THINKING)

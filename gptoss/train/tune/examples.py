@@ -11,17 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptoss import jsonfile
+from gptoss import files
 from gptoss.errors import Error
 from gptoss.train.data import END_OF_TEXT, Batch, clean, is_validation
 from gptoss.train.data.sources import Reading, read_documents
-from gptoss.train.tune.conversations import (
-    NOTHING,
-    Example,
-    Harmony,
-    Message,
-    parse_messages,
-)
+from gptoss.train.tune.conversations import NOTHING, Example, Harmony, Message, parse_messages
 
 METHODS = ("sft", "dpo", "text")
 
@@ -113,7 +107,7 @@ def _records(path: Path, data: bytes, method: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, jsonfile.parse_object(line, where)
+            yield where, files.parse_object(line, where)
 
 
 def _conversation(record: Any, where: str, harmony: Harmony, length: int) -> list[Item]:

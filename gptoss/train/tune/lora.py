@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from gptoss.errors import Error
-from gptoss.train.experts import PackedMatrix
-from gptoss.train.model import GptOss, Linear, Mlp
-from gptoss.train.quantize import round_mxfp4
+from gptoss.train.merge import difference
+from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.model import GptOss, Linear, Mlp
+from gptoss.train.model.quantize import round_mxfp4
 
 TARGETS = ("attention", "router", "experts", "tokens")
 
@@ -58,11 +59,6 @@ class LowRank(nn.Module):
 def product(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale·x·Aᵀ·Bᵀ in the dtype of x."""
     return F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) * scale
-
-
-def difference(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """What is added to the weights, float32 [..., out, in]; merging and training share it."""
-    return (b @ a) * scale
 
 
 class AdaptedLinear(nn.Module):
@@ -110,7 +106,7 @@ class RoundedProduct(Function):
 
 
 class AdaptedExperts(nn.Module):
-    """The adapters of one layer's experts; a `gptoss.train.experts.ExpertAdapters`."""
+    """The adapters of one layer's experts; a `gptoss.train.model.experts.ExpertAdapters`."""
 
     def __init__(self, mlp: Mlp, rank: int, scale: float) -> None:
         super().__init__()

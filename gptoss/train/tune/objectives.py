@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptoss.train.model import GptOss, Routing
+from gptoss.train.model.model import GptOss, Routing
 
 LOGITS = 1 << 25  # that exist at a time
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.settings import Settings
+from gptoss.model import ModelConfig
+from gptoss.train.run.settings import Settings
 from gptoss.train.tune.examples import METHODS
 from gptoss.train.tune.lora import parse_targets
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gptoss.config import ModelConfig
+from gptoss.model.config import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tokenizer"))  # vocabularies
 
@@ -62,9 +62,9 @@ def checkpoint(tune_config: ModelConfig, tmp_path_factory: pytest.TempPathFactor
     """Random weights, experts in MXFP4, with a vocabulary."""
     import torch
 
-    from gptoss.checkpoint import write_checkpoint
-    from gptoss.train.convert import to_source
-    from gptoss.train.model import GptOss
+    from gptoss.checkpoint.write import write_checkpoint
+    from gptoss.train.model.convert import to_source
+    from gptoss.train.model.model import GptOss
 
     words = tmp_path_factory.mktemp("words")
     write_vocabulary(words)

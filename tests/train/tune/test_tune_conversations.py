@@ -312,8 +312,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ours(published: Any) -> Harmony:
     from vocabularies import o200k_path
 
-    from gptoss import vocabulary
-    from gptoss.tokenizer import Tokenizer
+    from gptoss.tokenizer import vocabulary
+    from gptoss.tokenizer.tokenizer import Tokenizer
 
     data = o200k_path().read_bytes()
     tokenizer = Tokenizer(vocabulary.harmony(data, "o200k", vocabulary.HARMONY_SIZE))

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptoss.checkpoint import open_checkpoint
-from gptoss.dtypes import bf16_to_f32, f32_to_bf16
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.source import ArraySource, TensorSource
 from gptoss.errors import Error
-from gptoss.source import ArraySource, TensorSource
-from gptoss.train.convert import from_source
-from gptoss.train.experts import PackedMatrix
-from gptoss.train.model import GptOss
-from gptoss.train.quantize import straight_through
+from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
+from gptoss.train.merge import MergedSource, PackedMerged, factors_of
+from gptoss.train.model.convert import from_source
+from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.model import GptOss
+from gptoss.train.model.quantize import straight_through
 from gptoss.train.tune import lora
-from gptoss.train.tune.base import load_frozen
-from gptoss.train.tune.merge import MergedSource, PackedMerged, factors_of
+from gptoss.train.tune.frozen import load_frozen
 
 RANK, ALPHA = 4, 8.0
 IDS = (276, 279, 281)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss.checkpoint import open_checkpoint
-from gptoss.train.convert import from_source
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.train.model.convert import from_source
 from gptoss.train.tune import objectives
 from gptoss.train.tune.objectives import dpo, sequence_logps, token_losses
 

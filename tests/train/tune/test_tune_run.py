@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from gptoss import Engine, SamplingParams
-from gptoss.checkpoint import open_checkpoint, write_checkpoint
+from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.write import write_checkpoint
 from gptoss.cli import main
-from gptoss.config import ModelConfig
 from gptoss.errors import Error
-from gptoss.train.convert import from_source, rounded, to_source
-from gptoss.train.quantize import round_mxfp4
+from gptoss.model.config import ModelConfig
+from gptoss.train.model.convert import from_source, rounded, to_source
+from gptoss.train.model.quantize import round_mxfp4
 from gptoss.train.tune import lora
 from gptoss.train.tune.conversations import Harmony, Message
-from gptoss.train.tune.loop import Tuner
-from gptoss.train.tune.merge import MARKER, STATE, is_run, merged_source
 from gptoss.train.tune.recipe import Recipe
+from gptoss.train.tune.tuner import Tuner
+from gptoss.train.weights import MARKER, STATE, is_run, merged_source
 
 SHORT: dict[str, Any] = {
     "length": 64,
@@ -176,8 +177,8 @@ def test_one_run_after_another(
 def test_a_run_of_the_trainer_as_base(
     small_config: ModelConfig, prepared: Path, chat_file: Path, tmp_path: Path, full: bool
 ) -> None:
-    from gptoss.train.loop import Trainer
-    from gptoss.train.settings import Settings
+    from gptoss.train.run.settings import Settings
+    from gptoss.train.run.trainer import Trainer
 
     settings = Settings(
         steps=2, batch_tokens=64, length=32, long_length=32, warmup=1, dtype="float32",

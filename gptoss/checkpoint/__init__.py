@@ -1,0 +1,13 @@
+"""Weights in files of any layout, read as canonical tensors and written back."""
+
+from gptoss.checkpoint.files import BUNDLED_MODEL as BUNDLED_MODEL
+from gptoss.checkpoint.files import open_checkpoint as open_checkpoint
+from gptoss.checkpoint.panels import PackedSource as PackedSource
+from gptoss.checkpoint.panels import write_packed as write_packed
+from gptoss.checkpoint.quantized import PackedExperts as PackedExperts
+from gptoss.checkpoint.source import ArraySource as ArraySource
+from gptoss.checkpoint.source import TensorInfo as TensorInfo
+from gptoss.checkpoint.source import TensorSource as TensorSource
+from gptoss.checkpoint.source import row_blocks as row_blocks
+from gptoss.checkpoint.synthetic import PRESETS as PRESETS
+from gptoss.checkpoint.write import write_checkpoint as write_checkpoint

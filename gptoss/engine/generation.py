@@ -1,0 +1,193 @@
+"""A request that generates text: draws tokens until one of its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as SequenceOf
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.sampling import SamplerState
+from gptoss.engine.sequence import Account, Chunk, Sequence
+from gptoss.engine.text import TextStream
+from gptoss.native.arrays import StepOutput
+from gptoss.request import Delta, FinishReason, SamplingParams, Timing, TokenLogprob
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+from gptoss.engine.request import Outlet, Request
+
+
+class Constraint(Protocol):
+    """Says which tokens a text may go on with."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is whole, and nothing may follow, not even an end token."""
+        ...
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        """A bit for each token of the vocabulary, those that may come next set; None: any may."""
+        ...
+
+    def push(self, token: int, /) -> None:
+        """The token came."""
+        ...
+
+
+class Generation(Request):
+    """Draws tokens until one of the ends that its parameters name; puts a `Delta` for each.
+
+    Args:
+        max_tokens: most tokens it may draw; the caller has fitted it to context and memory.
+        stop_ids: tokens that end it.
+        text: the decoder of its text; None where the model has no tokenizer.
+        token_bytes: what a token id stands for, for log-probabilities.
+        constraint: says which tokens may come; None: any.
+        drafter: guesses tokens; None: none are guessed.
+    """
+
+    sampler: SamplerState
+
+    def __init__(
+        self,
+        prompt: SequenceOf[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        text: TextStream | None,
+        token_bytes: Callable[[int], bytes],
+        outbox: Outlet,
+        key: Hashable = None,
+        index: int = 0,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
+        priority: int = 0,
+        client: str = "",
+        account: Account | None = None,
+    ) -> None:
+        # The last token drawn is never fed back, so it needs no keys and values.
+        limit = len(prompt) + max_tokens - 1
+        sequence = Sequence(prompt, limit, priority=priority, client=client, account=account)
+        super().__init__(sequence, outbox, key)
+        self.sampler = SamplerState(params, seed, prompt)
+        self.prompt_tokens = len(prompt)
+        self._max_tokens = max_tokens
+        self._stop_ids = stop_ids
+        self._text = text
+        self._token_bytes = token_bytes
+        self._index = index
+        self._constraint = constraint
+        # What is allowed or punished after a draft would have to be known before it is right.
+        free = constraint is None and not self.sampler.tracks
+        self.drafter = drafter if free else None
+        self._first = 0.0  # when its first token came
+        self._taken: list[tuple[int, int]] = []  # (token, row of the output), not reported yet
+        self._reported = 0
+
+    def rows(self, chunk: Chunk) -> range:
+        wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0
+        return range(chunk.count - wanted, chunk.count)
+
+    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+        # One row: nothing is drafted where a constraint is.
+        return None if self._constraint is None else self._constraint.mask()
+
+    def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
+        if not chunk.reaches_end:
+            return 0
+        assert output.tokens is not None
+        drawn = []
+        for row, guess in zip(rows, (*chunk.draft, None), strict=True):
+            token = int(output.tokens[row])
+            drawn.append(token)
+            self._taken.append((token, row))
+            self.sampler.push(token)
+            self.over = token in self._stop_ids or self.sampler.drawn == self._max_tokens
+            if self._constraint is not None and not self.over:
+                self._constraint.push(token)
+                self.over = self._constraint.ended
+            if self.over or token != guess:
+                break
+        self.sequence.settle(drawn)
+        if self.drafter is not None:
+            self.drafter.learn(drawn, chunk.draft)
+        return len(drawn)
+
+    def report(self, chunk: Chunk, output: StepOutput, rows: range) -> bool:
+        if not chunk.reaches_end:
+            return False
+        taken, self._taken = self._taken, []
+        now = perf_counter()
+        if self._reported == 0:
+            self._first = now
+        for token, row in taken:
+            self._reported += 1
+            last = self.over and row == taken[-1][1]
+            text, finish = self._advance(token, last)
+            self.put(
+                Delta(
+                    text=text,
+                    token_ids=(token,),
+                    finish_reason=finish,
+                    logprobs=self._logprobs(token, output, row),
+                    index=self._index,
+                    timing=self._timing(now) if finish else None,
+                )
+            )
+            if finish is not None:
+                return True
+        return False
+
+    def _advance(self, token: int, last: bool) -> tuple[str, FinishReason | None]:
+        """(text that the token adds, why it is the last one, if it is)."""
+        ends = token in self._stop_ids
+        text, stopped = "", False
+        if self._text is not None:
+            if not ends:
+                text, stopped = self._text.push(token)
+            if not stopped and last:
+                rest, stopped = self._text.finish()
+                text += rest
+        if not (last or stopped):
+            return text, None
+        exhausted = self._reported == self._max_tokens and not ends and not stopped
+        return text, "length" if exhausted and not self._is_whole() else "stop"
+
+    def _is_whole(self) -> bool:
+        """Whether a constraint says that nothing may follow."""
+        return self._constraint is not None and self._constraint.ended
+
+    def _logprobs(
+        self, token: int, output: StepOutput, row: int
+    ) -> tuple[TokenLogprob, ...] | None:
+        wanted = self.sampler.params.logprobs
+        if wanted is None:
+            return None
+        assert output.top_ids is not None and output.top_logprobs is not None
+        assert output.logprobs is not None
+        top = tuple(
+            TokenLogprob(int(i), self._token_bytes(int(i)), float(logprob))
+            for i, logprob in zip(
+                output.top_ids[row, :wanted], output.top_logprobs[row, :wanted], strict=True
+            )
+            if i >= 0
+        )
+        chosen = float(output.logprobs[row])
+        return (TokenLogprob(token, self._token_bytes(token), chosen, top),)
+
+    def _timing(self, now: float) -> Timing:
+        started = self.created if self.started is None else self.started
+        return Timing(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=min(self.sequence.cached or 0, self.prompt_tokens),
+            completion_tokens=self._reported,
+            queue_seconds=started - self.created,
+            prefill_seconds=self._first - started,
+            decode_seconds=now - self._first,
+        )

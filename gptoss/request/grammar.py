@@ -1,0 +1,157 @@
+"""What a text must be: a JSON schema, a regular expression, one of several texts, a Lark grammar.
+
+llguidance (the extra `grammar`) turns a grammar and the tokens so far into the set of tokens that
+may come next; the sampler draws from these alone. A grammar is compiled against a vocabulary and
+then begun anew for each text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gptoss.errors import Error, shown
+
+if TYPE_CHECKING:
+    pass
+
+MOST_SOURCE = 1 << 20  # characters of a grammar
+MOST_CHOICES = 1024
+# Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
+_BLANKS = r"( |\n[ \t]{0,64})?"
+_refused = partial(Error, field="grammar")  # the option that a grammar is given by
+# What a grammar may cost: of the parser's own limits those that a hostile one would use up.
+_LIMITS = {
+    "initial_lexer_fuel": 500_000,  # to build its automata, about a second
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_grammar_size": 500_000,
+    "max_lexer_states": 30_000,  # some 50 MB
+}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar in the form that llguidance reads. Made by the functions below, which check it.
+
+    source: a Lark grammar; names in angle brackets such as ``<|end|>`` are special tokens.
+    what: the kind, for messages.
+    """
+
+    source: str
+    what: str = "grammar"
+
+    @staticmethod
+    def json(schema: Mapping[str, Any] | str | bool | None = None) -> Grammar:
+        """Text that is JSON, and fits a schema where one is given.
+
+        schema: of the language of json-schema.org, as an object or as text; None: any object.
+        """
+        value: Any = {"type": "object"} if schema is None else schema
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise _refused(f"json schema: expected JSON: {error}") from None
+        return Grammar.lark(f"start: {json_rule(value)}", what="json schema")
+
+    @staticmethod
+    def regex(pattern: str) -> Grammar:
+        """Text that matches all of a regular expression (Rust's syntax; no look-around)."""
+        if not isinstance(pattern, str):
+            raise _refused(f"regex: expected a string, found {shown(pattern)}")
+        return Grammar.lark(f"start: /{_escaped(pattern)}/", what="regex")
+
+    @staticmethod
+    def choice(texts: Sequence[str]) -> Grammar:
+        """One of several texts."""
+        if (
+            isinstance(texts, (str, bytes))
+            or not isinstance(texts, Sequence)
+            or not 0 < len(texts) <= MOST_CHOICES
+            or not all(isinstance(text, str) and text for text in texts)
+        ):
+            raise _refused(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
+        names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
+        return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
+
+    @staticmethod
+    def lark(source: str, what: str = "grammar") -> Grammar:
+        """Text of a Lark grammar, in llguidance's dialect; its first rule is ``start``.
+
+        Raises:
+            Error: it is none, or too large; llguidance is not there.
+        """
+        if not isinstance(source, str):
+            raise _refused(f"{what}: expected a string, found {shown(source)}")
+        if len(source) > MOST_SOURCE:
+            raise _refused(
+                f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}"
+            )
+        library = load_llguidance()
+        problem = library.LLMatcher.validate_grammar(
+            library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
+        )
+        if problem and not problem.startswith("WARNING"):
+            raise _refused(f"{what}: {first_line(problem)}")
+        return Grammar(source, what)
+
+    @property
+    def rule(self) -> str:
+        """The same as the right side of a rule, which stands on lines of its own."""
+        start, _, rest = self.source.partition("start: ")
+        if self.what == "grammar" or start:
+            return f"%lark {{\n{self.source}\n}}"
+        return rest
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is no schema."""
+    if not isinstance(schema, (Mapping, bool)):
+        raise _refused(f"json schema: expected an object, found {shown(schema)}")
+    if schema is False:
+        raise _refused("json schema: false fits nothing")
+    options = {"x-guidance": {"whitespace_pattern": _BLANKS}}
+    try:
+        return f"%json {json.dumps({**(schema if isinstance(schema, Mapping) else {}), **options})}"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused(f"json schema: expected JSON: {error}") from None
+
+
+def parser_limits(library: Any) -> Any:
+    return library.LLParserLimits(**_LIMITS)
+
+
+def load_llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise _refused("grammar: llguidance is missing: pip install 'gptoss[grammar]'") from None
+    return llguidance
+
+
+def _escaped(pattern: str) -> str:
+    """A pattern between slashes: those inside it, and line ends, are written as escapes."""
+    out: list[str] = []
+    escaped = False
+    for letter in pattern:
+        if letter == "/" and not escaped:
+            out.append("\\/")
+        elif letter == "\n":
+            out.append("n" if escaped else "\\n")
+        else:
+            out.append(letter)
+        escaped = letter == "\\" and not escaped
+    return "".join(out)
+
+
+def first_line(text: str) -> str:
+    """Of a message that may go on with the whole grammar and a trace.
+
+    Where a message says at which line and column, it is of a source that is not the user's.
+    """
+    return re.sub(r"^at \d+\(\d+\): ", "", text.strip().split("\n", 1)[0])[:500]

@@ -1,0 +1,1 @@
+"""The surfaces of OpenAI's API over one engine."""

@@ -1,0 +1,1 @@
+"""One server of several engines: routing, replicas, Ray Serve."""

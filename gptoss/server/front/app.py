@@ -1,0 +1,319 @@
+"""A server that has no model: it hands each request to one of several that do.
+
+What a replica is, a process of this machine or an actor elsewhere, is the business of an
+`Upstream`. Everything that is checked for all of them together is checked here: keys, the size of
+a request, web pages' origins, how much at once. All else a replica says itself, and is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from typing import Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gptoss.errors import Error
+from gptoss.server.errors import ApiError
+from gptoss.server.front.metrics import FrontMetrics
+from gptoss.server.front.router import GENERATING, RESPONSES, Router, prefix_keys
+from gptoss.server.http import (
+    CALLER_HEADER,
+    CLIENT_HEADER,
+    CLIENT_LEFT,
+    Endpoint,
+    address_of,
+    check_key,
+    failed,
+    for_origins,
+    guarded,
+    knows_key,
+    no_route,
+    read_body,
+    unless_left,
+)
+
+_METRICS_PATIENCE = 5.0  # seconds that a replica has to tell its metrics
+_LARGE = 1 << 18  # bytes of a body that are cut into keys on another thread
+# Of one connection, or made anew for the next one; origins are dealt with here.
+_NOT_PASSED = {
+    *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
+    *("host", "content-length", "expect", "authorization", "proxy-authorization"),
+    *("origin", "date", "server", CLIENT_HEADER, CALLER_HEADER),
+}
+
+
+class Unreached(Error):
+    """The request did not get to the replica: another may have it."""
+
+
+class Broken(ApiError):
+    """The replica went away while it had the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 502)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as a replica gets it. path: with its query."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Reply(Protocol):
+    """An answer whose status is known. Whoever has it calls `close`."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    def parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises Broken."""
+        ...
+
+    async def close(self) -> None:
+        """End it; what the replica still computes for it is cancelled there."""
+        ...
+
+
+class Upstream(Protocol):
+    """A replica, as the front sees it."""
+
+    async def ask(self, call: Call) -> Reply:
+        """Raises Unreached or Broken. To cancel this call cancels the request there."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrontOptions:
+    """api_keys, max_body, origins, body_timeout: as `ServerOptions` has them. inner_key: what the
+    replicas ask for, so that nobody gets to them past the front.
+    """
+
+    inner_key: str
+    api_keys: tuple[str, ...] = ()
+    max_body: int = 16 << 20
+    origins: tuple[str, ...] = ()
+    body_timeout: float = 60.0
+
+
+def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
+    """An ASGI application. Who starts and ends replicas tells the router."""
+    return _Front(upstreams, router, options).app
+
+
+class _Front:
+    def __init__(
+        self, upstreams: Sequence[Upstream], router: Router, options: FrontOptions
+    ) -> None:
+        self._upstreams = upstreams
+        self._router = router
+        self._options = options
+        self._metrics = FrontMetrics(router)
+        post = ["POST"]
+        self.app = Starlette(
+            routes=[
+                *(Route(path, self._guarded(self._generate), methods=post) for path in GENERATING),
+                Route("/metrics", self._guarded(self._show_metrics), methods=["GET"]),
+                Route("/health", self._health, methods=["GET"]),
+                Route("/{path:path}", self._guarded(self._pass_on), methods=["GET", "POST"]),
+            ],
+            middleware=for_origins(options.origins),
+            exception_handlers={HTTPException: no_route, Exception: failed},
+        )
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        return guarded(
+            endpoint,
+            client=address_of,
+            answered=self._metrics.answered,
+            is_logged=lambda response: True,  # by the replica, which has more to say
+        )
+
+    async def _generate(self, request: Request) -> Response:
+        """A request that computes: where its beginning was read, and not more than may."""
+        check_key(request, self._options.api_keys)
+        data = await self._body(request)
+        path = request.url.path
+        if len(data) > _LARGE:
+            keys = await asyncio.to_thread(prefix_keys, path, data)
+        else:
+            keys = prefix_keys(path, data)
+        call = self._call(request, data, known=True)
+        tried: set[int] = set()
+        while (replica := self._router.take(keys, tried)) is not None:
+            handed_on = False
+            try:
+                reply = await unless_left(request, self._upstreams[replica].ask(call))
+                if reply is None:
+                    return Response(status_code=CLIENT_LEFT)
+                if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+                    return await self._whole(request, reply)
+                handed_on = True
+                return _Passed(reply, path, partial(self._router.release, replica))
+            except Unreached:
+                tried.add(replica)
+            finally:
+                if not handed_on:
+                    self._router.release(replica)
+        if not any(self._router.up[i] for i in range(len(self._upstreams)) if i not in tried):
+            raise _none_up()
+        raise ApiError(
+            f"{sum(self._router.running)} requests are running, which is as many as may; "
+            "come again",
+            429,
+            code="too_many_requests",
+            headers={"Retry-After": "1"},
+        )
+
+    async def _pass_on(self, request: Request) -> Response:
+        """Any other request, to any replica. Which of them need a key it says itself: without one
+        that we know the request comes there without any, and without its body.
+        """
+        known = knows_key(request, self._options.api_keys)
+        data = await self._body(request) if known else b""
+        call = self._call(request, data, known)
+        tried: set[int] = set()
+        while (replica := self._router.pick(tried)) is not None:
+            try:
+                reply = await unless_left(request, self._upstreams[replica].ask(call))
+            except Unreached:
+                tried.add(replica)
+                continue
+            if reply is None:
+                return Response(status_code=CLIENT_LEFT)
+            return await self._whole(request, reply)
+        raise _none_up()
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self._options.max_body, self._options.body_timeout)
+
+    def _call(self, request: Request, data: bytes, known: bool) -> Call:
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name not in _NOT_PASSED and not name.startswith("access-control-")
+        }
+        host = address_of(request)
+        headers[CLIENT_HEADER] = headers[CALLER_HEADER] = host
+        if self._options.api_keys:
+            given = request.headers.get("authorization", "").encode()
+            headers[CALLER_HEADER] = blake2b(given, digest_size=16).hexdigest()
+        if known:
+            headers["authorization"] = f"Bearer {self._options.inner_key}"
+        query = request.url.query
+        path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
+        path = path or request.url.path
+        return Call(request.method, f"{path}?{query}" if query else path, headers, data)
+
+    async def _whole(self, request: Request, reply: Reply) -> Response:
+        """The answer when all of it is here, so that a replica's end is an error and no torso."""
+        try:
+            body = await unless_left(request, _joined(reply))
+        finally:
+            await reply.close()
+        if body is None:
+            return Response(status_code=CLIENT_LEFT)
+        return Response(body, reply.status, headers=_passed_headers(reply))
+
+    async def _show_metrics(self, request: Request) -> Response:
+        check_key(request, self._options.api_keys)
+        texts = await asyncio.gather(*(self._metrics_of(i) for i in range(len(self._upstreams))))
+        return Response(self._metrics.text(texts), media_type="text/plain; version=0.0.4")
+
+    async def _metrics_of(self, replica: int) -> str | None:
+        if not self._router.up[replica]:
+            return None
+        headers = {"authorization": f"Bearer {self._options.inner_key}"}
+        call = Call("GET", "/metrics", headers)
+        try:
+            found = await asyncio.wait_for(
+                _asked(self._upstreams[replica], call), _METRICS_PATIENCE
+            )
+        except (Unreached, Broken, asyncio.TimeoutError):
+            return None  # it has just ended, or hangs: the others' are still wanted
+        return found.decode()
+
+    async def _health(self, request: Request) -> Response:
+        router = self._router
+        status = "ok" if all(router.up) else "degraded" if any(router.up) else "down"
+        replicas = [
+            {"up": up, "running": running, "ended": ended}
+            for up, running, ended in zip(router.up, router.running, router.ended, strict=True)
+        ]
+        found = {"status": status, "running": sum(router.running), "replicas": replicas}
+        return JSONResponse(found, 200 if any(router.up) else 503)
+
+
+class _Passed(StreamingResponse):
+    """Events of a replica as they come. Whatever ends them, it is told, and `at_end` is called."""
+
+    def __init__(self, reply: Reply, path: str, at_end: Callable[[], None]) -> None:
+        super().__init__(_events(reply, path), reply.status, headers=_passed_headers(reply))
+        self._reply = reply
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            self._at_end()
+            await self._reply.close()
+
+
+async def _events(reply: Reply, path: str) -> AsyncIterator[bytes]:
+    """Whole events, and an error as the last one when the replica goes away among them."""
+    held = b""
+    try:
+        async for part in reply.parts():
+            held += part
+            end = held.rfind(b"\n\n") + 2
+            if end > 1:
+                yield held[:end]
+                held = held[end:]
+    except Broken as error:
+        said = error.body()
+        if path == RESPONSES:
+            event = json.dumps({**said["error"], "type": "error"})
+            yield f"event: error\ndata: {event}\n\n".encode()
+        else:
+            yield f"data: {json.dumps(said)}\n\n".encode()
+        return
+    if held:
+        yield held
+
+
+async def _joined(reply: Reply) -> bytes:
+    return b"".join([part async for part in reply.parts()])
+
+
+async def _asked(upstream: Upstream, call: Call) -> bytes:
+    reply = await upstream.ask(call)
+    try:
+        return await _joined(reply)
+    finally:
+        await reply.close()
+
+
+def _passed_headers(reply: Reply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers.items() if name not in _NOT_PASSED}
+
+
+def _none_up() -> ApiError:
+    return ApiError(
+        "no replica is up; come again", 503, code="no_replica", headers={"Retry-After": "5"}
+    )

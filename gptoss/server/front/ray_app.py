@@ -1,0 +1,272 @@
+"""The server as an application of Ray Serve: an engine on each of several actors, a front before.
+
+serve run gptoss.server.front.ray_app:app model=gpt-oss-20b replicas=4 gpus=1
+"""
+
+# No `from __future__ import annotations`: Ray reads the class of the builder's argument from its
+# signature.
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptoss.engine import Engine
+from gptoss.errors import Error
+from gptoss.server.api.app import ServerOptions, create_app
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field
+    from ray import serve
+    from ray.exceptions import RayError, TaskCancelledError
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+except ImportError as error:
+    raise Error(f"ray_app: {error.name} is missing: pip install 'gptoss[ray]'") from None
+
+from starlette.applications import Starlette
+from starlette.types import Message
+
+from gptoss.server.front.app import Broken, Call, FrontOptions, create_front
+from gptoss.server.front.router import Router
+
+log = logging.getLogger("gptoss.server")
+_SMALL = 64  # questions that are no generations, at a time and replica
+_GRACE = 60.0  # seconds that requests have to end in when the application is taken down
+
+
+class Arguments(BaseModel):
+    """What the application is made of; names and meanings are those of `gptoss serve`.
+
+    cpus, gpus: that Ray sets aside for each replica; an engine has as many threads as cpus.
+    tensor_parallel: None: as many as gpus. api_keys: also GPTOSS_API_KEY where the application is
+    built.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    name: str | None = None
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, ge=0)
+    gpus: int = Field(default=0, ge=0)
+    device: str = "auto"
+    activation: str = "bf16"
+    weights: str | None = None
+    kv: str = "bf16"
+    kv_bytes: int | None = None
+    threads: int | None = Field(default=None, ge=1)
+    tensor_parallel: int | None = Field(default=None, ge=1)
+    prefix_cache: bool = True
+    speculation: bool = True
+    api_keys: list[str] = []
+    max_requests: int = Field(default=256, ge=1)
+    origins: list[str] = []
+    timeout: float = Field(default=3600, ge=0)
+
+
+class EngineActor:
+    """An engine and the application before it, which is called without a socket."""
+
+    def __init__(self, arguments: Arguments, inner_key: str) -> None:
+        self._engine = Engine(
+            arguments.model,
+            device=arguments.device,
+            activation=arguments.activation,
+            weights=arguments.weights,
+            kv=arguments.kv,
+            kv_bytes=arguments.kv_bytes,
+            threads=arguments.threads or max(1, int(arguments.cpus)),
+            tensor_parallel=arguments.tensor_parallel or max(1, arguments.gpus),
+            prefix_cache=arguments.prefix_cache,
+            speculation=arguments.speculation,
+        )
+        name = arguments.name or Path(str(self._engine.info()["model"])).name
+        # The front counts. A request that was cancelled may be here a moment longer than there.
+        most = 2 * arguments.max_requests
+        options = ServerOptions(
+            name, (inner_key,), most, timeout=arguments.timeout or None, behind_front=True
+        )
+        self._app = create_app(self._engine, options)
+
+    async def ask(self, call: Call) -> AsyncIterator[Any]:
+        """The answer to a request: its status and headers, then the body as it comes."""
+        async with contextlib.aclosing(call_app(self._app, call)) as answer:
+            async for part in answer:
+                yield part
+
+    async def here(self) -> int:
+        """The process of this replica, once it is there."""
+        return os.getpid()
+
+
+async def call_app(app: Starlette, call: Call) -> AsyncGenerator[Any, None]:
+    """What an ASGI application answers: (status, headers), then parts of the body.
+
+    Closed before its end, the application learns that the client has left.
+    """
+    path, _, query = call.path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": call.method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in call.headers.items()],
+    }
+    given = False
+    left = asyncio.Event()
+    # One part at a time: who does not read holds up who writes.
+    messages: asyncio.Queue[Message | None] = asyncio.Queue(1)
+
+    async def receive() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": call.body, "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        try:
+            await app(scope, receive, messages.put)
+        except Exception:  # it has answered that it made a mistake, and raises it for the log
+            log.exception("%s %s", call.method, path)
+        finally:
+            if not left.is_set():
+                await messages.put(None)
+
+    task = asyncio.ensure_future(run())
+    try:
+        while (message := await messages.get()) is not None:
+            if message["type"] == "http.response.start":
+                headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in message["headers"]}
+                yield message["status"], headers
+            elif message.get("body"):
+                yield message["body"]
+    finally:
+        left.set()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _ActorReply:
+    def __init__(
+        self, replica: "ActorReplica", head: tuple[int, Mapping[str, str]],
+        rest: DeploymentResponseGenerator,
+    ) -> None:  # fmt: skip
+        self.status, self.headers = head
+        self._replica = replica
+        self._rest = rest
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._rest:
+                yield part
+        except (RayError, RayServeException) as error:
+            raise self._replica.broken(error) from None
+
+    async def close(self) -> None:
+        self._rest.cancel()  # of no effect after its end
+
+
+class ActorReplica:
+    """An `Upstream` that is a deployment of Ray Serve with one replica, which Ray starts again when
+    it ends.
+    """
+
+    def __init__(self, number: int, handle: DeploymentHandle, router: Router) -> None:
+        self._number = number
+        self._handle = handle
+        self._router = router
+        self._waiting: asyncio.Task[None] | None = None
+
+    async def ask(self, call: Call) -> _ActorReply:
+        """As `Upstream.ask`."""
+        answer: Any = self._handle.options(stream=True).ask.remote(call)
+        try:
+            return _ActorReply(self, await anext(answer), answer)
+        except (RayError, RayServeException, StopAsyncIteration) as error:
+            raise self.broken(error) from None
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+
+    def broken(self, error: Exception) -> Broken:
+        """The replica failed: nobody is sent there until it answers again."""
+        if isinstance(error, TaskCancelledError):
+            return Broken("the request was cancelled")
+        log.error("replica %d: %s", self._number, error)
+        if self._waiting is None or self._waiting.done():
+            self._router.set_up(self._number, False)
+            self._waiting = asyncio.ensure_future(self._wait())
+        return Broken(f"replica {self._number} ended while it had this request")
+
+    async def _wait(self) -> None:
+        while True:
+            try:
+                await self._handle.here.remote()
+                break
+            except (RayError, RayServeException):
+                await asyncio.sleep(0.5)
+        self._router.set_up(self._number, True)
+
+
+class Front:
+    """The deployment that HTTP comes to. There is one: it remembers who read what."""
+
+    def __init__(
+        self, arguments: Arguments, inner_key: str, handles: list[DeploymentHandle]
+    ) -> None:
+        self._options = FrontOptions(
+            inner_key, tuple(arguments.api_keys), origins=tuple(arguments.origins)
+        )
+        self._most = arguments.max_requests
+        self._handles = handles
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        router = Router(len(self._handles), self._most)
+        replicas = [ActorReplica(i, handle, router) for i, handle in enumerate(self._handles)]
+        return create_front(replicas, router, self._options)
+
+
+def build_app(args: Arguments) -> serve.Application:
+    """The application, for `serve.run` and configuration files (`import_path`)."""
+    keys = [*args.api_keys, *filter(None, [os.environ.get("GPTOSS_API_KEY")])]
+    args = args.model_copy(update={"api_keys": keys})
+    inner_key = secrets.token_hex(32)
+    most = 2 * args.max_requests + _SMALL
+    # A deployment each, instead of one of several replicas: a request goes to the one that we say,
+    # by nothing but Ray's public interface.
+    engine: Any = serve.deployment(EngineActor)
+    engines = [
+        engine.options(
+            name=f"replica-{i}",
+            num_replicas=1,
+            max_ongoing_requests=most,
+            ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+            graceful_shutdown_timeout_s=_GRACE,
+        ).bind(args, inner_key)
+        for i in range(args.replicas)
+    ]
+    front: Any = serve.deployment(serve.ingress()(Front))
+    application: serve.Application = front.options(
+        name="front",
+        num_replicas=1,
+        max_ongoing_requests=most * args.replicas,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=_GRACE,
+    ).bind(args, inner_key, engines)
+    return application
+
+
+app = build_app

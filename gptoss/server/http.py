@@ -1,0 +1,156 @@
+"""Who may ask, how large a request may be, and what is answered alike whether one engine or a front
+before several is behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from gptoss.errors import Error
+from gptoss.server.access import Access
+from gptoss.server.errors import ApiError
+
+log = logging.getLogger("gptoss.server")
+MISTAKE = ApiError("the server made a mistake; its log says more", 500)
+CLIENT_LEFT = 499  # nginx's; nobody reads it
+
+# Who asks, as a front tells a replica: an address for the log, and what tells clients apart.
+CLIENT_HEADER, CALLER_HEADER = "x-gptoss-client", "x-gptoss-caller"
+
+_Result = TypeVar("_Result")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(
+    endpoint: Endpoint,
+    *,
+    client: Callable[[Request], str],
+    answered: Callable[[str, int], None],
+    is_logged: Callable[[Response], bool],
+) -> Endpoint:
+    """The endpoint, counted and in the access log; errors of ours as OpenAI's API says them.
+
+    client: whom the log names. answered: is told each route and status. is_logged: whether the
+    line of an endpoint's response is, or will be, written elsewhere.
+    """
+
+    async def guarded(request: Request) -> Response:
+        status, logged = 500, False
+        access = Access(request.method, request.url.path, client(request))
+        request.state.access = access
+        try:
+            response = await endpoint(request)
+            status, logged = response.status_code, is_logged(response)
+        except Error as error:
+            said = error if isinstance(error, ApiError) else ApiError(str(error), field=error.field)
+            status = said.status
+            response = JSONResponse(said.body(), status, headers=said.headers)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
+            response = Response(status_code=status)
+        finally:
+            answered(request.scope["route"].path, status)
+            if not logged:
+                access.end(status)
+        return response
+
+    return guarded
+
+
+def address_of(request: Request) -> str:
+    """The client's address; empty where the connection has none."""
+    return request.client.host if request.client else ""
+
+
+def knows_key(request: Request, keys: Iterable[str]) -> bool:
+    """Whether the request's bearer token is one of the keys; any request where there are none."""
+    keys = list(keys)
+    if not keys:
+        return True
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    # All are compared, each in constant time: how long it takes tells nothing.
+    good = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    return kind.lower() == "bearer" and any(good)
+
+
+def check_key(request: Request, keys: Iterable[str]) -> None:
+    """Raises ApiError unless `knows_key`."""
+    if not knows_key(request, keys):
+        raise ApiError(
+            "Authorization: expected a bearer token that this server knows",
+            401,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The request's body. Raises ApiError when it has more than `most` bytes, or takes longer."""
+
+    async def read() -> bytes:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise ApiError(f"body: expected at most {most} bytes", 413)
+        return bytes(data)
+
+    try:
+        return await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(f"body: expected it within {seconds:g} seconds", 408) from None
+
+
+def for_origins(origins: Sequence[str]) -> list[Middleware]:
+    """What lets web pages of these origins ask; nothing where there are none."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    ]
+
+
+async def unless_left(request: Request, answer: Awaitable[_Result]) -> _Result | None:
+    """The answer; None when the client leaves first, which cancels it."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return await work if work.done() else None
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def no_route(request: Request, error: Exception) -> Response:
+    """What Starlette refuses by itself, as OpenAI's API says it."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(ApiError(message, error.status_code).body(), error.status_code)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """A mistake of ours: the log has it, the client learns no more."""
+    log.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return JSONResponse(MISTAKE.body(), 500)

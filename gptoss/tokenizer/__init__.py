@@ -1,0 +1,7 @@
+"""Text and token ids: vocabularies, their files, and where they are found."""
+
+from gptoss.tokenizer.files import tokenizer_files as tokenizer_files
+from gptoss.tokenizer.load import load_tokenizer as load_tokenizer
+from gptoss.tokenizer.tokenizer import Tokenizer as Tokenizer
+from gptoss.tokenizer.vocabulary import HARMONY_SIZE as HARMONY_SIZE
+from gptoss.tokenizer.vocabulary import O200K_FILE as O200K_FILE
