@@ -19,7 +19,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test slow lint sanitize fuzz cuda clean
+.PHONY: help install demo test slow lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make install   the package, editable, in .venv"
 	@echo "make lint      formatters, linters, type checker"
 	@echo "make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make tsan      C++ tests under ThreadSanitizer"
 	@echo "make fuzz      broken checkpoints against the reader, for a minute"
 	@echo "make cuda      compiles the CUDA backend with nvcc, where it is; needs no GPU"
 	@echo "make clean     remove .venv, build/, dist/ and caches"
@@ -104,6 +105,13 @@ sanitize: $(VENV)/build-requires
 	  -DGPTOSS_SANITIZE=address,undefined -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	@$(BIN)/cmake --build build/sanitize
 	@$(BIN)/ctest --test-dir build/sanitize --output-on-failure --timeout 600
+
+tsan: $(VENV)/build-requires
+	@$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGPTOSS_PYTHON=OFF -DGPTOSS_WERROR=ON \
+	  -DGPTOSS_SANITIZE=thread -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	@$(BIN)/cmake --build build/tsan
+	@$(BIN)/ctest --test-dir build/tsan --output-on-failure --timeout 600
 
 # Warnings are errors, and so are registers that spill to memory, and what ptxas says of wgmma that it
 # had to make wait. (It reports each entry's stack and spills.)

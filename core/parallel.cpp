@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/forks.h"
 #include "core/shard.h"
 
 namespace gptoss {
@@ -99,7 +100,16 @@ public:
       throw;
     }
   }
-  ~ParallelBackend() override { close(); }
+  // In a forked child the ranks' threads are not, and waiting for what they may hold would not end:
+  // it is leaked.
+  ~ParallelBackend() override {
+    if (born_ == forks()) {
+      close();
+    } else {
+      static_cast<void>(new std::vector<Rank>(std::move(ranks_)));
+      static_cast<void>(new auto(std::move(communicators_)));
+    }
+  }
 
   // One rank after the other: they share the source.
   void load(const ModelConfig& config, WeightSource& source) override {
@@ -164,7 +174,12 @@ private:
     mutable Worker worker;
   };
 
+  void check_process() const {
+    GPTOSS_CHECK(born_ == forks(), "tensor parallel: it belongs to the process that loaded it");
+  }
+
   void on_one(size_t r, const std::function<void()>& task) const {
+    check_process();
     ranks_[r].worker.start(task);
     if (const std::exception_ptr error = ranks_[r].worker.wait()) {
       std::rethrow_exception(error);
@@ -176,6 +191,7 @@ private:
   // ever: they are told, at once where the group can start again, else after some patience. What
   // the first to fail threw is thrown.
   void on_each(const std::function<void(size_t)>& task) {
+    check_process();
     Failure failure;
     for (size_t r = 0; r < ranks_.size(); ++r) {
       ranks_[r].worker.start([&task, &failure, r] {
@@ -234,6 +250,7 @@ private:
     }
   }
 
+  const uint32_t born_ = forks();
   std::vector<std::unique_ptr<Communicator>> communicators_;
   std::vector<Rank> ranks_;
 };

@@ -50,7 +50,7 @@ void attention(Compute& compute, const LayerInput& in, float* q, float* k, const
     }
   }
   const int64_t scratch_size = attention_scratch(heads_per_kv, config.head_dim);
-  float* scratch = state.reserve(compute.threads * scratch_size);
+  float* scratch = state.reserve(compute.threads.size() * scratch_size);
   const int64_t longest =
       *std::max_element(batch.context_len, batch.context_len + batch.num_sequences);
   const int64_t window = group == kv_full ? INT64_MAX : config.sliding_window;

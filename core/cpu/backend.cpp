@@ -104,7 +104,7 @@ public:
   std::vector<std::pair<std::string, std::string>> info() const override {
     return {{"backend", "cpu"},
             {"isa", isa_name(isa_)},
-            {"threads", std::to_string(compute_.threads)},
+            {"threads", std::to_string(compute_.threads.size())},
             {"activation", compute_.round ? "bf16" : "f32"},
             {"dense_weights", options_.weights == DenseWeights::q8 ? "q8 (int8, groups of 32)"
                                                                    : "bf16, as published"},

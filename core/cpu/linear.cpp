@@ -10,8 +10,8 @@ namespace gptoss::cpu {
 
 Compute::Compute(Isa isa, int thread_count, bool round_operands)
     : kernels(kernels_for(isa)), threads(thread_count), round(round_operands) {
-  scratch_.reserve(threads * matmul_scratch);
-  slices_.reserve(threads * slice_size);
+  scratch_.reserve(threads.size() * matmul_scratch);
+  slices_.reserve(threads.size() * slice_size);
 }
 
 Product Compute::product_for(WeightFormat format, int64_t rows) const {

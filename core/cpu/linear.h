@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/cpu/kernels/table.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 
@@ -46,7 +47,7 @@ struct OperandStorage {
 
 struct Compute {
   const Kernels& kernels;
-  int threads;
+  ThreadPool threads;
   bool round;  // operands of matrix products and the KV cache are bf16
 
   Compute(Isa isa, int thread_count, bool round_operands);

@@ -136,12 +136,17 @@ void pack_panels(const PackSource& from, WeightFormat format, uint8_t* to, int64
   }
 }
 
-void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, int threads) {
+void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, ThreadPool& threads) {
   GPTOSS_CHECK((format == WeightFormat::mxfp4) == (from.weight == nullptr),
                "pack: MXFP4 weights become mxfp4 panels, bf16 ones bf16 or q8 ({} asked for)",
                static_cast<int>(format));
   parallel_for(threads, panel_count(from.rows), panel_rows * from.cols,
                [&](int64_t p, int) { pack_panels(from, format, to, p, p + 1); });
+}
+
+void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, int threads) {
+  ThreadPool pool(threads);
+  pack_matrix(from, format, to, pool);
 }
 
 }  // namespace gptoss::cpu

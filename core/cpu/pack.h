@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/cpu/panels.h"
+#include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
 
@@ -22,6 +23,8 @@ void pack_panels(const PackSource& from, WeightFormat format, uint8_t* to, int64
                  int64_t end);
 
 // The same for all panels, spread over threads.
+void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, ThreadPool& threads);
+// Over threads of its own.
 void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, int threads);
 
 }  // namespace gptoss::cpu

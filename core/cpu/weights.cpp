@@ -21,7 +21,7 @@ constexpr int64_t cache_line = 64;
 // Gives panels of the tensors of one source.
 class Loader {
 public:
-  Loader(WeightSource& source, PanelMemory& memory, DenseWeights dense, int threads)
+  Loader(WeightSource& source, PanelMemory& memory, DenseWeights dense, ThreadPool& threads)
       : source_(source), memory_(memory), threads_(threads) {
     dense_ = dense == DenseWeights::q8 ? WeightFormat::q8 : WeightFormat::bf16;
     if (as_panels()) {
@@ -134,7 +134,7 @@ private:
   WeightSource& source_;
   PanelMemory& memory_;
   WeightFormat dense_ = WeightFormat::bf16;
-  int threads_;
+  ThreadPool& threads_;
 };
 
 }  // namespace
@@ -160,7 +160,7 @@ uint8_t* PanelMemory::allocate(int64_t bytes) {
 }
 
 ModelPanels load_panels(const ModelConfig& c, int experts, WeightSource& source, DenseWeights dense,
-                        int threads) {
+                        ThreadPool& threads) {
   ModelPanels model;
   Loader loader(source, model.memory, dense, threads);
   const int64_t hidden = c.hidden_size;

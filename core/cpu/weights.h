@@ -8,6 +8,7 @@
 #include "core/backend.h"
 #include "core/config.h"
 #include "core/cpu/panels.h"
+#include "core/cpu/threads.h"
 #include "core/weights.h"
 
 namespace gptoss::cpu {
@@ -59,11 +60,11 @@ struct ModelPanels {
   PanelMemory memory;  // what was packed here; empty where the source gave panels
 };
 
-// Reads and checks every tensor. Published ones are packed layer by layer with `threads` threads,
+// Reads and checks every tensor. Published ones are packed layer by layer by `threads`,
 // and each layer's are released before the next is read; panels are used where they lie.
 // Throws Error naming the tensor, what was expected and what was found.
 // experts: how many this rank has.
 ModelPanels load_panels(const ModelConfig& config, int experts, WeightSource& source,
-                        DenseWeights dense, int threads);
+                        DenseWeights dense, ThreadPool& threads);
 
 }  // namespace gptoss::cpu

@@ -101,6 +101,7 @@ class AsyncStream(AsyncIterator[Delta]):
     async def __anext__(self) -> Delta:
         while self._submission:
             try:
+                self._submission.check_process()
                 key, item = await self._outbox.take()
             except BaseException:
                 self.cancel()

@@ -79,6 +79,10 @@ class Engine:
     share every step. An engine is closed by `close()`, by leaving a `with` block, or when the
     last reference to it goes.
 
+    An engine belongs to the process that made it. In a forked child its calls raise Error; the
+    child makes one of its own, or is started by multiprocessing's "spawn", which is the only way
+    where the parent has used a GPU.
+
     Raises:
         Error: the checkpoint is damaged, the device unknown, an option out of range.
     """
@@ -157,6 +161,7 @@ class Engine:
 
         The numbers of the queue are those of the moment; a step may be changing them.
         """
+        self._worker.check_process()
         scheduler = self._worker.scheduler
         return {
             **self._backend.info(),
@@ -333,6 +338,7 @@ class Engine:
             Error: the prompt or the parameters do not suit the model.
         """
         params = SamplingParams() if params is None else params
+        self._worker.check_process()
         if not isinstance(params, SamplingParams):
             raise Error(
                 f"params: expected SamplingParams, found {type(params).__name__}", field="params"
@@ -375,7 +381,8 @@ class Engine:
         """Let prepared requests run, until they end or the submission is cancelled.
 
         Raises:
-            Error: one can never fit the cache, or the engine is closed; none runs then.
+            Error: one can never fit the cache, or the engine is closed or another process's; none
+                runs then.
         """
         return Submission(self, self._worker, requests)
 

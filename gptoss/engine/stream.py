@@ -43,6 +43,10 @@ class Submission:
         """Of those that are not finished."""
         return list(self._running)
 
+    def check_process(self) -> None:
+        """Raise Error in a forked child, where nothing will come."""
+        self._worker.check_process()
+
     def want_more(self, key: Hashable) -> None:
         """One more item of this request is to be computed."""
         self._running[key].demand += 1
@@ -81,6 +85,7 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         try:
+            self._submission.check_process()
             key, item = self._take()
             if isinstance(item, BaseException):
                 raise item

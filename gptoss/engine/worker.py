@@ -11,6 +11,7 @@ reads computes nothing.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -58,6 +59,7 @@ class Worker:
         self._closing = False  # set by close(), on any thread
         self._ended = False  # seen by the loop
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
 
     # Called from any thread.
 
@@ -71,8 +73,9 @@ class Worker:
         """Queue a request; its outbox will get its results, or one exception.
 
         Raises:
-            Error: it can never fit the page pool, or the engine is closed.
+            Error: it can never fit the page pool, the engine is closed, or another process's.
         """
+        self.check_process()
         self.scheduler.check(request.sequence)
         self._refuse_if_closed()
         self._inbox.put(partial(self._add, request))
@@ -88,11 +91,25 @@ class Worker:
         self._inbox.put(_nothing)
 
     def close(self) -> None:
-        """End after the step in progress; requests that are not done get an Error."""
+        """End after the step in progress; requests that are not done get an Error.
+
+        In a forked child there is nothing to end: the thread, and the model, are the parent's.
+        """
+        if os.getpid() != self._process:
+            return
         self._closing = True
         self._inbox.put(self._end)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def check_process(self) -> None:
+        """Raise Error in a forked child, where the thread that would answer is not."""
+        if os.getpid() != self._process:
+            raise Error(
+                f"engine: it belongs to the process that made it (pid {self._process}), this is a "
+                f"fork of it (pid {os.getpid()}): make a new one here, or start processes with "
+                f"multiprocessing's 'spawn'"
+            )
 
     def _refuse_if_closed(self) -> None:
         if self._closing:

@@ -34,7 +34,9 @@ private:
 
 void load_with(const std::string& name, void (*change)(Tensor&)) {
   Changed source(name, change);
-  cpu::load_panels(small_config(), small_config().num_experts, source, DenseWeights::published, 1);
+  cpu::ThreadPool alone(1);
+  cpu::load_panels(small_config(), small_config().num_experts, source, DenseWeights::published,
+                   alone);
 }
 
 // Says where each tensor went; optionally already packed.
@@ -57,8 +59,9 @@ private:
 
 TEST(everything_but_the_embedding_is_released) {
   Watched source;
+  cpu::ThreadPool alone(1);
   const cpu::ModelPanels model = cpu::load_panels(small_config(), small_config().num_experts,
-                                                  source, DenseWeights::published, 1);
+                                                  source, DenseWeights::published, alone);
   CHECK(model.layers.size() == 3);
   CHECK(model.memory.bytes() > 0);
   for (const auto& [name, count] : source.held) {
@@ -68,8 +71,9 @@ TEST(everything_but_the_embedding_is_released) {
 
 TEST(formats) {
   Watched source;
-  const cpu::ModelPanels model =
-      cpu::load_panels(small_config(), small_config().num_experts, source, DenseWeights::q8, 2);
+  cpu::ThreadPool threads(2);
+  const cpu::ModelPanels model = cpu::load_panels(small_config(), small_config().num_experts,
+                                                  source, DenseWeights::q8, threads);
   CHECK(model.unembedding.format == cpu::WeightFormat::q8);
   CHECK(model.layers[1].k.format == cpu::WeightFormat::q8);
   CHECK(model.layers[1].gate.format == cpu::WeightFormat::bf16);
