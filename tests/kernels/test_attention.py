@@ -166,7 +166,7 @@ def test_rope(isa, random, half):
 
 
 def test_yarn_is_the_specification():
-    """docs/spec.md, "Rotary embedding": borders 8.0928 and 17.3980, not rounded; concentration 1.34657."""
+    """docs/spec.md, "Rotary embedding": borders 8.0928, 17.3980 not rounded; scaled by 1.34657."""
     with open_checkpoint("synthetic:gpt-oss-20b?layers=1&experts=4") as source:
         frequencies, concentration = _kernels.yarn(source.config)
         wanted, _ = reference.inverse_frequencies(source.config)
