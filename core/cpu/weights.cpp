@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "core/check.h"
@@ -24,10 +25,10 @@ public:
   Loader(WeightSource& source, PanelMemory& memory, DenseWeights dense, ThreadPool& threads)
       : source_(source), memory_(memory), threads_(threads) {
     dense_ = dense == DenseWeights::q8 ? WeightFormat::q8 : WeightFormat::bf16;
-    if (as_panels()) {
-      GPTOSS_CHECK(source.panels() == dense,
+    if (const std::optional<DenseWeights> given = source.panels()) {
+      GPTOSS_CHECK(*given == dense,
                    "weights: this model is packed with dense weights as {}, asked for {}",
-                   name_of(*source.panels()), name_of(dense));
+                   name_of(*given), name_of(dense));
     }
   }
 
