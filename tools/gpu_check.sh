@@ -86,12 +86,12 @@ if command -v compute-sanitizer >/dev/null; then
 else
   summary+=("compute-sanitizer is not here: not run")
 fi
-step bench_kernels 120 "$python" tools/bench_cuda.py --library "$GPTOSS_CUDA_LIBRARY"
+step bench_kernels 120 "$python" bench/cuda.py --library "$GPTOSS_CUDA_LIBRARY"
 step bench 200 "$python" bench.py --device cuda --model synthetic:gpt-oss-20b --repeat 3 \
   --prefill 512,8192 --decode 64 --batch 1,64,256 --json "$results/bench.json"
 step bench_32k 120 "$python" bench.py --device cuda --model synthetic:gpt-oss-20b --repeat 3 \
   --prefill 512 --decode 64 --depth 32768 --json "$results/bench_32k.json"
-step reuse 60 "$python" tools/bench_reuse.py --tokens 100 --batch 1,64 --repeat 3 --activation bf16
+step reuse 60 "$python" bench/reuse.py --tokens 100 --batch 1,64 --repeat 3 --activation bf16
 
 printf '\n==== summary (random seed %s)\n' "$seed"
 printf '%s\n' "${summary[@]}"

@@ -1,4 +1,4 @@
-"""bench.py and tools/bench_cuda.py run, emulated; how fast a GPU is, is not a test's business."""
+"""bench.py and bench/cuda.py run, emulated; how fast a GPU is, is not a test's business."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def run(*command, **environment):
 
 
 def test_every_kernel_is_measured():
-    printed = run(ROOT / "tools" / "bench_cuda.py", "--library", "", "--small", "--repeat", 1)
+    printed = run(ROOT / "bench" / "cuda.py", "--library", "", "--small", "--repeat", 1)
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     kernels = {row[0][2:] for row in rows}
     assert {"gemv_bf16", "gemm_bf16", "gemm_hopper", "experts_few", "experts_tiles",

@@ -12,12 +12,12 @@ from waiting import WORK
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
 
 
 def run(tool: str, *arguments: object) -> str:
     done = subprocess.run(
-        [sys.executable, TOOLS / tool, *map(str, arguments)],
+        [sys.executable, ROOT / tool, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=WORK,
@@ -31,7 +31,7 @@ def test_training_beside_transformers(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     contestants = ["gptoss f32", "transformers f32", "transformers gpt2 f32"]
     size = ("--length", 32, "--batch-tokens", 64, "--steps", 1, "--rounds", 1, "--threads", 1)
-    printed = run("bench_train.py", *size, "--json", out, "--only", *contestants)
+    printed = run("bench/train.py", *size, "--json", out, "--only", *contestants)
     results = json.loads(out.read_text())["results"]
     assert list(results) == contestants and all(name in printed for name in contestants)
     for rounds in results.values():
@@ -42,7 +42,7 @@ def test_training_beside_transformers(tmp_path: Path) -> None:
 
 def test_study_of_nano_against_gpt2(prepared: Path, tmp_path: Path) -> None:
     size = ("--tokens", 2048, "--batch-tokens", 512, "--seeds", 0, "--threads", 1)
-    printed = run("claim.py", "--data", prepared, "--out", tmp_path, *size)
+    printed = run("tools/claim.py", "--data", prepared, "--out", tmp_path, *size)
     report = json.loads((tmp_path / "claim.json").read_text())
     ours, theirs = (report[name] for name in ("gpt-oss", "GPT-2"))
     assert [len(found["runs"]) for found in (ours, theirs)] == [1, 1]

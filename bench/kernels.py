@@ -1,6 +1,6 @@
 """Each product and format on gpt-oss-20b's shapes, beside what the machine allows.
 
-    python tools/bench_kernels.py --threads 2 --rows 1,8,16,64,512
+    python bench/kernels.py --threads 2 --rows 1,8,16,64,512
 
 For each number of operand rows: the time of one product [rows, 2880] · [5760, 2880]ᵀ through the
 engine's own split over threads (operand conversion included), the weight bytes a second and their

@@ -1,6 +1,6 @@
 """Every CUDA kernel at the model's shapes, beside what the GPU's memory and arithmetic allow.
 
-    python tools/bench_cuda.py --library build/gpu/cuda/libgptoss_cuda.so
+    python bench/cuda.py --library build/gpu/cuda/libgptoss_cuda.so
 
 Microseconds are medians of runs with cold caches (256 MB are overwritten before each), measured on
 the device. The ceiling of a kernel is the larger of its bytes over the measured copy bandwidth and

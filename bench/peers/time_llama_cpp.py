@@ -1,6 +1,6 @@
 """llama.cpp as a peer of bench.py: a child process that times what it is told to.
 
-    PYTHON tools/peers/time_llama_cpp.py MODEL.gguf --threads 2 --context 5000
+    PYTHON bench/peers/time_llama_cpp.py MODEL.gguf --threads 2 --context 5000
 
 runs in an environment that has the registry package llama-cpp-python; a random model of the same
 geometry as ours comes from random_gguf.py. Each line of standard input is a JSON object, answered

@@ -1,6 +1,6 @@
 """Training speed and memory beside Hugging Face transformers, in one run.
 
-    python tools/bench_train.py --preset nano-cpu --length 512 --batch-tokens 4096
+    python bench/train.py --preset nano-cpu --length 512 --batch-tokens 4096
 
 Every contestant trains the same geometry on the same random tokens: forward, backward, clipping and
 an AdamW step. Each round runs each of them in a process of its own, so that peak memory is its own

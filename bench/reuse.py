@@ -1,8 +1,8 @@
 """What guesses and overlapped steps are worth: the same texts with and without, in turn. And what
 forms of answers cost.
 
-    python tools/bench_reuse.py                      # the bundled model
-    python tools/bench_reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
+    python bench/reuse.py                      # the bundled model
+    python bench/reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
 
 With --forms the masks of forms are timed instead, on the model's vocabulary (for the published one:
 --model 'synthetic:tiny?vocab=201088' where it is at hand).

@@ -1,6 +1,6 @@
 """A gpt-oss-20b of random weights as GGUF, for peers that read that format.
 
-    PYTHON tools/peers/random_gguf.py OUT.gguf --layers 8
+    PYTHON bench/peers/random_gguf.py OUT.gguf --layers 8
 
 needs the registry package gguf. Experts are MXFP4; attention, embedding and output Q8_0, as the
 common conversions have them. The vocabulary is a dummy: byte tokens and numbered ones.
