@@ -23,8 +23,8 @@ settings.load_profile("fixed")
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """Checkpoints and the outputs of OpenAI's code on them (tests/data/golden/README.md)."""
-    return Path(__file__).parent / "data" / "golden"
+    """Checkpoints and the outputs of OpenAI's code on them (tests/golden/README.md)."""
+    return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
     python tools/parity.py
 
 Relative norms of the logits' difference to the published code evaluated in float32
-(tests/data/golden), for both activations and every instruction set. "published code, bf16" is that
+(tests/golden), for both activations and every instruction set. "published code, bf16" is that
 code as published: what the engine's bf16 activations are measured against.
 """
 
@@ -19,7 +19,7 @@ from gptoss import Engine, reference
 from gptoss.checkpoint.files import open_checkpoint
 from gptoss.native import _kernels
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 LENGTHS = (1, 5, 48, 160)
 
 

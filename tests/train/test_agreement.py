@@ -17,7 +17,7 @@ from gptoss.train.model.convert import from_source, rounded, to_source
 from gptoss.train.model.model import GptOss
 from gptoss.train.run.trainer import Trainer
 
-from .test_loop import QUICK
+from .test_trainer import QUICK
 
 pytest.importorskip("gptoss.native._core", reason="the compiled core is not built")
 

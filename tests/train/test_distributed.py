@@ -23,7 +23,7 @@ from gptoss.train.run.distributed import World, join
 from gptoss.train.run.state import CHECKPOINT_FILE, LOG_FILE, load_state
 from gptoss.train.run.trainer import Trainer
 
-from .test_loop import QUICK
+from .test_trainer import QUICK
 
 # four rows of 32 tokens, later two of 64: one row at a time, alone or shared by two
 SHARED = dataclasses.replace(QUICK, micro_tokens=32, ema=0.9, z_loss=1e-3, texts="stories:2")

@@ -25,7 +25,7 @@ from gptoss.train.run.evaluation import evaluate
 from gptoss.train.run.trainer import Trainer
 from gptoss.train.weights import load_model, load_run
 
-from .test_loop import QUICK
+from .test_trainer import QUICK
 
 
 @pytest.fixture

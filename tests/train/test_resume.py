@@ -21,7 +21,7 @@ from gptoss.train.model.architecture import Architecture
 from gptoss.train.run.state import CHECKPOINT_FILE, LOG_FILE, STATISTICS_FILE, load_state, trim_log
 from gptoss.train.run.trainer import Trainer
 
-from .test_loop import QUICK, trainer
+from .test_trainer import QUICK, trainer
 
 SAME = ("loss", "norm", "balance", "z", "rate", "tokens", "load", "validation", "sample")
 

@@ -13,8 +13,8 @@ from gptoss.model import ModelConfig
 from gptoss.train.run.trainer import Trainer
 
 from ..stopped import partials, stop, while_writing
-from .test_loop import QUICK
 from .test_settings import TINY
+from .test_trainer import QUICK
 
 TERM, HUP = signal.SIGTERM, signal.SIGHUP
 

@@ -15,7 +15,7 @@ from gptoss import Error, ModelConfig, reference
 from gptoss.checkpoint.files import open_checkpoint
 from gptoss.checkpoint.source import ArraySource, TensorSource
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 LAYOUTS = ("tiny-a", "tiny-a-hf")
 LENGTHS = (1, 5, 48, 160)
 PUBLISHED = ModelConfig(

@@ -1,4 +1,4 @@
-"""The compiled backend against OpenAI's own PyTorch code (tests/data/golden), on every ISA."""
+"""The compiled backend against OpenAI's own PyTorch code (tests/golden), on every ISA."""
 
 import numpy as np
 import pytest
