@@ -18,9 +18,9 @@ from gptoss import Engine, SamplingParams
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.train.model.convert import from_source
 from gptoss.train.tune.conversations import Harmony, parse_messages
+from gptoss.train.tune.recipe import Recipe
 from gptoss.train.tune.tuner import Tuner
 from gptoss.train.weights import merged_source
-from gptoss.train.tune.recipe import Recipe
 
 HERE = Path(__file__).parent
 ANIMALS = "cat dog bear fox frog duck mouse rabbit horse goat hen pig sheep turtle bee cow".split()
