@@ -93,8 +93,8 @@ slow: $(VENV)/test-extras
 	@status=0; \
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=random || status=1; \
 	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 300 || status=1; \
+	$(MAKE) tsan || status=1; \
 	exit $$status
-	@if $(MAKE) -n tsan > /dev/null 2>&1; then $(MAKE) tsan; fi
 
 lint: $(VENV)/dev-extras
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
