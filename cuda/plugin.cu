@@ -1,4 +1,4 @@
-// What the registry (core/backend.cpp) looks for in libgptoss_cuda.so.
+// What the registry (core/registry.cpp) looks for in libgptoss_cuda.so.
 #include <cstdio>
 
 #include "cuda/cuda_backend.h"
