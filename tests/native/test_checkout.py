@@ -1,6 +1,6 @@
 """A checkout in front of an installed package finds the compiled modules of that.
 
-So it is with README's `python bench.py` after `pip install .`: the folder of the script comes first.
+So it is with `python bench.py` after `pip install .`: the folder of the script comes first.
 """
 
 from __future__ import annotations
