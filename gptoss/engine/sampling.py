@@ -38,6 +38,7 @@ class SamplerState:
         bias = params.logit_bias or {}
         self.bias_ids: Ints = np.fromiter(bias.keys(), np.int32, len(bias))
         self.bias_values = np.fromiter(bias.values(), np.float32, len(bias))
+        self.biased = bool(bias)
         # The repetition penalty looks at the prompt too; the others at the output alone.
         repeats = params.repetition_penalty != 1.0
         self.tracks = bool(repeats or params.presence_penalty or params.frequency_penalty)
@@ -96,15 +97,15 @@ class Draw(NamedTuple):
 def sampling_batch(draws: SequenceOf[Draw]) -> SamplingBatch:
     """What the sampler is told, one row per logits row."""
     states = [draw.state or _GREEDY for draw in draws]
-    table = np.frombuffer(bytearray(b"".join(state.row() for state in states)), SAMPLING_DTYPE)
+    table = np.frombuffer(bytearray(b"".join([state.row() for state in states])), SAMPLING_DTYPE)
     table["draw"] = [state.drawn + draw.ahead for state, draw in zip(states, draws, strict=True)]
     arrays: dict[str, Any] = {}
-    if any(state.tracks for state in states):
+    if any([state.tracks for state in states]):
         history = [state.history for state in states]
         arrays["history_start"] = _starts([len(ids) for ids, _ in history])
         arrays["history_ids"] = np.concatenate([ids for ids, _ in history])
         arrays["history_counts"] = np.concatenate([counts for _, counts in history])
-    if any(len(state.bias_ids) for state in states):
+    if any([state.biased for state in states]):
         arrays["bias_start"] = _starts([len(state.bias_ids) for state in states])
         arrays["bias_ids"] = np.concatenate([state.bias_ids for state in states])
         arrays["bias_values"] = np.concatenate([state.bias_values for state in states])

@@ -153,9 +153,11 @@ class Step:
         arrays = self._arrays
         draws = []
         for chunk, request, rows in self:
-            if rows:
-                mask = request.mask(chunk)
-                draws += [Draw(request.sampler, ahead, mask) for ahead in range(len(rows))]
+            if not rows:
+                continue
+            draws.append(Draw(request.sampler, 0, request.mask(chunk)))
+            if len(rows) > 1:  # with a draft, where no mask is
+                draws += [Draw(request.sampler, ahead) for ahead in range(1, len(rows))]
         sampling = sampling_batch(draws) if draws else None
         want_logits = any(request.wants_logits for request in self.requests)
 
