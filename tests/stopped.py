@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 # fsync comes when a file's bytes have been written. Reading waits until the signal comes.
+# A run under nohup has the tests ignore SIGHUP, and their children with them.
 _WAITING = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def wait(descriptor):
     print("writing", flush=True)
     sys.stdin.buffer.read()

@@ -23,7 +23,7 @@ class Told:
     def __init__(self):
         self.streams = []
 
-    def stream(self, prompt, params, *, loop, priority, client):
+    def stream(self, prompt, params, *, loop, priority, client, account):
         self.streams.append(ToldStream(loop, prompt))
         return self.streams[-1]
 
