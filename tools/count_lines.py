@@ -1,6 +1,6 @@
 """Refuse source files that have grown too long to say one thing: `make lint` runs this.
 
-    python tools/count_lines.py FILE…
+python tools/count_lines.py FILE…
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ build_all() {
   cmake --build "$build" || return
   rm -rf "$build/site" && mkdir -p "$build/site" && cp -r gptoss "$build/site/" &&
     find "$build/site" -type l -name '*.so' -delete &&
-    cp "$build"/bindings/*.so "$build"/cuda/libgptoss_cuda.so "$build/site/gptoss/"
+    cp "$build"/bindings/*.so "$build"/cuda/libgptoss_cuda.so "$build/site/gptoss/native/"
 }
 
 # Hopper's own instructions need the architecture with an "a".
@@ -73,7 +73,7 @@ export build python
 step build 240 bash -c build_all
 [ "$failed" = 0 ] || exit 1  # there is nothing to check
 export PYTHONPATH="$PWD/$build/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-export GPTOSS_CUDA_LIBRARY="$PWD/$build/site/gptoss/libgptoss_cuda.so" GPTOSS_TEST_SEED=$seed
+export GPTOSS_CUDA_LIBRARY="$PWD/$build/site/gptoss/native/libgptoss_cuda.so" GPTOSS_TEST_SEED=$seed
 tests=("$python" -m pytest -q -p no:cacheprovider -k real)
 
 step kernels 120 "${tests[@]}" tests/cuda --ignore tests/cuda/test_backend.py

@@ -68,6 +68,9 @@ struct ThreadPool::Team {
       end();
       throw Error(format("threads: expected {}, the system gave {}: {}", threads, started + 1,
                          error.what()));
+    } catch (...) {  // no memory for one more
+      end();
+      throw;
     }
   }
 

@@ -6,7 +6,8 @@ by the tokens computed for each is the virtual token counter of Sheng et al., "F
 large language models" (2024).
 
 What was computed for somebody only grows. So the heaps below need no update when it does: the entry
-at the top is compared with the present value when it is looked at, and goes back with that.
+at the top is compared with the present value when it is looked at, and goes back with that. Entries
+of those who have left stay until they come to the top, or are most of the heap.
 """
 
 from __future__ import annotations
@@ -119,10 +120,13 @@ class _Shares(Generic[Key]):
 
     def remove(self, sequence: Sequence) -> None:
         key = self._key(sequence)
-        self._lines[key].remove(sequence)
+        line = self._lines[key]
+        line.remove(sequence)
         self._size -= 1
-        if not len(self._lines[key]):
+        if not len(line):
             del self._lines[key], self._entries[key]
+        elif self._entries[key][1] == sequence.place:  # who came first of them is another now
+            self._enter(key)
 
     def least(self) -> int:
         """Tokens computed for whoever comes first."""
@@ -136,6 +140,9 @@ class _Shares(Generic[Key]):
         entry = (self._account(first).served, first.place, next(self._numbers))
         self._entries[key] = entry
         heapq.heappush(self._heap, (entry, key))
+        if len(self._heap) > 2 * len(self._entries) + 64:  # most of it superseded
+            self._heap = [(entry, key) for key, entry in self._entries.items()]
+            heapq.heapify(self._heap)
 
 
 class Waiting:
@@ -199,20 +206,16 @@ class Waiting:
             self._priorities.remove(priority)
             del self._arrived[priority], self._sent_back[priority]
 
-    def clear(self) -> None:
-        self.__init__(self._account)  # type: ignore[misc]
+    def least_client(self, sequence: Sequence) -> tuple[int, ...]:
+        """The least that was computed for a client of those of the same priority, if any wait."""
+        shares = self._arrived.get(sequence.priority)
+        return (shares.least(),) if shares else ()
 
-    def least_client(self) -> int | None:
-        """The least that was computed for a client of those that wait."""
-        return min(
-            (shares.least() for shares in self._arrived.values() if len(shares)), default=None
-        )
-
-    def least_request(self, client: str) -> int | None:
-        """The least that was computed for a request of this client, of those that wait."""
-        lines = (shares.line(client) for shares in self._arrived.values())
-        found = [line.least() for line in lines if isinstance(line, _Shares) and len(line)]
-        return min(found, default=None)
+    def least_request(self, sequence: Sequence) -> tuple[int, ...]:
+        """The least that was computed for a request of its client and priority, if any waits."""
+        shares = self._arrived.get(sequence.priority)
+        line = shares.line(sequence.client) if shares else None
+        return (line.least(),) if isinstance(line, _Shares) else ()
 
     def _level(self, priority: int) -> None:
         if priority not in self._arrived:

@@ -100,12 +100,12 @@ def sampling_batch(draws: SequenceOf[Draw]) -> SamplingBatch:
     table = np.frombuffer(bytearray(b"".join([state.row() for state in states])), SAMPLING_DTYPE)
     table["draw"] = [state.drawn + draw.ahead for state, draw in zip(states, draws, strict=True)]
     arrays: dict[str, Any] = {}
-    if any([state.tracks for state in states]):
+    if any(state.tracks for state in states):
         history = [state.history for state in states]
         arrays["history_start"] = _starts([len(ids) for ids, _ in history])
         arrays["history_ids"] = np.concatenate([ids for ids, _ in history])
         arrays["history_counts"] = np.concatenate([counts for _, counts in history])
-    if any([state.biased for state in states]):
+    if any(state.biased for state in states):
         arrays["bias_start"] = _starts([len(state.bias_ids) for state in states])
         arrays["bias_ids"] = np.concatenate([state.bias_ids for state in states])
         arrays["bias_values"] = np.concatenate([state.bias_values for state in states])

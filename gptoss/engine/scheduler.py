@@ -76,6 +76,7 @@ class Scheduler:
         self.prompt_tokens = 0  # of admitted sequences,
         self.cached_tokens = 0  # and how many of these the prefix cache had
         self._clients: dict[str, Account] = {}
+        self._max_clients = MAX_CLIENTS  # before those that are not active are forgotten
         # What did not fit, and the pages to spare then.
         self._blocked: tuple[Sequence, int] | None = None
 
@@ -116,9 +117,9 @@ class Scheduler:
         client, account = self._client(sequence), sequence.account
         # Whoever was away has not saved up anything: they begin level with the least served.
         if not client.active:
-            client.served = max(client.served, self._least(None))
+            client.served = max(client.served, self._least_client(sequence))
         if not account.active:
-            account.served = max(account.served, self._least(sequence.client))
+            account.served = max(account.served, self._least_request(sequence))
         client.active += 1
         account.active += 1
         self.waiting.add(sequence)
@@ -141,7 +142,9 @@ class Scheduler:
         self.pool = PagePool(self.pool.size)
         if self._cache is not None:
             self._cache = PrefixCache(self.pool, self.page_size, self.window)
-        self.waiting.clear()
+        for sequence in (*self.running, *self.waiting):
+            sequence.account.active = 0
+        self.waiting = Waiting(self._client)
         self.running.clear()
         self._clients.clear()
         self._blocked = None
@@ -202,20 +205,21 @@ class Scheduler:
         """What was computed for a sequence's client."""
         account = self._clients.get(sequence.client)
         if account is None:
-            if len(self._clients) >= MAX_CLIENTS:
+            if len(self._clients) >= self._max_clients:
                 self._clients = {c: a for c, a in self._clients.items() if a.active}
+                self._max_clients = max(MAX_CLIENTS, 2 * len(self._clients))
             account = self._clients[sequence.client] = Account()
         return account
 
-    def _least(self, client: str | None) -> int:
-        """The least that was computed for any active client, or for any of a client's requests."""
-        if client is None:
-            served = [self._client(s).served for s in self.running]
-            least = self.waiting.least_client()
-        else:
-            served = [s.account.served for s in self.running if s.client == client]
-            least = self.waiting.least_request(client)
-        return min(served if least is None else (*served, least), default=0)
+    def _least_client(self, sequence: Sequence) -> int:
+        """The least that was computed for a client of those that run, or wait beside this one."""
+        served = [self._client(s).served for s in self.running]
+        return min((*served, *self.waiting.least_client(sequence)), default=0)
+
+    def _least_request(self, sequence: Sequence) -> int:
+        """The same for the requests of its client."""
+        served = [s.account.served for s in self.running if s.client == sequence.client]
+        return min((*served, *self.waiting.least_request(sequence)), default=0)
 
     def _make_way(self) -> None:
         """Send back sequences for the sake of one of a higher priority that finds no room."""

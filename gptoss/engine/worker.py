@@ -52,7 +52,7 @@ class Worker:
         self.cost = StepCost()
         self._overlap_from = overlap_from
         self._device = None if overlap_from is None else ThreadPoolExecutor(1, "gptoss-device")
-        self._running: Step | None = None  # launched ahead of time
+        self._running: Step | None = None  # launched, its result not taken
         self._at_end = at_end or _nothing
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._requests: dict[Sequence, Request] = {}
@@ -154,24 +154,28 @@ class Worker:
         step runs while readers are served. A token that ends a text by a stop string is found out
         too late for that: the text is then computed one token too far, which nobody sees.
         """
-        step, self._running = self._running, None
+        step = self._running
         if step is None:
             step = self._make(self._draft(self._plan()))
             self._launch(step, self._device if self._overlaps(step) else None)
+            self._running = step
         following = self._following(step)
         try:
             output = step.result()
         except Exception as error:
+            self._running = None
             step.undo()
             self._compute_apart(step, error)
             return
+        self._running = None
         if step.decodes:
             self.cost.observe(step.tokens, step.seconds)
         owed = self._take(step, output)
         if following is not None and self._wanted(owed):
-            self._running = self._renewed(following)
-            if self._running is not None:
-                self._launch(self._running, self._device)
+            renewed = self._renewed(following)
+            if renewed is not None:
+                self._launch(renewed, self._device)
+                self._running = renewed
         self._report(step, output)
 
     def _plan(self) -> list[Chunk]:
