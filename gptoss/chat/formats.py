@@ -168,7 +168,7 @@ thinking: <|channel|> "analysis" <|message|> TEXT <|end|> <|start|> "assistant"
 preamble: <|channel|> "commentary" <|message|> TEXT <|end|> <|start|> "assistant"
 TEXT: /(.|\\n)*/
 """
-_MOST_BEFORE = 16  # messages: a model that may not answer as it likes must not think for ever
+_MAX_BEFORE = 16  # messages: a model that may not answer as it likes must not think for ever
 
 
 def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: bool) -> str:
@@ -191,7 +191,7 @@ def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: b
         schema = tool.parameters if tool.strict else None
         rules.append(f"arguments_{i}: {json_rule(schema or {'type': 'object'})}")
     before = "thinking | preamble" if tools else "thinking"
-    start = f"start: ({before}){{0,{_MOST_BEFORE}}} ({' | '.join(endings)})"
+    start = f"start: ({before}){{0,{_MAX_BEFORE}}} ({' | '.join(endings)})"
     return "\n".join([start, *rules]) + "\n"
 
 

@@ -23,7 +23,7 @@ CHANNELS = (ANALYSIS, COMMENTARY, FINAL)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # A header longer than this, or of more words, is text whose header was left out.
-_LONGEST_HEADER, _MOST_WORDS = 256, 4
+_LONGEST_HEADER, _MAX_WORDS = 256, 4
 _ENDS = {END: "end", RETURN: "return", CALL: "call", "<|endoftext|>": "end"}
 _RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
 # What may stand before <|message|>; the rest of it is text.
@@ -92,7 +92,7 @@ class _Header:
         if len(self.written) > _LONGEST_HEADER:
             return False
         if self.channel is not None:
-            return len(f"{self.channel} {self.constrain or ''}".split()) <= _MOST_WORDS
+            return len(f"{self.channel} {self.constrain or ''}".split()) <= _MAX_WORDS
         unfinished = bool(self.author) and not self.author[-1].isspace()
         words = self.author.split()
         for i, word in enumerate(words):

@@ -34,7 +34,7 @@ WEIGHTS = ("published", "q8")
 FILE = "model.safetensors"
 _WRITE_BYTES = 1 << 24
 _NO_CHECKSUM = "0" * 16
-_MOST_THREADS = 4096  # as the core has it
+_MAX_THREADS = 4096  # as the core has it
 _MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate")
 
 Progress = Callable[[int, int], None]
@@ -217,8 +217,8 @@ def write_packed(
     """
     if weights not in WEIGHTS:
         raise Error(f"weights: expected one of {', '.join(WEIGHTS)}, found {shown(weights)}")
-    if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
-        raise Error(f"threads: expected 0 to {_MOST_THREADS}, found {shown(threads)}")
+    if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
+        raise Error(f"threads: expected 0 to {_MAX_THREADS}, found {shown(threads)}")
     if source.packed is not None:
         raise Error(
             f"{source.name}: is packed already (weights {source.packed}); pack the checkpoint that "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "Answer requests over HTTP, as OpenAI's API does."
-_MOST_REPLICAS = 64
+_MAX_REPLICAS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise Error(f"--port: expected 0 to 65535, found {arguments.port}")
     if arguments.max_requests < 1:
         raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
-    if not 1 <= arguments.replicas <= _MOST_REPLICAS:
-        raise Error(f"--replicas: expected 1 to {_MOST_REPLICAS}, found {arguments.replicas}")
+    if not 1 <= arguments.replicas <= _MAX_REPLICAS:
+        raise Error(f"--replicas: expected 1 to {_MAX_REPLICAS}, found {arguments.replicas}")
     if not arguments.timeout >= 0:
         raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
     log_to_stderr(arguments.no_access_log)

@@ -19,8 +19,8 @@ from gptoss.errors import Error, shown
 if TYPE_CHECKING:
     pass
 
-MOST_SOURCE = 1 << 20  # characters of a grammar
-MOST_CHOICES = 1024
+MAX_SOURCE = 1 << 20  # characters of a grammar
+MAX_CHOICES = 1024
 # Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
 _BLANKS = r"( |\n[ \t]{0,64})?"
 _refused = partial(Error, field="grammar")  # the option that a grammar is given by
@@ -72,10 +72,10 @@ class Grammar:
         if (
             isinstance(texts, (str, bytes))
             or not isinstance(texts, Sequence)
-            or not 0 < len(texts) <= MOST_CHOICES
+            or not 0 < len(texts) <= MAX_CHOICES
             or not all(isinstance(text, str) and text for text in texts)
         ):
-            raise _refused(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
+            raise _refused(f"choice: expected 1 to {MAX_CHOICES} texts, found {shown(texts)}")
         names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
         return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
@@ -88,10 +88,8 @@ class Grammar:
         """
         if not isinstance(source, str):
             raise _refused(f"{what}: expected a string, found {shown(source)}")
-        if len(source) > MOST_SOURCE:
-            raise _refused(
-                f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}"
-            )
+        if len(source) > MAX_SOURCE:
+            raise _refused(f"{what}: expected at most {MAX_SOURCE} characters, found {len(source)}")
         library = load_llguidance()
         problem = library.LLMatcher.validate_grammar(
             library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)

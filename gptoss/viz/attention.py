@@ -24,7 +24,7 @@ from gptoss.viz.figures import (
 )
 from gptoss.viz.trace import Trace
 
-MOST_TOKENS = 512  # a picture of more could not be read
+MAX_TOKENS = 512  # a picture of more could not be read
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def attention_maps(
 def draw_attention(maps: Sequence[AttentionMap], tokens: Sequence[str]) -> Figure:
     """Heatmaps, four or eight in a row, each with its sink's share beside it and its window's edge.
 
-    A row of a heatmap and its sink sum to 1. Raises Error for more than MOST_TOKENS tokens.
+    A row of a heatmap and its sink sum to 1. Raises Error for more than MAX_TOKENS tokens.
     """
     count = len(tokens)
-    require_at_most(count, MOST_TOKENS)
+    require_at_most(count, MAX_TOKENS)
     columns = min(4 if len(maps) <= 16 else 8, len(maps))
     rows = -(-len(maps) // columns)
     side = 2.6 if len(maps) > 1 else min(9.0, max(4.0, 0.12 * count))

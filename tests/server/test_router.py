@@ -7,7 +7,7 @@ import pytest
 from gptoss.server.front.router import (
     CHAT,
     COMPLETIONS,
-    MOST_KEYS,
+    MAX_KEYS,
     PIECE,
     RESPONSES,
     Router,
@@ -74,7 +74,7 @@ def test_prompts_of_ids_and_of_several():
 
 
 def test_keys_of_a_request_are_bounded():
-    assert len(keys(COMPLETIONS, prompt="word " * PIECE * MOST_KEYS)) == MOST_KEYS
+    assert len(keys(COMPLETIONS, prompt="word " * PIECE * MAX_KEYS)) == MAX_KEYS
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, "/tokenize"])
@@ -143,7 +143,7 @@ def test_full_ones_and_those_that_are_down_get_nothing():
     router.set_up(0, False)
     assert router.take([A]) is None
     router.set_up(0, True)
-    assert router.take([A], but={0}) is None
+    assert router.take([A], excluded={0}) is None
     assert router.take([A]) == 0
     router.set_up(0, False)
     router.set_up(1, False)

@@ -27,7 +27,7 @@ _SAMPLING = (
 )
 
 
-MOST_PRIORITY = 1000
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def priority_of(body: Mapping[str, Any]) -> int:
     value = body.get("priority")
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_PRIORITY:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_PRIORITY:
         raise ApiError(
-            f"priority: expected an integer from {-MOST_PRIORITY} to {MOST_PRIORITY}, found "
+            f"priority: expected an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}, found "
             f"{shown(value)}",
             field="priority",
         )

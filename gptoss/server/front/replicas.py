@@ -25,7 +25,7 @@ from gptoss.server.front.app import Broken, Call, Unreached
 from gptoss.server.front.router import Router
 
 log = logging.getLogger("gptoss.server")
-FIRST_DELAY, MOST_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
+FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
 _STEADY = 60.0  # seconds; who ran this long is started again as if it were the first time
 PATIENCE = 10.0  # seconds that a replica has to end in when it is told to
 # A connection is dropped here before the replica drops it: a request on one that is just being
@@ -188,7 +188,7 @@ class Replicas:
             while True:
                 log.error("replica %d %s; starting it in %g s", replica.number, said, delay)
                 await asyncio.sleep(delay)
-                delay = min(2 * delay, MOST_DELAY)
+                delay = min(2 * delay, MAX_DELAY)
                 try:
                     await replica.start()
                     break

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 PIECE = 512  # characters: about the tokens of eight pages of the cache
-MOST_KEYS = 256  # of one request; what lies behind does not choose among replicas
+MAX_KEYS = 256  # of one request; what lies behind does not choose among replicas
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 GENERATING = (CHAT, COMPLETIONS, RESPONSES)
 
@@ -35,25 +35,25 @@ def prefix_keys(path: str, data: bytes) -> list[bytes]:
 class Router:
     """Counts what runs on each replica and remembers what it read.
 
-    replicas: how many there are, all up. most_running: requests that one replica may have at a
+    replicas: how many there are, all up. max_running: requests that one replica may have at a
     time. entries: keys that are remembered; the least recently used are forgotten.
     """
 
-    def __init__(self, replicas: int, most_running: int, entries: int = 1 << 16) -> None:
+    def __init__(self, replicas: int, max_running: int, entries: int = 1 << 16) -> None:
         self.running = [0] * replicas
         self.up = [True] * replicas
         self.ended = [0] * replicas  # how often each was no longer up
-        self._most = most_running
+        self._max_running = max_running
         self._entries = entries
         self._home: OrderedDict[bytes, int] = OrderedDict()
         self._turn = [0] * replicas  # when each was chosen last
         self._turns = 0
 
-    def take(self, keys: Sequence[bytes] = (), but: Collection[int] = ()) -> int | None:
+    def take(self, keys: Sequence[bytes] = (), excluded: Collection[int] = ()) -> int | None:
         """The replica that gets a request with these keys, counted as running there until
-        `release`. None: all that are up, and are not in `but`, are full.
+        `release`. None: all that are up, and are not in `excluded`, are full.
         """
-        free = [i for i in self._usable(but) if self.running[i] < self._most]
+        free = [i for i in self._usable(excluded) if self.running[i] < self._max_running]
         if not free:
             return None
         chosen = self._known(keys, free)
@@ -73,9 +73,9 @@ class Router:
         assert self.running[replica] > 0
         self.running[replica] -= 1
 
-    def pick(self, but: Collection[int] = ()) -> int | None:
+    def pick(self, excluded: Collection[int] = ()) -> int | None:
         """Any replica that is up, for a small question; nothing is counted or remembered."""
-        free = self._usable(but)
+        free = self._usable(excluded)
         if not free:
             return None
         chosen = self._least_loaded(free)
@@ -90,8 +90,8 @@ class Router:
             for key in [key for key, home in self._home.items() if home == replica]:
                 del self._home[key]
 
-    def _usable(self, but: Collection[int]) -> list[int]:
-        return [i for i, up in enumerate(self.up) if up and i not in but]
+    def _usable(self, excluded: Collection[int]) -> list[int]:
+        return [i for i, up in enumerate(self.up) if up and i not in excluded]
 
     def _least_loaded(self, free: Iterable[int]) -> int:
         # Of equals, the one that was chosen longest ago.
@@ -185,7 +185,7 @@ def _chain(pieces: Iterable[str]) -> list[bytes]:
     """A key for each growing prefix: the hash of the last key and the next piece."""
     keys: list[bytes] = []
     key = b""
-    for piece, _ in zip(pieces, range(MOST_KEYS), strict=False):
+    for piece, _ in zip(pieces, range(MAX_KEYS), strict=False):
         key = blake2b(key + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         keys.append(key)
     return keys

@@ -161,7 +161,7 @@ class _Text:
 
     def __init__(self, work: Path, name: str, plan: Plan) -> None:
         self._work = work
-        self._fraction, self._most = plan.validation, plan.block_bytes
+        self._fraction, self._block_bytes = plan.validation, plan.block_bytes
         self.blocks = {s: _Blocks(work, name, s, plan.block_bytes) for s in SPLITS}
         self._waiting: list[str] = []
         self._size = 0  # bytes that wait
@@ -176,7 +176,7 @@ class _Text:
         else:
             self._waiting.append(document)
             self._size += len(document.encode())
-            if self._size > self._most:
+            if self._size > self._block_bytes:
                 self._give_up_one()
 
     def _release(self) -> None:
