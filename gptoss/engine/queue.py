@@ -125,7 +125,7 @@ class _Shares(Generic[Key]):
             del self._lines[key], self._entries[key]
 
     def least(self) -> int:
-        """Tokens computed for whoever comes first."""
+        """Tokens computed for the client that comes first."""
         return self._account(self.first()).served
 
     def line(self, key: Key) -> _Line | None:

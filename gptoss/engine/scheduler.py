@@ -114,7 +114,7 @@ class Scheduler:
         """Queue a sequence; raises as `check` does."""
         self.check(sequence)
         client, account = self._client(sequence), sequence.account
-        # Whoever was away has not saved up anything: they begin level with the least served.
+        # A client that was away has saved up nothing: it begins level with the least served.
         if not client.active:
             client.served = max(client.served, self._least(None))
         if not account.active:

@@ -1,4 +1,4 @@
-"""The thread that runs the model: one step after another, for whoever asks.
+"""The thread that runs the model: one step after another, for all that ask.
 
 Everything that changes while the model runs (scheduler, pages, requests) belongs to this thread
 alone. Others send it calls through a queue and read results from another. Both are SimpleQueue,

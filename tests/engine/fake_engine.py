@@ -94,7 +94,7 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
 
 
 def settle(engine):
-    """Wait until cancelled requests are gone; nothing may stay behind."""
+    """Wait until cancelled requests are gone; nothing may be left of them."""
 
     def settled():
         info = engine.info()

@@ -67,7 +67,7 @@ def test_choices(engine):
 
 @pytest.mark.parametrize("way", ["aclose", "block", "task", "dropped"])
 def test_leaving_cancels(engine, way):
-    """Pages become free (checked behind every test), and others are not disturbed."""
+    """Pages become free (checked after every test), and others are not disturbed."""
     endless = SamplingParams(temperature=0, max_tokens=3000, ignore_eos=True)
 
     async def leave():

@@ -1,4 +1,4 @@
-"""The options of an engine: checked when made, described once, and the same for whoever asks."""
+"""The options of an engine: checked when made, described once, and the same for all that use them."""
 
 import argparse
 import inspect

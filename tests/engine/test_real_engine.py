@@ -333,5 +333,5 @@ def test_open_errors(tmp_path):
 def test_default_cache_is_bounded(tiny_a):
     with Engine(tiny_a, threads=1) as engine:
         info = engine.info()
-    # 16 sequences of full context at most, one of 4096 tokens at least.
+    # At most 16 sequences of the full context length, at least one of 4096 tokens.
     assert 4096 <= info["kv_tokens"] <= 16.4 * info["context_length"]
