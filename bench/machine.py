@@ -68,7 +68,7 @@ def multiply_peak(threads: int, repeat: int, isa: str) -> Spread | None:
 
 
 def cuda_copy(library: str, repeat: int, count: int) -> Spread:
-    """Bytes per second that the GPU's memory reads and writes, copying so many float32."""
+    """Bytes per second that the GPU's memory reads and writes, copying `count` float32."""
     arrays = [(np.ones(count, np.float32), "in"), (np.empty(count, np.float32), "out")]
     seconds = _kernels.cuda("copy", arrays, [count], library=library, repeat=repeat + 1)
     return Spread.of([8.0 * count / s for s in seconds])

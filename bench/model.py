@@ -74,7 +74,7 @@ def expert_weights(c: ModelConfig) -> int:
 
 
 def distinct_experts(c: ModelConfig, tokens: int) -> float:
-    """Experts of a layer that so many tokens touch, if the router chose evenly."""
+    """Experts of a layer that `tokens` tokens touch, if the router chose evenly."""
     return c.num_experts * (1.0 - (1.0 - c.experts_per_token / c.num_experts) ** tokens)
 
 
@@ -183,7 +183,7 @@ class Prefill:
 
 
 class Decode:
-    """Mean seconds of a step of `batch` sequences behind `depth` tokens: one repetition a call."""
+    """Mean seconds of a step of `batch` sequences after `depth` tokens: one repetition per call."""
 
     def __init__(self, runner: Runner, batch: int, depth: int, steps: int, seed: int) -> None:
         self.runner, self.batch, self.depth, self.steps = runner, batch, depth, steps

@@ -293,7 +293,7 @@ cdef class Backend:
         return None if free < 0 else free
 
     def plan_kv(self, bytes):
-        """How many pages fit into so many bytes."""
+        """How many pages fit into `bytes` bytes."""
         return self.get().plan_kv(bytes)
 
     def alloc_kv(self, pages):

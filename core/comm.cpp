@@ -86,7 +86,7 @@ public:
   void restart() override {
     const std::lock_guard lock(group_->mutex);
     group_->aborted = false;
-    group_->arrived = 0;  // whoever waited has left
+    group_->arrived = 0;  // those that waited have left
   }
 
 private:

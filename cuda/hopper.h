@@ -90,7 +90,7 @@ __device__ inline void arrive(Barrier& barrier) {
 #endif
 }
 
-// Arrives, and lets the phase wait for so many bytes of TMA.
+// Arrives, and lets the phase wait for `bytes` bytes of TMA.
 __device__ inline void arrive_and_expect(Barrier& barrier, int bytes) {
 #ifdef GPTOSS_CUDA_EMULATED
   barrier.bytes = barrier.bytes + bytes;

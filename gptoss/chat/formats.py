@@ -84,7 +84,7 @@ class PlainChat:
 class HarmonyChat:
     """The published models' format.
 
-    stop_ids: ``<|return|>`` and ``<|call|>``; never ``<|end|>``, behind which a message follows.
+    stop_ids: ``<|return|>`` and ``<|call|>``; never ``<|end|>``, after which a message follows.
     """
 
     name = "harmony"
@@ -112,7 +112,7 @@ class HarmonyChat:
             must_call: whether it must call one of the tools instead of answering.
 
         Raises:
-            Error: a schema that must be kept to is none, or asks too much.
+            Error: a schema that must be kept to is invalid, or asks too much.
         """
         if answer is None and not must_call and not any(tool.strict for tool in tools):
             return None
@@ -182,7 +182,7 @@ def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: b
         rules.append(f"answer: {body}")
     for i, tool in enumerate(tools):
         endings.append(f"call_{i}")
-        # Models put the recipient before the channel or behind it.
+        # Models put the recipient before the channel or after it.
         name, kind = f"to=functions.{tool.name}", '(" "? <|constrain|> "json" | " json" | " code")?'
         rules.append(
             f'call_{i}: (<|channel|> "commentary {name}" | " {name}" <|channel|> "commentary") '

@@ -63,10 +63,10 @@ class Piece:
 
 @dataclass
 class _Header:
-    """The text of a header, split at its special tokens: before, behind channel, …"""
+    """The text of a header, split at its special tokens: before, after channel, …"""
 
     author: str = ""
-    begun: bool = False  # behind a <|start|>: an author comes first, whatever follows it
+    begun: bool = False  # after a <|start|>: an author comes first, whatever follows it
     channel: str | None = None
     constrain: str | None = None
     written: str = ""
@@ -225,7 +225,7 @@ class HarmonyParser:
     def _end(self, ended_by: str | None) -> list[Piece]:
         pieces: list[Piece] = []
         if self._header is not None:
-            if self._header.is_cut():  # nothing was being written: <|return|> behind <|end|>
+            if self._header.is_cut():  # nothing was being written: <|return|> after <|end|>
                 self._header = _Header()
                 return []
             pieces = self._header_was_text()

@@ -213,7 +213,7 @@ def write_packed(
 
     weights: "published" (bf16, exact) or "q8" for attention and unembedding; experts stay as they
     are. threads: 0 for one per core. Never more than one tensor of the source and its panels are in
-    memory; an interrupted call leaves nothing behind (see `write_checkpoint`). Raises Error.
+    memory; an interrupted call leaves no files (see `write_checkpoint`). Raises Error.
     """
     if weights not in WEIGHTS:
         raise Error(f"weights: expected one of {', '.join(WEIGHTS)}, found {shown(weights)}")

@@ -121,7 +121,7 @@ class TensorSource(ABC):
             raise Error(f"{self.name}: no tensor is called {shown(name)}")
         return info
 
-    @cached_property  # asked for with each tensor by whoever shows progress
+    @cached_property  # asked for with each tensor when progress is shown
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self._infos.values())
@@ -175,7 +175,7 @@ class TensorSource(ABC):
         return self._read(self._infos[name])[index]
 
     def release(self, name: str) -> None:  # noqa: B027  a hint, not a duty
-        """Say that `name` is not needed soon: memory behind its view may go back to the system.
+        """Say that `name` is not needed soon: the memory under its view may go back to the system.
 
         The view stays valid; reading it again reads the file again.
         """

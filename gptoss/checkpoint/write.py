@@ -52,7 +52,7 @@ def write_checkpoint(
     bytes in all).
 
     Everything is written into a hidden directory beside the target, which takes its name at the
-    end: an interrupted call leaves nothing behind, and what a killed one has left is removed by the
+    end: an interrupted call leaves no files, and what a killed one has left is removed by the
     next for the same target. Never more than one tensor is in memory.
     Raises Error.
     """
@@ -144,7 +144,7 @@ def _lock(directory: Path, swept: bool = False) -> int | None:
         return None
     try:
         flock(lock, LOCK_EX | LOCK_NB)
-        held = directory.exists()  # whoever has removed it was the one before to lock it
+        held = directory.exists()  # it may have been removed by the one that held the lock before
     except BlockingIOError:
         held = False
     except OSError:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os._exit(130)
         return 130
     except BrokenPipeError:
-        # Whoever read us has gone; that includes the flush at the interpreter's end.
+        # The reader of our output has gone; that includes the flush at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:

@@ -37,7 +37,7 @@ _UNITS = {
 
 def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
     """The whole command line, a command a module, in this order."""
-    # Before the command or behind it: SUPPRESS keeps the second from undoing the first.
+    # Before the command or after it: SUPPRESS keeps the second from undoing the first.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
     parser = argparse.ArgumentParser(

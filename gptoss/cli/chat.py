@@ -107,7 +107,7 @@ def read_messages(read_line: Callable[[str], str]) -> Iterator[str]:
 
 
 def command(session: Session, text: str) -> bool:
-    """Carry out a command; False for a text that is none. EOFError: the end is wanted."""
+    """Carry out a command; False for a text that is not one. EOFError: the end is wanted."""
     if not text.startswith("/"):
         return False
     name, _, rest = text.partition(" ")

@@ -84,7 +84,7 @@ class Grammar:
         """Text of a Lark grammar, in llguidance's dialect; its first rule is ``start``.
 
         Raises:
-            Error: it is none, or too large; llguidance is not there.
+            Error: it is invalid or too large, or llguidance is not installed.
         """
         if not isinstance(source, str):
             raise _refused(f"{what}: expected a string, found {shown(source)}")

@@ -151,6 +151,6 @@ async def no_route(request: Request, error: Exception) -> Response:
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """A mistake of ours: the log has it, the client learns no more."""
+    """An error in this server: the details go to the log, and the client is told no more."""
     log.exception("%s %s", request.method, request.url.path, exc_info=error)
     return JSONResponse(MISTAKE.body(), 500)

@@ -183,7 +183,7 @@ def _bytes_of(table: list[bytes], token: SupportsIndex) -> bytes:
 def _cut_long_runs(text: str) -> Iterator[str]:
     """`text` in pieces with no more than twice _LONG_RUN blanks in a row.
 
-    It is cut behind each aligned stretch of _LONG_RUN characters that holds nothing but blanks.
+    It is cut after each aligned stretch of _LONG_RUN characters that holds nothing but blanks.
     """
     start = 0
     for at in range(_LONG_RUN, len(text), _LONG_RUN):

@@ -221,7 +221,7 @@ def _merge_to_two(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     """`token` merged by rank until two parts are left, or more where nothing merges any further.
 
     The parts are a linked list by the offsets of their first bytes, the pairs that may merge a
-    heap: a token of n bytes costs n log n, not n², since whoever wrote the file chose n.
+    heap: a token of n bytes costs n log n, not n², since the file's author chose n.
     """
     size = len(token)
     ends = list(range(1, size + 1))  # first byte of a part → its end; 0 where no part begins

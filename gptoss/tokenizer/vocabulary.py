@@ -53,7 +53,7 @@ _HARMONY_NAMED = {
 HARMONY_END = ("<|return|>", "<|call|>")  # not <|end|>: another message follows it
 _FILE_LIMIT = 1 << 28  # bytes; o200k_base has 3.6 MB, as tokenizer.json 28 MB
 _ID_LIMIT = 1 << 24  # no model has more ids
-# Characters of a special token's name. `re` compiles names with a common beginning in time
+# Characters of a special token's name. `re` compiles names with a common prefix in time
 # proportional to the square of its length.
 _NAME_LIMIT = 1024
 

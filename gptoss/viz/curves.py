@@ -48,7 +48,7 @@ class Curve:
 
 
 def read_records(path: Path, made_by: str) -> list[dict[str, Any]]:
-    """The JSON lines of a run's file. Raises Error, with the line, for what is none.
+    """The JSON lines of a run's file. Raises Error, with the line, where one is not JSON.
 
     A last line without its end is left out: the run may be writing it.
     """

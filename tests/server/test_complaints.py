@@ -60,7 +60,7 @@ def ask(request, engine, monkeypatch):
         "<|message|>It is four.<|return|>",
         # harmony #80: a refusal without a channel
         "It is four.<|return|>",
-        # vllm #50690: <|return|> behind <|end|>
+        # vllm #50690: <|return|> after <|end|>
         "<|channel|>final<|message|>It is four.<|end|><|return|>",
         "<|channel|>final<|message|>It is four.<|end|><|start|>assistant<|return|>",
         # nothing ends it

@@ -22,7 +22,7 @@ def keys(path, **body):
 def shared(first, second):
     """How many of the first keys are the same."""
     same = [a == b for a, b in zip(first, second, strict=False)]
-    assert same == sorted(same, reverse=True)  # behind a difference nothing is the same again
+    assert same == sorted(same, reverse=True)  # after a difference nothing is the same again
     return sum(same)
 
 
@@ -55,7 +55,7 @@ def test_tools_effort_and_instructions_stand_before_the_messages():
     assert shared(told, keys(RESPONSES, input="Hello", instructions="Be long.")) == 0
 
 
-def test_long_texts_share_their_beginning():
+def test_long_texts_share_their_prefix():
     text = "".join(f"{i} " for i in range(1000))
     first, other = keys(COMPLETIONS, prompt=text + "end"), keys(COMPLETIONS, prompt=text + "stop")
     assert len(first) == len(text) // PIECE + 1
@@ -160,7 +160,7 @@ def test_what_a_replica_had_read_ends_with_it():
     router.release(1)
     assert router.take([C]) == 0
     router.release(0)
-    assert router.take([A]) == 1  # no longer known: whoever's turn it is
+    assert router.take([A]) == 1  # no longer known: the one whose turn it is
 
 
 def test_few_are_remembered():

@@ -47,7 +47,7 @@ def check_row(tokens: Any, targets: Any, positions: Any, documents: Any) -> None
     filler = documents < 0
     assert (targets[filler] == -1).all() and (tokens[filler] == END).all()
     used = int((~filler).sum())
-    assert not filler[:used].any()  # pieces first, filler behind
+    assert not filler[:used].any()  # pieces first, then filler
     assert (np.diff(documents[:used]) >= 0).all()
     for number in range(documents.max() + 1):
         place = np.flatnonzero(documents == number)

@@ -294,7 +294,7 @@ def test_finished_work_is_not_done_again(
     with pytest.raises(KeyboardInterrupt):
         run(text, tmp_path / "out")
     run(text, tmp_path / "out")
-    assert len(seen) == 60 + 175 - 48  # what came behind the last save, at 48, is done twice
+    assert len(seen) == 60 + 175 - 48  # what came after the last save, at 48, is done twice
     before = contents(tmp_path / "out")
     run(text, tmp_path / "out")  # nothing left to do
     assert len(seen) == 187 and contents(tmp_path / "out") == before

@@ -187,7 +187,7 @@ class _Server:
         )
 
     async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
-        """The request at work. Raises ApiError when it may not be, or is none."""
+        """The running request. Raises ApiError where it is invalid or may not run now."""
         self._check_model(body.get("model"))
         if self._running >= self._options.max_requests:
             raise ApiError(

@@ -110,7 +110,7 @@ def answer_grammar(
     format_name: what the request's API calls `response_format`. Returns (the field that asks for
     it, the grammar); the latter is None where the answer may be anything.
 
-    Raises ApiError: it is none, cannot be carried out, or there are several.
+    Raises ApiError: it is invalid, cannot be carried out, or there are several.
     """
     found: list[tuple[str, Grammar]] = []
     wanted = body.get("response_format")

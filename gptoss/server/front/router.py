@@ -1,9 +1,9 @@
-"""Which replica answers a request: the one that read its beginning before, unless it is busy.
+"""Which replica answers a request: the one that read its prefix before, unless it is busy.
 
 A replica keeps what it computed of a text; a conversation that grows turn by turn is cheapest where
-its first turns were read. A request's beginning is cut into pieces, and every growing prefix of
-them has a key; the router remembers which replica a key went to last. Nothing here waits, has
-threads or draws lots: the same calls give the same choices.
+its first turns were read. The text of a request is cut into pieces, and every prefix of these
+has a key; the router remembers which replica a key went to last. Nothing here waits, has threads
+or is random: the same calls give the same choices.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from hashlib import blake2b
 from typing import Any
 
 PIECE = 512  # characters: about the tokens of eight pages of the cache
-MAX_KEYS = 256  # of one request; what lies behind does not choose among replicas
+MAX_KEYS = 256  # of one request; what comes after does not choose among replicas
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 GENERATING = (CHAT, COMPLETIONS, RESPONSES)
 
 
 def prefix_keys(path: str, data: bytes) -> list[bytes]:
-    """Keys of the growing beginnings of a request, the shortest first; none where it makes no
-    sense, which the replica will say better.
+    """Keys of the prefixes of a request, the shortest first; none where it is invalid, which the
+    replica will explain better.
     """
     try:
         body = json.loads(data)
@@ -99,7 +99,7 @@ class Router:
 
     def _known(self, keys: Sequence[bytes], free: Collection[int]) -> int | None:
         """Where the longest prefix is known that can take one more: none may have clearly more to
-        do than the mean, or one beginning that all requests share would keep a single replica busy.
+        do than the mean, or one prefix that all requests share would keep a single replica busy.
         """
         mean = (sum(self.running[i] for i in free) + 1) / len(free)
         for key in reversed(keys):
@@ -121,7 +121,7 @@ class Router:
 
 def _of_chat(body: Mapping[str, Any]) -> Iterator[str]:
     # Effort and tools stand before the messages in harmony. Without tools that is too little to be
-    # a beginning of its own: every request would share it.
+    # a prefix of its own: every request would share it.
     yield _text([body.get("reasoning_effort"), body.get("tools")])
     if body.get("tools"):
         yield ""

@@ -46,7 +46,7 @@ function cutFrom(message) {
   return messages.splice(index);
 }
 
-/** Sends a text, in place of an earlier message and all behind it if one is given. */
+/** Sends a text, in place of an earlier message and all after it if one is given. */
 function send(text, instead = null) {
   if (running || !model?.format || !text.trim()) return false;
   if (instead) cutFrom(instead);

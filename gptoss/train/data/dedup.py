@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHINGLE = 5  # words
-BANDS, BAND = 8, 8  # bands of so many values each
+BANDS, BAND = 8, 8  # 8 bands of 8 values each
 SIGNATURE = BANDS * BAND
 
 Signature = NDArray[np.uint32]

@@ -177,7 +177,7 @@ def _split(parts: Iterator[str], separator: str) -> Iterator[str]:
         before.append(rest[:cut])
         tail = rest[cut:]
     last = "".join([*before, tail])
-    if last.strip():  # behind the last separator there is a line end, mostly
+    if last.strip():  # after the last separator there is mostly just a line end
         yield last
 
 

@@ -26,7 +26,7 @@ def unknown_name(name: str, known: Collection[str], where: str) -> Error:
 
 
 def parse(name: str, text: str, like: object) -> Any:
-    """`text` as a value of the kind of `like`; raises Error, naming `name`, where it is none."""
+    """`text` as a value of the kind of `like`; raises Error, naming `name`, where it is not."""
     lowered = text.strip().lower()
     try:
         if isinstance(like, bool):

@@ -53,7 +53,7 @@ class Settings:
 
     steps: int = 1000
     batch_tokens: int = 4096  # of one optimizer step, over all processes
-    micro_tokens: int = 4096  # at most so many at once per process; the rest accumulates
+    micro_tokens: int = 4096  # at most, at once per process; the rest accumulates
     length: int = 512  # of a row
     long_length: int = 1024  # of a row in the last part of the run
     long_from: float = 0.8

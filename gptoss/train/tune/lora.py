@@ -142,7 +142,7 @@ class AdaptedEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.rows = nn.Parameter(torch.zeros(len(ids), base.embedding_dim))
-        place = torch.full((base.num_embeddings,), len(ids))  # behind the last row: none
+        place = torch.full((base.num_embeddings,), len(ids))  # past the last row: none
         place[list(ids)] = torch.arange(len(ids))
         self.register_buffer("place", place, persistent=False)
 
