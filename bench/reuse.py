@@ -37,8 +37,8 @@ PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
 
 
 class Sleeping:
-    """A device that takes its time and draws the same token for everyone. It owns a real one,
-    whose place it takes.
+    """A device that takes a fixed time and draws the same token for every row. It owns a real one,
+    which it replaces.
     """
 
     def __init__(self, real: _core.Backend, seconds: float) -> None:
@@ -58,7 +58,7 @@ class Sleeping:
 
 
 def rate(engine: Engine, prompts: list[str], params: SamplingParams) -> tuple[float, list[str]]:
-    """(tokens a second, texts)."""
+    """(tokens per second, texts)."""
     begun = perf_counter()
     found = engine.generate(prompts, params)
     tokens = sum(len(completion.token_ids) for completion in found)

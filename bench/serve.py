@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Kind:
-    """What requests are like. rate: arrivals a second; 0: all at once. scale: of all lengths.
+    """What requests are like. rate: arrivals per second; 0: all at once. scale: of all lengths.
     vocabulary: ids are below it. context: tokens of prompt and answer at most.
     """
 

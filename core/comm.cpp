@@ -36,7 +36,7 @@ struct Group {
       return;
     }
     changed.wait(lock, [&] { return generation != mine || aborted; });
-    // Who has met the others goes on, even if one of them has failed since.
+    // A rank that has met the others goes on, even if one of them has failed since.
     GPTOSS_CHECK(generation != mine, "tensor parallel: another rank has failed");
   }
 };

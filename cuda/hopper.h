@@ -9,7 +9,7 @@
 #include <cuda.h>
 #endif
 
-// Is this code for a chip that has them? Kernels have no body otherwise.
+// Whether this code is for a chip that has them; kernels have no body otherwise.
 #if defined(GPTOSS_CUDA_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define GPTOSS_HOPPER 1
 #endif

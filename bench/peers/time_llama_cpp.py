@@ -5,7 +5,7 @@
 runs in an environment that has the registry package llama-cpp-python; a random model of the same
 geometry as ours comes from random_gguf.py. Each line of standard input is a JSON object, answered
 by one line: {"prefill": n} by the seconds from n random tokens to the first new one; {"decode": n,
-"depth": d} by the mean seconds of n single-token steps after d tokens.
+"depth": d} by the mean seconds of n single-token steps behind d tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model writes in the harmony format, taken apart while it is written.
+"""What a model writes in the harmony format, parsed while it is written.
 
 A message is ``<|start|>author[ to=recipient][<|channel|>channel[ to=recipient]][ content type]
 <|message|>content`` and an end token. Models get it wrong now and then. The parser never fails and
@@ -104,7 +104,7 @@ class _Header:
         return True
 
     def text(self) -> str:
-        """What is no part of a header."""
+        """What is not part of a header."""
         if self.channel is None:
             pattern = _AUTHOR_FIRST if self.begun else _AUTHOR
             return self.author[_end_of(pattern, self.author) :]
@@ -142,7 +142,7 @@ class HarmonyParser:
     """Messages out of the tokens that follow a prompt which ends with ``<|start|>assistant``.
 
     messages: all of them so far, the one being written last. Special tokens do not become text;
-    bytes that are no UTF-8 become U+FFFD, in the message where they stand.
+    bytes that are not UTF-8 become U+FFFD, in the message where they stand.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -158,7 +158,7 @@ class HarmonyParser:
         self.messages: list[Message] = []
 
     def is_special(self, token: int) -> bool:
-        """Whether a token marks headers and ends, and so is no text."""
+        """Whether a token marks headers and ends, and so is not text."""
         return token in self._names
 
     def push(self, token: int) -> list[Piece]:

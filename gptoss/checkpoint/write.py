@@ -44,8 +44,8 @@ def write_checkpoint(
 ) -> list[Path]:
     """Write `source` into `directory`, which must not exist or be empty. The files written.
 
-    layout: "original", "huggingface" (MXFP4 experts) or "huggingface-bf16" (experts unpacked and
-    transposed). bf16 experts are packed by `rule` ("mx" or "mse") where the layout wants MXFP4;
+    layout: "original", "huggingface" (MXFP4 experts) or "huggingface-bf16" (experts dequantized and
+    transposed). bf16 experts are quantized by `rule` ("mx" or "mse") where the layout wants MXFP4;
     MXFP4 bytes and bf16 bits are otherwise copied as they are. A file takes tensors up to
     max_shard_bytes (a larger tensor has a file of its own); several files come with an index.
     The tokenizer's files are copied from source.directory. `progress` is called with (bytes done,
@@ -120,7 +120,7 @@ def _partial_directory(target: Path) -> Iterator[Path]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what writers of `target` have left that were killed: directories nobody has locked."""
+    """Remove what killed writers of `target` have left: directories that nobody has locked."""
     name = re.compile(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}")
     with suppress(OSError):
         for path in list(target.parent.iterdir()):

@@ -221,7 +221,7 @@ class Session:
         from gptoss.chat import parse_messages
 
         system = [{"role": "system", "content": self.system}] if self.system else []
-        # An answer that was stopped before its first word is no message.
+        # An answer that was stopped before its first word is not a message.
         said = [m for m in self.messages[first:] if m["content"] or m.get("reasoning")]
         return parse_messages(system + said)
 

@@ -31,7 +31,7 @@ def main() -> int:
     asked = line.makefile("r", encoding="utf-8").readline()
     if not asked:
         return 1
-    # A thread, not the event loop: it is there while the model is loaded, too.
+    # A thread, not the event loop: it runs while the model is loaded, too.
     threading.Thread(target=_end_with, args=[line], daemon=True).start()
     options = json.loads(asked)
     arguments = argparse.Namespace(**options)

@@ -154,7 +154,7 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             await super().shutdown(*arguments, **options)
             # Here, and not after `serve`, which passes the signal on that ended it: nothing of
             # ours may come after that.
-            # A second Ctrl-C waits for nobody.
+            # A second Ctrl-C does not wait.
             await replicas.close(0 if self.force_exit else PATIENCE)
 
     server = Server(_config(arguments, app))
@@ -185,7 +185,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         "port": 0,
         "api_key": [inner_key],
         "origin": [],
-        # The front counts. A request that was cancelled may be here a moment longer than there.
+        # The front counts requests. One that was cancelled may last a moment longer there.
         "max_requests": 2 * arguments.max_requests,
     }
     if options.threads is None:

@@ -69,7 +69,7 @@ class Drafter:
     def __init__(self, tokens: SequenceOf[int], cost: StepCost) -> None:
         self._cost = cost
         self._text = bytearray(array("i", tokens).tobytes())  # bytes: searched without Python
-        # Right and made, fading: begins with a cautious belief.
+        # Right ones and all, old ones fading: begins with a cautious prior.
         self._right, self._made = 1.2, 2.0
         self._since = TRY_AGAIN  # tokens since the last draft
 
@@ -101,22 +101,22 @@ class Drafter:
         return self._lookup(count) if count else ()
 
     def _lookup(self, count: int) -> tuple[int, ...]:
-        """What followed the latest earlier occurrence of the longest end that occurred before."""
+        """What followed the latest earlier occurrence of the longest suffix that has one."""
         size = array("i").itemsize
         text = self._text
         found: tuple[int, ...] = ()
         for length in range(SHORTEST_MATCH, LONGEST_MATCH + 1):
             end = bytes(text[-length * size :])
             at = text.rfind(end, 0, len(text) - size) if len(end) == length * size else -1
-            while at >= 0 and at % size:  # across the border of tokens
+            while at >= 0 and at % size:  # not at a token's first byte
                 at = text.rfind(end, 0, at + len(end) - 1)
             if at < 0:
-                break  # nor has a longer one
+                break  # then a longer one did not either
             begin = at + len(end)
             found = tuple(array("i", bytes(text[begin : begin + count * size])))
         if not found:
             return ()
-        # What followed may run into the end itself: the text goes round in circles, and on.
+        # What followed may run into the suffix itself: the text repeats, so go on with the period.
         return tuple(found[i % len(found)] for i in range(count))
 
 

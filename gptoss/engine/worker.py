@@ -103,7 +103,7 @@ class Worker:
             self._thread.join()
 
     def check_process(self) -> None:
-        """Raise Error in a forked child, where the thread that would answer is not."""
+        """Raise Error in a forked child, which lacks the thread that would answer."""
         if os.getpid() != self._process:
             raise Error(
                 f"engine: it belongs to the process that made it (pid {self._process}), this is a "

@@ -2,7 +2,7 @@
 
 llguidance (the extra `grammar`) turns a grammar and the tokens so far into the set of tokens that
 may come next; the sampler draws from these alone. A grammar is compiled against a vocabulary and
-then begun anew for each text.
+then started afresh for each text.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Grammar:
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
-    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is no schema."""
+    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is not a schema."""
     if not isinstance(schema, (Mapping, bool)):
         raise _refused(f"json schema: expected an object, found {shown(schema)}")
     if schema is False:
@@ -150,6 +150,6 @@ def _escaped(pattern: str) -> str:
 def first_line(text: str) -> str:
     """Of a message that may go on with the whole grammar and a trace.
 
-    Where a message says at which line and column, it is of a source that is not the user's.
+    A line and column in a message refer to a source that is not the user's.
     """
     return re.sub(r"^at \d+\(\d+\): ", "", text.strip().split("\n", 1)[0])[:500]

@@ -1,5 +1,5 @@
-"""Who may ask, how large a request may be, and what is answered alike whether one engine or a front
-before several is behind it.
+"""Who may ask, how large a request may be, and which answers are the same from one engine and from
+a front of several.
 """
 
 from __future__ import annotations

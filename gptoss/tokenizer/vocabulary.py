@@ -153,7 +153,7 @@ def harmony(data: bytes, source: str, vocab_size: int) -> Vocabulary:
 def is_token_id(value: object) -> TypeGuard[int]:
     """Whether `value`, from a file, can be an id in any vocabulary.
 
-    Ask before it becomes a key: integers beyond 2^61 share hash values as their writer likes, and
+    Ask before it becomes a key: the hash values of integers beyond 2^61 can be made to collide, and
     a dictionary of n such keys takes time in n².
     """
     return type(value) is int and 0 <= value < _ID_LIMIT

@@ -58,7 +58,7 @@ class AttentionMap:
 def attention_maps(
     trace: Trace, architecture: Architecture, layer: int | None = None, head: int | None = None
 ) -> list[AttentionMap]:
-    """The heads asked for, of one layer or of all. Raises Error for one that there is not.
+    """The heads asked for, of one layer or of all. Raises Error for one that does not exist.
 
     A weight is exp(s) / (Σ exp(s) + exp(sink)), s = q·k / √D over the keys in sight; the sink's
     share is exp(sink) over the same sum (as in OpenAI's gpt_oss/torch/model.py).

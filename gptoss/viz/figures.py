@@ -1,4 +1,4 @@
-"""The house style of pictures: labelled axes, and nothing that colour alone tells."""
+"""The house style of pictures: labelled axes, and nothing told by colour alone."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_logits_do_not_depend_on_the_chunks(tiny_a, golden):
 
 
 def greedy_stories(isa, activation):
-    """What the bundled model tells: (token ids, two likeliest tokens of each place) a prompt."""
+    """What the bundled model gives for each prompt: (token ids, two likeliest tokens per place)."""
     prompts = ["Once upon a time", "The old man looked at the sea, and", "The king said"]
     params = SamplingParams(temperature=0, max_tokens=100, logprobs=2)
     with pytest.MonkeyPatch.context() as patch:

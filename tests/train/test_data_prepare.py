@@ -42,7 +42,7 @@ def documents(folder: Path, split: str, text: str | None = None) -> list[str]:
 
 
 def numbered(count: int, first: int = 0) -> list[str]:
-    """Stories that are no near duplicates."""
+    """Stories that are not near duplicates."""
     rng = np.random.default_rng(first)
     return [
         f"Story {n}: " + " ".join(f"w{w}" for w in rng.integers(0, 3000, 40))

@@ -6,7 +6,7 @@
 // end of a block of 32 columns the sums, which are exact, become float32, take the operand's and
 // the rows' scales, and are added up.
 //
-// One operand row, mxfp4, AVX-512: 9 instructions a 64 bytes of weights besides the loads, 60 G
+// One operand row, mxfp4, AVX-512: 9 instructions per 64 bytes of weights besides the loads, 60 G
 // weights/s measured on one core of a Zen 4 out of cache, about the speed at which it reads memory.
 #pragma once
 

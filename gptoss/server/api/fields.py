@@ -184,7 +184,7 @@ def stop_strings(body: Mapping[str, Any]) -> tuple[str, ...]:
 def sampling_params(
     body: Mapping[str, Any], *, max_tokens: Any, logprobs: int | None, **more: Any
 ) -> SamplingParams:
-    """The request's parameters; null is as good as missing. Raises Error."""
+    """The request's parameters; null counts as missing. Raises Error."""
     options = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
     bias = body.get("logit_bias")
     if bias is not None:

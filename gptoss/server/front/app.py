@@ -110,7 +110,7 @@ class FrontOptions:
 
 
 def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
-    """An ASGI application. Who starts and ends replicas tells the router."""
+    """An ASGI application. The owner of the replicas tells the router which are up."""
     return _Front(upstreams, router, options).app
 
 

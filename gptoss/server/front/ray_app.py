@@ -36,8 +36,8 @@ from gptoss.server.front.app import Broken, Call, FrontOptions, create_front
 from gptoss.server.front.router import Router
 
 log = logging.getLogger("gptoss.server")
-_SMALL = 64  # questions that are no generations, at a time and replica
-_GRACE = 60.0  # seconds that requests have to end in when the application is taken down
+_SMALL = 64  # requests that generate nothing, at a time and per replica
+_GRACE = 60.0  # seconds that requests have left when the application is taken down
 
 
 class Arguments(BaseModel):
@@ -82,7 +82,7 @@ class EngineActor:
     def __init__(self, arguments: Arguments, inner_key: str) -> None:
         self._engine = Engine.from_options(arguments.engine)
         name = arguments.name or Path(str(self._engine.info()["model"])).name
-        # The front counts. A request that was cancelled may be here a moment longer than there.
+        # The front counts requests. One that was cancelled may last a moment longer here.
         max_requests = 2 * arguments.max_requests
         options = ServerOptions(
             name, (inner_key,), max_requests, timeout=arguments.timeout or None, behind_front=True
@@ -120,7 +120,7 @@ async def call_app(app: Starlette, call: Call) -> AsyncGenerator[Any, None]:
     }
     given = False
     left = asyncio.Event()
-    # One part at a time: who does not read holds up who writes.
+    # One part at a time: a reader that does not read holds up the writer.
     messages: asyncio.Queue[Message | None] = asyncio.Queue(1)
 
     async def receive() -> Message:
@@ -134,7 +134,7 @@ async def call_app(app: Starlette, call: Call) -> AsyncGenerator[Any, None]:
     async def run() -> None:
         try:
             await app(scope, receive, messages.put)
-        except Exception:  # it has answered that it made a mistake, and raises it for the log
+        except Exception:  # it has answered with an error, and raises that for the log
             log.exception("%s %s", call.method, path)
         finally:
             if not left.is_set():
@@ -241,8 +241,8 @@ def build_app(args: Arguments) -> serve.Application:
     args = args.model_copy(update={"api_keys": keys})
     inner_key = secrets.token_hex(32)
     max_requests = 2 * args.max_requests + _SMALL
-    # A deployment each, instead of one of several replicas: a request goes to the one that we say,
-    # by nothing but Ray's public interface.
+    # A deployment each, instead of one with several replicas: so a request goes to the one that the
+    # router chose, using nothing but Ray's public interface.
     engine: Any = serve.deployment(EngineActor)
     engines = [
         engine.options(

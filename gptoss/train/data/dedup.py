@@ -1,4 +1,4 @@
-"""Documents that were there before, word for word or nearly so.
+"""Documents that were seen before, word for word or nearly so.
 
 Near duplicates are documents whose sets of word 5-grams share a large part of their union (the
 Jaccard similarity). Signatures of MinHash values estimate it (Broder 1997); documents are compared

@@ -84,7 +84,7 @@ def cache_directory() -> Path:
 def resolve(
     place: str, cache: Path | None, progress: Callable[[str, int, int], None] | None
 ) -> list[Path] | None:
-    """The files of dataset `place`, fetched; None for what is no name of one, or is a path here."""
+    """The files of dataset `place`, fetched; None where it is not the name of one, or is a path."""
     if not is_dataset(place):
         return None
 

@@ -44,7 +44,7 @@ def distribution(values: Tensor, prefix: str = "") -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "45 s", "12 min", "3 h 05 min"."""
+    """A duration in words: "45 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

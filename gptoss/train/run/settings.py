@@ -1,4 +1,4 @@
-"""Everything about a run beside the architecture and the data."""
+"""Everything about a run besides the architecture and the data."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 class Settings:
     """Lengths and `…_tokens` count tokens; `warmup`, `steps` and `…_every` count optimizer steps.
 
-    The `…_from` figures are fractions of the run, 1 = never. Raises Error for values that make no
-    sense, alone or together.
+    The `…_from` figures are fractions of the run, 1 = never. Raises Error for values that are
+    invalid, alone or together.
     """
 
     steps: int = 1000

@@ -1,4 +1,4 @@
-"""The state of a run on disk: written in one piece, read with suspicion."""
+"""The state of a run on disk: written atomically, checked when read."""
 
 from __future__ import annotations
 
