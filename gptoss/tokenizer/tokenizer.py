@@ -61,7 +61,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Raises Error where the pattern is no regular expression or leaves characters out."""
+        """Raises Error where the pattern is not a regular expression or leaves characters out."""
         self.vocab_size = vocabulary.vocab_size
         self.special_tokens = dict(vocabulary.special_tokens)
         self.eos_ids = vocabulary.eos_ids

@@ -338,7 +338,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 scroller.addEventListener("scroll", noteScroll, { passive: true });
-// Opening the thinking makes the page longer: who reads it is not to be carried away.
+// Opening the thinking makes the page longer: what the user reads must not scroll away.
 log.addEventListener("toggle", noteScroll, { capture: true });
 addEventListener("pagehide", save);
 

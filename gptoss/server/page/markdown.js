@@ -326,7 +326,7 @@ function run(text, at, end) {
   const [before, after] = [text[at - 1], text[end]];
   const left = !space(after) && (!mark(after) || space(before) || mark(before));
   const right = !space(before) && (!mark(before) || space(after) || mark(after));
-  const within = text[at] === "_"; // snake_case is no emphasis
+  const within = text[at] === "_"; // snake_case is not emphasis
   return {
     char: text[at],
     count: end - at,

@@ -196,7 +196,7 @@ class Refused(Error):
 
 
 class Unreachable(Error):
-    """Nobody answered, or not to the end, however often we asked."""
+    """No complete answer came, however often we asked."""
 
 
 def _persist(

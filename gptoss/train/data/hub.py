@@ -181,7 +181,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def _listing(dataset: Dataset, home: Path, patience: Patience) -> tuple[str, list[RemoteFile]]:
-    """The commit of the revision and its files; what was said last where nobody answers now."""
+    """The commit of the revision and its files; the last known ones where no answer comes now."""
     kept = home / f"{dataset.revision.replace('/', '--')}.json"
     if not _offline():
         try:

@@ -95,7 +95,7 @@ class Logs:
 class Line:
     """The terminal's line: drawn over and over on a terminal, printed now and then elsewhere."""
 
-    EVERY = 10  # steps, where nobody looks on
+    EVERY = 10  # steps, where the output is not a terminal
 
     def __init__(self, steps: int, batch_tokens: int, stream: TextIO | None = None) -> None:
         self.steps, self.batch_tokens = steps, batch_tokens
