@@ -1,1 +1,1 @@
-"""Benchmarks: `bench.py` runs `model` and `serve`; the others are programs of their own."""
+"""Benchmarks: `bench.py` runs `model` and `serve`; the others are separate programs."""

@@ -28,7 +28,7 @@ PAGE, WINDOW = 16, 128
 
 
 class NoModel:
-    """Draws the same token for everyone, at once."""
+    """Draws the same token for every sequence, at once."""
 
     def step(self, *arrays: Any, sampling: Any, **options: Any) -> StepOutput:
         rows = len(sampling.rows) if sampling is not None else 0
@@ -36,7 +36,7 @@ class NoModel:
 
 
 def step_seconds(sequences: int, tokens: int, overlap: bool) -> float:
-    """Median seconds of a step in which that many sequences decode."""
+    """Median seconds of a step in which this many sequences decode."""
     pages = sequences * 2 * (tokens // PAGE + 4)
     scheduler = Scheduler(pages, PAGE, WINDOW, max(512, 16 * sequences), sequences)
     worker = Worker(NoModel(), scheduler, overlap_from=1 if overlap else None)

@@ -3,8 +3,8 @@
     python bench/kernels.py --threads 2 --rows 1,8,16,64,512
 
 For each number of operand rows: the time of one product [rows, 2880] · [5760, 2880]ᵀ through the
-engine's own split over threads (operand conversion included), the weight bytes a second and their
-share of the read bandwidth measured in the same run, the operations a second and their share of
+engine's own split over threads (operand conversion included), the weight bytes per second and their
+share of the read bandwidth measured in the same run, the operations per second and their share of
 the fastest multiply-add instruction's. Weights are taken in turn from more memory than the caches
 hold. Medians; of what the machine allows, the best.
 """

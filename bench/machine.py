@@ -16,7 +16,7 @@ from gptoss.native import _core
 
 try:
     from gptoss.native import _kernels
-except ImportError:  # an installation for users: it measures neither arithmetic nor a GPU's memory
+except ImportError:  # a user's installation, which measures neither arithmetic nor a GPU's memory
     _kernels = None
 
 
@@ -68,7 +68,7 @@ def multiply_peak(threads: int, repeat: int, isa: str) -> Spread | None:
 
 
 def cuda_copy(library: str, repeat: int, count: int) -> Spread:
-    """Bytes per second that the GPU's memory reads and writes, copying so many float32."""
+    """Bytes per second that the GPU's memory reads and writes, copying `count` float32."""
     arrays = [(np.ones(count, np.float32), "in"), (np.empty(count, np.float32), "out")]
     seconds = _kernels.cuda("copy", arrays, [count], library=library, repeat=repeat + 1)
     return Spread.of([8.0 * count / s for s in seconds])
@@ -85,14 +85,14 @@ def cuda_product(library: str, repeat: int, n: int) -> Spread:
                 kernel, arrays, [n, n, n, 0], library=library, repeat=repeat + 1
             )
         except Error:
-            continue  # this is no Hopper
+            continue  # not a Hopper GPU
         return Spread.of([2.0 * n**3 / s for s in seconds])
     raise Error("no bf16 product runs on this GPU")
 
 
 def measure_machine(device: str, threads: int, repeat: int) -> tuple[Spread | None, Spread | None]:
-    """Bytes and operations per second of what the model runs on; None where that needs what only a
-    developer's build has."""
+    """Bytes and operations per second of what the model runs on; None where measuring needs a
+    developer's build."""
     missing = "is not measured: that needs a developer's build (make install)"
     print(f"machine   {platform.machine()}, {threads} threads, {_core.cpu_features()['isa']}")
     if device == "cpu":

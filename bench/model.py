@@ -43,7 +43,7 @@ from gptoss.native import _core, arrays
 
 try:
     from gptoss.native import _kernels
-except ImportError:  # an installation for users: it measures neither arithmetic nor a GPU's memory
+except ImportError:  # a user's installation, which measures neither arithmetic nor a GPU's memory
     _kernels = None
 
 BF16 = 2  # bytes
@@ -74,7 +74,7 @@ def expert_weights(c: ModelConfig) -> int:
 
 
 def distinct_experts(c: ModelConfig, tokens: int) -> float:
-    """Experts of a layer that so many tokens touch, if the router chose evenly."""
+    """Experts of a layer that `tokens` tokens touch, if the router chose evenly."""
     return c.num_experts * (1.0 - (1.0 - c.experts_per_token / c.num_experts) ** tokens)
 
 
@@ -167,7 +167,7 @@ def random_tokens(random: np.random.Generator, config: ModelConfig, count: int) 
 
 
 class Prefill:
-    """Seconds from a prompt to its first token, nothing else running: one repetition a call."""
+    """Seconds from a prompt to its first token, nothing else running: one repetition per call."""
 
     def __init__(self, runner: Runner, length: int, seed: int) -> None:
         self.runner, self.length, self.seed = runner, length, seed
@@ -183,14 +183,14 @@ class Prefill:
 
 
 class Decode:
-    """Mean seconds of a step of `batch` sequences behind `depth` tokens: one repetition a call."""
+    """Mean seconds of a step of `batch` sequences after `depth` tokens: one repetition per call."""
 
     def __init__(self, runner: Runner, batch: int, depth: int, steps: int, seed: int) -> None:
         self.runner, self.batch, self.depth, self.steps = runner, batch, depth, steps
         self.seed = seed
         self.singles: list[float] = []
         self.sequences: list[SequencePages] = []
-        self.position = depth  # each repetition goes on where the last one ended
+        self.position = depth  # each repetition continues where the last one ended
 
     def __call__(self, repetition: int) -> float:
         runner, config = self.runner, self.runner.config
@@ -272,7 +272,7 @@ def open_peer(arguments: argparse.Namespace, threads: int, context: int) -> Iter
 def alternate(
     ours: Callable[[int], float], theirs: Callable[[], float] | None, repeat: int, warm_up: bool
 ) -> tuple[Spread, Spread | None]:
-    """Seconds of each, one repetition of ours and one of theirs in turn."""
+    """Seconds of each, our repetitions alternating with theirs."""
     if warm_up:
         ours(repeat)
         if theirs is not None:
@@ -297,7 +297,7 @@ def beside(ours: Spread, theirs: Spread | None) -> str:
 
 
 def forget_peak_memory() -> None:
-    """Start the peak anew, so that measuring the machine does not count (Linux)."""
+    """Reset the peak, so that measuring the machine does not count (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

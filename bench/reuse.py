@@ -1,5 +1,5 @@
-"""What guesses and overlapped steps are worth: the same texts with and without, in turn. And what
-forms of answers cost.
+"""What drafts and overlapped steps gain: the same texts with and without, in turn. And what forms
+of answers cost.
 
     python bench/reuse.py                      # the bundled model
     python bench/reuse.py --model gpt-oss-20b --tokens 100 --batch 1,8
@@ -10,8 +10,8 @@ With --forms the masks of forms are timed instead, on the model's vocabulary (fo
 With --device-ms N overlap is measured on a device that takes N milliseconds a step and no core, as
 a GPU would; it computes nothing, so texts are not compared.
 
-Guesses: one text at a time: one that goes round in circles, a greedy one, and one drawn at
-temperature 1. Overlap: so many texts at a time. In float32 both ways must write the same.
+Drafts: one text at a time: one that goes round in circles, a greedy one, and one drawn at
+temperature 1. Overlap: --batch texts at a time. In float32 both ways must write the same.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PROMPT = "Once upon a time there was a little dog who had a red ball. " * 4
 
 
 class Sleeping:
-    """A device that takes its time and draws the same token for everyone. It owns a real one,
-    whose place it takes.
+    """A device that takes a fixed time and draws the same token for every row. It owns a real one,
+    which it replaces.
     """
 
     def __init__(self, real: _core.Backend, seconds: float) -> None:
@@ -58,7 +58,7 @@ class Sleeping:
 
 
 def rate(engine: Engine, prompts: list[str], params: SamplingParams) -> tuple[float, list[str]]:
-    """(tokens a second, texts)."""
+    """(tokens per second, texts)."""
     begun = perf_counter()
     found = engine.generate(prompts, params)
     tokens = sum(len(completion.token_ids) for completion in found)
@@ -170,7 +170,7 @@ def main() -> int:
     if arguments.device_ms is not None:
         return sleeping(arguments, common)
     plain = Engine(speculation=False, overlap=False, **common)
-    with plain, Engine(speculation=True, overlap=False, **common) as guessing:
+    with plain, Engine(speculation=True, overlap=False, **common) as drafting:
         for name, prompt, options in (
             ("circles", CIRCLES, {"temperature": 0.0}),
             ("greedy", PROMPT, {"temperature": 0.0}),
@@ -178,7 +178,7 @@ def main() -> int:
         ):
             params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, **options)
             same &= compare(
-                f"guesses, {name}", (plain, guessing), [prompt], params, arguments.repeat
+                f"guesses, {name}", (plain, drafting), [prompt], params, arguments.repeat
             )
     plain = Engine(speculation=False, overlap=False, **common)
     with plain, Engine(speculation=False, overlap=True, **common) as overlapped:

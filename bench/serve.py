@@ -37,7 +37,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ask:
-    """A request. at: seconds behind the beginning. leaves: tokens after which its client goes."""
+    """A request. at: seconds after the start. leaves: tokens after which its client goes."""
 
     prompt: list[int]
     tokens: int
@@ -47,7 +47,7 @@ class Ask:
 
 @dataclass
 class Answer:
-    """What a client saw. times: of each token, in seconds behind sending."""
+    """What a client saw. times: of each token, in seconds after sending."""
 
     ask: Ask
     sent: float = 0.0
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Kind:
-    """What requests are like. rate: arrivals a second; 0: all at once. scale: of all lengths.
+    """What requests are like. rate: arrivals per second; 0: all at once. scale: of all lengths.
     vocabulary: ids are below it. context: tokens of prompt and answer at most.
     """
 
@@ -282,7 +282,7 @@ def prefix(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
 async def soak_streams(
     server: Server, arguments: argparse.Namespace
 ) -> tuple[list[Answer], list[int]]:
-    """So many clients that ask again and again; a third of them leave before the end."""
+    """--streams clients that ask again and again; a third of the requests are left early."""
     end = time.perf_counter() + arguments.soak
     answers: list[Answer] = []
     memory: list[int] = []
@@ -305,7 +305,7 @@ async def soak_streams(
 
 
 def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Many clients for long. Exits with an error when anything is lost or left behind."""
+    """Many clients for long. Exits with an error when anything is lost or leaked."""
     answers, memory = asyncio.run(soak_streams(server, arguments))
     stayed = [answer for answer in answers if answer.ask.leaves is None]
     lost = [answer for answer in stayed if not answer.whole]
@@ -319,7 +319,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     middle, last = memory[len(memory) // 2], memory[-1]
     left = sum(answer.ask.leaves is not None for answer in answers)
     print(f"{len(answers)} requests of {arguments.streams} clients in {arguments.soak:.0f} s, "
-          f"{left} left early; {len(lost)} lost; KV pages in use behind it: {used:.0f}; memory "
+          f"{left} left early; {len(lost)} lost; KV pages in use after it: {used:.0f}; memory "
           f"{memory[0] / 1e6:.0f} MB at first, {middle / 1e6:.0f} half way, {last / 1e6:.0f} at "
           f"the end")  # fmt: skip
     for answer in lost[:3]:

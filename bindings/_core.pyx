@@ -146,7 +146,7 @@ cdef const uint32_t* _words(const uint32_t[::1] array) noexcept:
 
 
 def _is_second(names, name):
-    """Which of two; another name is a mistake of the caller's: gptoss.engine.options checks."""
+    """Which of two; another name is the caller's error: gptoss.engine.options checks."""
     return names.index(name) == 1
 
 
@@ -293,7 +293,7 @@ cdef class Backend:
         return None if free < 0 else free
 
     def plan_kv(self, bytes):
-        """How many pages fit into so many bytes."""
+        """How many pages fit into `bytes` bytes."""
         return self.get().plan_kv(bytes)
 
     def alloc_kv(self, pages):

@@ -50,7 +50,7 @@ translate.error_class = <PyObject*> Error
 
 PAGE_SIZE = page_size
 PRODUCTS = ("f32", "i16", "bf16")  # in the order of Product in core/cpu/kernels/table.h
-ATTENTION_TOKENS = attention_tokens  # at most so many in a tile
+ATTENTION_TOKENS = attention_tokens  # at most, in a tile
 
 
 def isas():

@@ -47,7 +47,7 @@ public:
 
   // Bytes of one page: K and V of page_size tokens for one group of layers.
   virtual int64_t page_bytes() const = 0;
-  // Pages that fit into so many bytes; at least 0.
+  // Pages that fit into `bytes` bytes; at least 0.
   int64_t plan_kv(int64_t bytes) const { return bytes > 0 ? bytes / page_bytes() : 0; }
   // Memory of the device that the pool could take; -1 where it is the machine's own.
   virtual int64_t free_bytes() const { return -1; }
@@ -71,7 +71,7 @@ struct BackendPlugin {
   bool (*available)(char* reason, size_t reason_size);
   // A backend for the device number options.shard.rank.
   Backend* (*create)(const Options& options);
-  // Fills `to` with one communicator for each of so many devices.
+  // Fills `to` with one communicator for each of `ranks` devices.
   void (*communicators)(int ranks, std::vector<std::unique_ptr<Communicator>>& to);
 };
 

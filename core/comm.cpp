@@ -36,7 +36,7 @@ struct Group {
       return;
     }
     changed.wait(lock, [&] { return generation != mine || aborted; });
-    // Who has met the others goes on, even if one of them has failed since.
+    // A rank that has met the others goes on, even if one of them has failed since.
     GPTOSS_CHECK(generation != mine, "tensor parallel: another rank has failed");
   }
 };
@@ -86,7 +86,7 @@ public:
   void restart() override {
     const std::lock_guard lock(group_->mutex);
     group_->aborted = false;
-    group_->arrived = 0;  // whoever waited has left
+    group_->arrived = 0;  // those that waited have left
   }
 
 private:

@@ -1,5 +1,5 @@
 // Threads do not survive a fork: the child has only the one that called it, and locks that others
-// held stay locked for ever. Whoever owns threads compares this number with the one at its birth.
+// held stay locked for ever. An owner of threads compares this number with the one at its creation.
 #pragma once
 
 #include <cstdint>

@@ -39,7 +39,7 @@ public:
     changed_.notify_all();
   }
 
-  // False when it is still busy after so long.
+  // False when it is still busy after that time.
   bool wait_for(std::chrono::milliseconds time) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, time, [&] { return !busy_; });
@@ -100,7 +100,7 @@ public:
       throw;
     }
   }
-  // In a forked child the ranks' threads are not, and waiting for what they may hold would not end:
+  // A forked child lacks the ranks' threads, and waiting for what they may hold would not end:
   // it is leaked.
   ~ParallelBackend() override {
     if (born_ == forks()) {
@@ -113,7 +113,7 @@ public:
     }
   }
 
-  // One rank after the other: they share the source.
+  // One rank after another: they share the source.
   void load(const ModelConfig& config, WeightSource& source) override {
     for (size_t r = 0; r < ranks_.size(); ++r) {
       const Shard shard{static_cast<int>(r), static_cast<int>(ranks_.size())};

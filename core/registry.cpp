@@ -36,7 +36,7 @@ PluginResult find_plugin(const std::string& name, const std::string& directory) 
     const char* message = dlerror();
     return {nullptr, message != nullptr ? message : "cannot be loaded"};
   }
-  // The library stays loaded: the process may hold objects of its classes.
+  // The library stays loaded: the process may still hold objects of its classes.
   const auto* plugin = static_cast<const BackendPlugin*>(dlsym(library, "gptoss_backend_plugin"));
   if (plugin == nullptr) {
     return {nullptr, format("{} exports no gptoss_backend_plugin", path)};

@@ -164,7 +164,7 @@ int32_t draw_candidate(const SamplerScratch& scratch, double uniform) {
       break;
     }
   }
-  return last;  // rounding may leave a crumb: the last possible token takes it
+  return last;  // rounding may leave a remainder: the last possible token takes it
 }
 
 }  // namespace

@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(threads, 2) decode_kernel(AttentionArgs a) {
   if (splits == 1) {
     return;
   }
-  // Who ends last finds the others' sums written (CUDA C++ Programming Guide, "Memory Fence
-  // Functions").
+  // The block that ends last finds the others' sums written (CUDA C++ Programming Guide, "Memory
+  // Fence Functions").
   __threadfence();
   __syncthreads();
   auto* ended = reinterpret_cast<int*>(shared);

@@ -62,7 +62,7 @@ struct ExpertRows {
   }
   __device__ bool none() const { return first == end; }
 };
-// As many as there may be; those too many find no rows.
+// As many as there may be; the surplus ones find no rows.
 inline int max_expert_tiles(const ExpertArgs& a, int block) {
   return a.pairs / block + (a.pairs < a.experts ? a.pairs : a.experts);
 }

@@ -1,4 +1,4 @@
-// experts, few pairs an expert: bound by reading the packed weights, which are operand A even for
+// experts, few pairs per expert: bound by reading the packed weights, which are operand A even for
 // one row of x. A block's warps share the columns of a few tiles; its rows of x lie in shared
 // memory, up to 16 at a time.
 #include "cuda/experts.cuh"

@@ -1,4 +1,4 @@
-// experts, many pairs an expert, on Hopper: wgmma with operand A, the weights, unpacked into
+// experts, many pairs per expert, on Hopper: wgmma with operand A, the weights, unpacked into
 // registers (its spread is mma.m16n8k16's, so the packed layout serves both), and rows of x in
 // shared memory, gathered by cp.async into the swizzle that wgmma reads. Two blocks share a
 // multiprocessor: while the tensor cores work for one, the other unpacks.

@@ -1,4 +1,4 @@
-// experts, many pairs an expert, on any chip: mma.sync with the weights as operand A, unpacked
+// experts, many pairs per expert, on any chip: mma.sync with the weights as operand A, unpacked
 // from registers, and rows of x as operand B from shared memory.
 #include "cuda/experts.cuh"
 

@@ -1,6 +1,6 @@
 // gemv_bf16: up to 16 rows of x. Sixteen rows of w at a time are operand A of mma.m16n8k16 as they
 // lie in memory: of 32 columns a lane reads eight neighbouring ones of rows g and g + 8, and takes
-// the same eight of x, so both operands have their columns in the same (another than the usual)
+// the same eight of x, so both operands have their columns in the same (not the usual)
 // order. A block's warps share the columns of one or of four such tiles.
 #include "cuda/choose.h"
 #include "cuda/kernels.h"

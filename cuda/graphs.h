@@ -69,7 +69,7 @@ private:
     try {
       launches();
     } catch (...) {
-      (void)cudaStreamEndCapture(stream.handle, &graph);  // the stream is of use again
+      (void)cudaStreamEndCapture(stream.handle, &graph);  // the stream is usable again
       (void)cudaGraphDestroy(graph);
       throw;
     }

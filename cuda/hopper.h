@@ -9,7 +9,7 @@
 #include <cuda.h>
 #endif
 
-// Is this code for a chip that has them? Kernels have no body otherwise.
+// Whether this code is for a chip that has them; kernels have no body otherwise.
 #if defined(GPTOSS_CUDA_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define GPTOSS_HOPPER 1
 #endif
@@ -90,7 +90,7 @@ __device__ inline void arrive(Barrier& barrier) {
 #endif
 }
 
-// Arrives, and lets the phase wait for so many bytes of TMA.
+// Arrives, and lets the phase wait for `bytes` bytes of TMA.
 __device__ inline void arrive_and_expect(Barrier& barrier, int bytes) {
 #ifdef GPTOSS_CUDA_EMULATED
   barrier.bytes = barrier.bytes + bytes;

@@ -64,7 +64,7 @@ struct ExpertArgs {
   const uint8_t* codes;   // (experts, n, k) packed; as gate and up where h is wanted
   const uint8_t* scales;
   const bf16* bias;          // (experts, n), as published
-  int pairs, experts, n, k;  // n a multiple of 16, k of 32; pairs: at most so many
+  int pairs, experts, n, k;  // n a multiple of 16, k of 32; pairs: an upper bound
   float limit;               // swiglu's
   bf16* h;                   // (pairs, n / 2) or null
   float* y;                  // (pairs, n) or null

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(threads, 2) route_kernel(RouteArgs a) {
   if (a.ended == nullptr) {
     return;
   }
-  // The block that ends last groups everybody's pairs ("Memory Fence Functions" in the CUDA C++
+  // The block that ends last groups all blocks' pairs ("Memory Fence Functions" in the CUDA C++
   // Programming Guide).
   __threadfence();
   __syncthreads();

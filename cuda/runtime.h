@@ -30,12 +30,12 @@ struct Device {
 
 #ifdef GPTOSS_CUDA_EMULATED
 using StreamHandle = void*;
-// The GPU to be, for streams made from now on.
+// The GPU to emulate, for streams made from now on.
 inline Device& emulated_device() {
   static Device device;
   return device;
 }
-// Larger allocations fail: for tests of what is left when memory runs out.
+// Larger allocations fail: for tests of running out of memory.
 inline size_t& emulated_largest_allocation() {
   static size_t bytes = SIZE_MAX;
   return bytes;
@@ -107,7 +107,7 @@ public:
 #ifdef GPTOSS_CUDA_EMULATED
     std::free(data_);
 #else
-    (void)cudaFree(data_);  // nothing can be done about a failure here
+    (void)cudaFree(data_);  // a failure here cannot be handled
 #endif
   }
   DeviceMemory(DeviceMemory&& other) noexcept

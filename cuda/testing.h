@@ -26,7 +26,7 @@ struct HostCall {
   int number_count;
   int repeat;       // runs, at least 1; more than one to measure
   double* seconds;  // of each run after the first, (repeat − 1); or null
-  // Only emulated: the GPU to be.
+  // Only emulated: the GPU to emulate.
   int major, multiprocessors, shared_bytes;
 };
 

@@ -17,7 +17,7 @@ struct Workspace {
   int32_t *experts = nullptr, *start = nullptr, *active = nullptr;
   int32_t *pair_of_row = nullptr, *row_of_pair = nullptr, *ended = nullptr;
 
-  // Room for so many tokens, rows of logits and splits of decoded tokens' keys, at least.
+  // Room for at least this many tokens, rows of logits and splits of decoded tokens' keys.
   void reserve(const ModelConfig& c, int64_t tokens, int64_t rows, int splits,
                const Stream& stream) {
     if (tokens <= tokens_ && rows <= rows_ && splits <= splits_) {
@@ -65,7 +65,7 @@ private:
     array(sin, tokens * c.head_dim / 2);
     array(q, tokens * c.query_size());
     array(attended, tokens * c.query_size());
-    // Prompts are not split, and with so many tokens nothing is.
+    // Prompts are not split, and beyond this many tokens nothing is.
     array(parts, decode_part_floats(static_cast<int>(std::min<int64_t>(tokens, 512)),
                                     c.num_attention_heads, c.head_dim, splits));
     array(ended, tokens * c.num_key_value_heads);

@@ -13,7 +13,7 @@ class Error(ValueError):
 
     Attributes:
         field: the option, the parameter or the field of a request that is at fault, by its name
-            alone, for programs; None where it is something else. Whoever raises an error again
+            alone, for programs; None where it is something else. Code that raises an error again
             with more to say passes it on.
     """
 

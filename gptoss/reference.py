@@ -230,7 +230,7 @@ def moe(
 ) -> Floats:
     """t [T, H], experts and shares [T, k] → Σ share · expert(t) [T, H], biases weighted too. [moe]
 
-    The experts' MXFP4 matrices [mx] are unpacked one expert at a time, and only those chosen.
+    The experts' MXFP4 matrices [mx] are dequantized one expert at a time, and only those chosen.
     """
     name = f"block.{layer}.mlp."
     bias1 = weight(source, name + "mlp1_bias", t)  # [E, 2I]

@@ -1,4 +1,4 @@
-"""JSON as somebody may write it who means harm: any value at any place of a document."""
+"""JSON as an attacker may write it: any value at any place of a document."""
 
 from __future__ import annotations
 

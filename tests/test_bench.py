@@ -106,7 +106,7 @@ for line in sys.stdin:
 
 
 def test_a_peer_on_the_same_line(tiny_a, tmp_path):
-    """A Python that runs a peer of paper instead of what it is told to run."""
+    """A Python that runs a fake peer instead of what it is told to run."""
     script, python = tmp_path / "peer.py", tmp_path / "python"
     script.write_text(FAKE_PEER)
     python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")

@@ -96,7 +96,7 @@ def describe(writer: gguf.GGUFWriter, layers: int) -> None:
     writer.add_rope_scaling_orig_ctx_len(4096)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-4o")
-    # Byte-level BPE writes bytes that are no printable characters as those from 256 on.
+    # Byte-level BPE writes bytes that are not printable characters as those from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     tokens = [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -52,7 +52,7 @@ struct Compute {
 
   Compute(Isa isa, int thread_count, bool round_operands);
 
-  // The fastest product for so many rows with weights of this format.
+  // The fastest product for `rows` rows with weights of this format.
   Product product_for(WeightFormat format, int64_t rows) const;
 
   // One thread's scratch for products, and for a slice of their outputs.
@@ -111,7 +111,7 @@ struct LinearJob {
 };
 void linear(Compute& compute, const Operand& x, const std::vector<LinearJob>& jobs);
 
-// How many panels a task takes, for so many operand rows. One row: short tasks, so that threads end
+// How many panels a task takes, for `rows` operand rows. One row: short tasks, so that threads end
 // together. Many: what the bf16 product takes at a time. A multiple of 4, so that the 32 outputs of
 // swiglu that 64 rows of weights give are never torn apart.
 constexpr int64_t max_panels_per_task = 12;

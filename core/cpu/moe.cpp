@@ -107,7 +107,7 @@ Routing choose_experts(Compute& compute, const LayerInput& in, const float* t,
                          in.shard.first_expert(in.config), in.shard.experts(in.config));
 }
 
-// The tokens as operands of the first product: for i16 and f32 a row a token, for bf16 each
+// The tokens as operands of the first product: for i16 and f32 a row per token, for bf16 each
 // expert's rows gathered into tiles.
 Operand gather(Compute& compute, const Routing& routing, const float* t, int64_t tokens,
                int64_t hidden, MoeScratch& scratch) {
@@ -173,8 +173,8 @@ int64_t rows_per_slice(int64_t width) {
   return Compute::slice_size / width / operand_tile_rows * operand_tile_rows;
 }
 
-// The second product's operand while it is written, in the forms that its experts take: a row a
-// pair, and for bf16 rows in tiles.
+// The second product's operand while it is written, in the forms that its experts take: a row
+// per pair, and for bf16 rows in tiles.
 class HiddenWriter {
 public:
   HiddenWriter(const Kernels& kernels, const Routing& routing, int64_t cols, OperandStorage& memory)

@@ -102,7 +102,7 @@ struct ThreadPool::Team {
     }
   }
 
-  // Wakes who sleeps.
+  // Wakes the threads that sleep.
   void announce() {
     loops.fetch_add(1);
     loops.notify_all();
@@ -176,7 +176,7 @@ struct ThreadPool::Team {
   std::exception_ptr thrown;
 
   alignas(64) std::atomic<int64_t> next = 0;  // the first task that nobody has taken
-  // Who works on the loop: how many workers are inside, how many are wanted, whether it is over.
+  // The loop's workers: how many are inside, how many are wanted, whether it is over.
   static constexpr uint32_t inside = 0xffff, one_wanted = 0x10000, closed = 0x80000000;
   alignas(64) std::atomic<uint32_t> gate = closed;
   alignas(64) std::atomic<uint32_t> loops = 0;  // announced so far; workers wait for the next
@@ -185,7 +185,7 @@ struct ThreadPool::Team {
   std::vector<std::thread> workers;
 };
 
-// In a forked child the threads cannot be joined, nor what they may hold be destroyed: it is
+// In a forked child the threads cannot be joined, nor can what they may hold be destroyed: it is
 // leaked.
 void ThreadPool::Leave::operator()(Team* team) const {
   if (team->born == forks()) {

@@ -12,7 +12,7 @@ namespace gptoss::cpu {
 class ThreadPool {
 public:
   // The thread that runs a loop is one of them; the others are started here. Throws Error when the
-  // system does not give so many.
+  // system does not give that many.
   explicit ThreadPool(int threads);
   // Ends the threads. No loop may be running.
   ~ThreadPool();

@@ -14,7 +14,7 @@
 namespace gptoss::cpu {
 
 // Memory for panels, in pieces that live as long as this object. Large pieces ask for huge pages:
-// a first touch costs a fault a page, and so do address translations afterwards.
+// a first touch costs a fault per page, and later accesses an address translation per page.
 class PanelMemory {
 public:
   uint8_t* allocate(int64_t bytes);
@@ -28,7 +28,7 @@ private:
   int64_t bytes_ = 0;
 };
 
-// One matrix an expert.
+// One matrix per expert.
 struct ExpertPanels {
   WeightFormat format = WeightFormat::mxfp4;
   int64_t rows = 0, cols = 0;

@@ -7,8 +7,8 @@
 
 namespace gptoss::testing {
 
-// Runs so many rounds of the instruction set's fastest multiply-add instruction on registers alone;
-// how many operations that were. The CPU must have it.
+// Runs the instruction set's fastest multiply-add on registers alone, `rounds` times over; returns
+// how many operations that was. The CPU must have it.
 double peak(cpu::Isa isa, int64_t rounds);
 
 }  // namespace gptoss::testing

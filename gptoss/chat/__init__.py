@@ -1,4 +1,4 @@
-"""Conversations as prompts, and what a model writes taken apart again."""
+"""Conversations rendered as prompts, and what a model writes parsed."""
 
 from gptoss.chat.formats import ChatOptions as ChatOptions
 from gptoss.chat.formats import HarmonyChat as HarmonyChat

@@ -1,7 +1,7 @@
 """Conversations as prompts: harmony for the published models, plain paragraphs for others.
 
 Harmony prompts are rendered by OpenAI's own library (openai-harmony); what the model answers is
-taken apart by `gptoss.chat.harmony`.
+parsed by `gptoss.chat.harmony`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ChatOptions:
 
 
 class PlainChat:
-    """For models that were not taught conversations: texts as paragraphs, the model goes on.
+    """For models that were not trained on conversations: paragraphs that the model continues.
 
     stop_ids: what ends an answer.
     """
@@ -71,7 +71,7 @@ class PlainChat:
         return answer
 
     def prompt(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
-        """Raises Error for tools, which such a model knows nothing of."""
+        """Raises Error for tools, of which such a model knows nothing."""
         if options.tools or options.built_in:
             raise Error(
                 "tools: this model was not taught conversations and cannot call tools",
@@ -84,7 +84,7 @@ class PlainChat:
 class HarmonyChat:
     """The published models' format.
 
-    stop_ids: ``<|return|>`` and ``<|call|>``; never ``<|end|>``, behind which a message follows.
+    stop_ids: ``<|return|>`` and ``<|call|>``; never ``<|end|>``, after which a message follows.
     """
 
     name = "harmony"
@@ -112,7 +112,7 @@ class HarmonyChat:
             must_call: whether it must call one of the tools instead of answering.
 
         Raises:
-            Error: a schema that must be kept to is none, or asks too much.
+            Error: a schema that must be kept to is invalid, or asks too much.
         """
         if answer is None and not must_call and not any(tool.strict for tool in tools):
             return None
@@ -120,7 +120,7 @@ class HarmonyChat:
             source = _harmony_grammar(tools, answer, must_call)
             return Grammar.lark(source, what="response format")
         except Error as error:
-            # The answer's grammar was checked when it was made: what is new are the tools' schemas.
+            # The answer's grammar was checked when it was made; only the tools' schemas are new.
             strict = any(tool.strict for tool in tools)
             raise Error(str(error), field="tools" if strict else error.field) from None
 
@@ -168,7 +168,7 @@ thinking: <|channel|> "analysis" <|message|> TEXT <|end|> <|start|> "assistant"
 preamble: <|channel|> "commentary" <|message|> TEXT <|end|> <|start|> "assistant"
 TEXT: /(.|\\n)*/
 """
-_MOST_BEFORE = 16  # messages: a model that may not answer as it likes must not think for ever
+_MAX_BEFORE = 16  # messages: a model whose answer is constrained must not think for ever
 
 
 def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: bool) -> str:
@@ -182,7 +182,7 @@ def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: b
         rules.append(f"answer: {body}")
     for i, tool in enumerate(tools):
         endings.append(f"call_{i}")
-        # Models put the recipient before the channel or behind it.
+        # Models put the recipient before the channel or after it.
         name, kind = f"to=functions.{tool.name}", '(" "? <|constrain|> "json" | " json" | " code")?'
         rules.append(
             f'call_{i}: (<|channel|> "commentary {name}" | " {name}" <|channel|> "commentary") '
@@ -191,12 +191,12 @@ def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: b
         schema = tool.parameters if tool.strict else None
         rules.append(f"arguments_{i}: {json_rule(schema or {'type': 'object'})}")
     before = "thinking | preamble" if tools else "thinking"
-    start = f"start: ({before}){{0,{_MOST_BEFORE}}} ({' | '.join(endings)})"
+    start = f"start: ({before}){{0,{_MAX_BEFORE}}} ({' | '.join(endings)})"
     return "\n".join([start, *rules]) + "\n"
 
 
 def _without_old_thinking(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Up to the last answer nobody's thinking is shown any more."""
+    """Thinking before the last answer is no longer shown."""
     answers = [
         i for i, m in enumerate(messages) if m.role == "assistant" and m.content and not m.calls
     ]

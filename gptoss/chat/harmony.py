@@ -1,4 +1,4 @@
-"""What a model writes in the harmony format, taken apart while it is written.
+"""What a model writes in the harmony format, parsed while it is written.
 
 A message is ``<|start|>author[ to=recipient][<|channel|>channel[ to=recipient]][ content type]
 <|message|>content`` and an end token. Models get it wrong now and then. The parser never fails and
@@ -23,7 +23,7 @@ CHANNELS = (ANALYSIS, COMMENTARY, FINAL)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # A header longer than this, or of more words, is text whose header was left out.
-_LONGEST_HEADER, _MOST_WORDS = 256, 4
+_LONGEST_HEADER, _MAX_WORDS = 256, 4
 _ENDS = {END: "end", RETURN: "return", CALL: "call", "<|endoftext|>": "end"}
 _RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
 # What may stand before <|message|>; the rest of it is text.
@@ -63,10 +63,10 @@ class Piece:
 
 @dataclass
 class _Header:
-    """The text of a header, split at its special tokens: before, behind channel, …"""
+    """The text of a header, split at its special tokens: before, after channel, …"""
 
     author: str = ""
-    begun: bool = False  # behind a <|start|>: an author comes first, whatever follows it
+    begun: bool = False  # after a <|start|>: an author comes first, whatever follows it
     channel: str | None = None
     constrain: str | None = None
     written: str = ""
@@ -92,7 +92,7 @@ class _Header:
         if len(self.written) > _LONGEST_HEADER:
             return False
         if self.channel is not None:
-            return len(f"{self.channel} {self.constrain or ''}".split()) <= _MOST_WORDS
+            return len(f"{self.channel} {self.constrain or ''}".split()) <= _MAX_WORDS
         unfinished = bool(self.author) and not self.author[-1].isspace()
         words = self.author.split()
         for i, word in enumerate(words):
@@ -104,7 +104,7 @@ class _Header:
         return True
 
     def text(self) -> str:
-        """What is no part of a header."""
+        """What is not part of a header."""
         if self.channel is None:
             pattern = _AUTHOR_FIRST if self.begun else _AUTHOR
             return self.author[_end_of(pattern, self.author) :]
@@ -142,7 +142,7 @@ class HarmonyParser:
     """Messages out of the tokens that follow a prompt which ends with ``<|start|>assistant``.
 
     messages: all of them so far, the one being written last. Special tokens do not become text;
-    bytes that are no UTF-8 become U+FFFD, in the message where they stand.
+    bytes that are not UTF-8 become U+FFFD, in the message where they stand.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -158,7 +158,7 @@ class HarmonyParser:
         self.messages: list[Message] = []
 
     def is_special(self, token: int) -> bool:
-        """Whether a token marks headers and ends, and so is no text."""
+        """Whether a token marks headers and ends, and so is not text."""
         return token in self._names
 
     def push(self, token: int) -> list[Piece]:
@@ -225,7 +225,7 @@ class HarmonyParser:
     def _end(self, ended_by: str | None) -> list[Piece]:
         pieces: list[Piece] = []
         if self._header is not None:
-            if self._header.is_cut():  # nothing was being written: <|return|> behind <|end|>
+            if self._header.is_cut():  # nothing was being written: <|return|> after <|end|>
                 self._header = _Header()
                 return []
             pieces = self._header_was_text()

@@ -66,8 +66,8 @@ def open_checkpoint(
     Hugging Face checkout the files at the top are used; a directory with nothing but `original/`
     stands for that folder.
 
-    experts: None keeps experts as they are stored; "mxfp4" packs those of a bf16 checkpoint when
-    they are asked for, by `rule` "mx" or "mse" (gptoss.model.mxfp4).
+    experts: None keeps experts as they are stored; "mxfp4" quantizes those of a bf16 checkpoint
+    when they are asked for, by `rule` "mx" or "mse" (gptoss.model.mxfp4).
 
     Raises Error, naming the file, the tensor, what was expected and what was found.
     """

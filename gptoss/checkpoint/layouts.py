@@ -106,9 +106,9 @@ def detect(dtypes: Mapping[str, str]) -> str | None:
 
 
 def rename_misnamed(stored: list[Stored], names: Container[str]) -> list[Stored]:
-    """`stored` with the names that transformers 5 gives to experts which it has unpacked.
+    """`stored` with the names that transformers 5 gives to experts which it has dequantized.
 
-    It saves the bf16 matrix under the name of the packed one, `gate_up_proj_blocks`.
+    It saves the bf16 matrix under the name of the quantized one, `gate_up_proj_blocks`.
     """
     return [
         replace(tensor, name=tensor.name + "_blocks")

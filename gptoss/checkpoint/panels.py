@@ -1,10 +1,10 @@
 """Models in the CPU engine's own layout: written once, then mapped and run without any repacking.
 
-A packed model is a directory with config.json, the tokenizer's files and one model.safetensors
-whose metadata say {"format": "gptoss-packed", "version": …, "weights": "published" or "q8",
-"experts": "mxfp4" or "bf16", "checksums": …}. Matrices are stored as the panels of
-core/cpu/panels.h, `X.panels` in place of `X.weight`, and start at multiples of 64 bytes. Everything
-else is as in the original layout. Checksums are xxh3 (Collet), 64 bits a tensor.
+Such a model (layout "packed") is a directory with config.json, the tokenizer's files and one
+model.safetensors whose metadata say {"format": "gptoss-packed", "version": …, "weights":
+"published" or "q8", "experts": "mxfp4" or "bf16", "checksums": …}. Matrices are stored as the
+panels of core/cpu/panels.h, `X.panels` in place of `X.weight`, and start at multiples of 64 bytes.
+Everything else is as in the original layout. Checksums are xxh3 (Collet), 64 bits per tensor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WEIGHTS = ("published", "q8")
 FILE = "model.safetensors"
 _WRITE_BYTES = 1 << 24
 _NO_CHECKSUM = "0" * 16
-_MOST_THREADS = 4096  # as the core has it
+_MAX_THREADS = 4096  # as the core has it
 _MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate")
 
 Progress = Callable[[int, int], None]
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 def packed_tensors(
     config: ModelConfig, expert_dtype: str, weights: str
 ) -> dict[str, tuple[TensorInfo, str | None]]:
-    """Every tensor of a packed model, panels first, with the format of its panels or None.
+    """Every tensor of a model in panels, panels first, with their format, None for the others.
 
     Panels first: their sizes are multiples of 64 bytes, so each begins at one.
     """
@@ -76,7 +76,7 @@ def packed_tensors(
 
 
 class PackedSource(TensorSource):
-    """Tensors of a mapped packed model. `weights`: how its dense matrices are stored."""
+    """Tensors of a mapped model in panels. `weights`: how its dense matrices are stored."""
 
     def __init__(
         self, config: ModelConfig, file: SafetensorsFile, weights: str, expert_dtype: str, name: str
@@ -143,7 +143,7 @@ class PackedSource(TensorSource):
 
 
 def is_packed(file: SafetensorsFile) -> bool:
-    """Does this file say that it holds a packed model?"""
+    """Whether this file's metadata say that it holds a model in panels."""
     return file.metadata.get("format") == FORMAT
 
 
@@ -209,16 +209,16 @@ def write_packed(
     progress: Progress | None = None,
     threads: int = 0,
 ) -> list[Path]:
-    """Write `source` as a packed model into `directory`, new or empty. The files written.
+    """Write `source` as panels into `directory`, new or empty. Returns the files written.
 
     weights: "published" (bf16, exact) or "q8" for attention and unembedding; experts stay as they
     are. threads: 0 for one per core. Never more than one tensor of the source and its panels are in
-    memory; an interrupted call leaves nothing behind (see `write_checkpoint`). Raises Error.
+    memory; an interrupted call leaves no files (see `write_checkpoint`). Raises Error.
     """
     if weights not in WEIGHTS:
         raise Error(f"weights: expected one of {', '.join(WEIGHTS)}, found {shown(weights)}")
-    if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
-        raise Error(f"threads: expected 0 to {_MOST_THREADS}, found {shown(threads)}")
+    if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
+        raise Error(f"threads: expected 0 to {_MAX_THREADS}, found {shown(threads)}")
     if source.packed is not None:
         raise Error(
             f"{source.name}: is packed already (weights {source.packed}); pack the checkpoint that "
@@ -283,7 +283,7 @@ def _write_tensor(
 def _packed_arrays(
     source: TensorSource, info: TensorInfo, format_: str | None, threads: int
 ) -> Iterator[Array]:
-    """What to write for a tensor of a packed model."""
+    """What to write for a tensor of a model in panels."""
     if format_ is None:
         yield np.ascontiguousarray(source.tensor(info.name))
         return

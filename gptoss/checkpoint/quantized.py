@@ -10,9 +10,9 @@ from gptoss.model import mxfp4
 
 
 class PackedExperts(TensorSource):
-    """A source with bf16 experts, seen as one with MXFP4 experts; packed when asked for.
+    """A source with bf16 experts, seen as one with MXFP4 experts; quantized when asked for.
 
-    Packing goes expert by expert, so that besides the result only one expert is in memory.
+    Quantization goes expert by expert, so that besides the result only one expert is in memory.
     """
 
     def __init__(self, base: TensorSource, rule: str = "mx") -> None:

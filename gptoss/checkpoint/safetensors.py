@@ -62,7 +62,7 @@ class Entry:
 class SafetensorsFile:
     """A mapped file whose header has passed every check of the format.
 
-    Raises Error, naming the file, for whatever is wrong with it. Views keep the mapping alive, so
+    Raises Error, naming the file, for anything wrong with it. Views keep the mapping alive, so
     they outlive `close`. A file that another program shortens while it is mapped cannot be guarded
     against: the operating system then ends the process that touches the missing part.
     """

@@ -80,7 +80,7 @@ class TensorSource(ABC):
     layout: "original", "huggingface", "huggingface-bf16", "packed", "synthetic" or "arrays".
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
-    packed: None, or "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels).
+    packed: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.
     Views stay valid at least while the source is open.
     """
 
@@ -121,7 +121,7 @@ class TensorSource(ABC):
             raise Error(f"{self.name}: no tensor is called {shown(name)}")
         return info
 
-    @cached_property  # asked for with each tensor by whoever shows progress
+    @cached_property  # asked for with each tensor when progress is shown
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self._infos.values())
@@ -175,7 +175,7 @@ class TensorSource(ABC):
         return self._read(self._infos[name])[index]
 
     def release(self, name: str) -> None:  # noqa: B027  a hint, not a duty
-        """Say that `name` is not needed soon: memory behind its view may go back to the system.
+        """Say that `name` is not needed soon: the memory under its view may go back to the system.
 
         The view stays valid; reading it again reads the file again.
         """
@@ -213,12 +213,12 @@ class ArraySource(TensorSource):
         name: str = "arrays",
         directory: Path | None = None,
     ) -> None:
-        packed = not any(key.endswith(("mlp1_weight", "mlp2_weight")) for key in arrays)
+        mxfp4 = not any(key.endswith(("mlp1_weight", "mlp2_weight")) for key in arrays)
         super().__init__(
             config,
             name=name,
             layout="arrays",
-            expert_dtype="mxfp4" if packed else "bf16",
+            expert_dtype="mxfp4" if mxfp4 else "bf16",
             directory=directory,
         )
         self._arrays = dict(self._split(arrays))

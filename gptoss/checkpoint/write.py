@@ -44,15 +44,15 @@ def write_checkpoint(
 ) -> list[Path]:
     """Write `source` into `directory`, which must not exist or be empty. The files written.
 
-    layout: "original", "huggingface" (MXFP4 experts) or "huggingface-bf16" (experts unpacked and
-    transposed). bf16 experts are packed by `rule` ("mx" or "mse") where the layout wants MXFP4;
+    layout: "original", "huggingface" (MXFP4 experts) or "huggingface-bf16" (experts dequantized and
+    transposed). bf16 experts are quantized by `rule` ("mx" or "mse") where the layout wants MXFP4;
     MXFP4 bytes and bf16 bits are otherwise copied as they are. A file takes tensors up to
     max_shard_bytes (a larger tensor has a file of its own); several files come with an index.
     The tokenizer's files are copied from source.directory. `progress` is called with (bytes done,
     bytes in all).
 
     Everything is written into a hidden directory beside the target, which takes its name at the
-    end: an interrupted call leaves nothing behind, and what a killed one has left is removed by the
+    end: an interrupted call leaves no files, and what a killed one has left is removed by the
     next for the same target. Never more than one tensor is in memory.
     Raises Error.
     """
@@ -120,7 +120,7 @@ def _partial_directory(target: Path) -> Iterator[Path]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what writers of `target` have left that were killed: directories nobody has locked."""
+    """Remove what killed writers of `target` have left: directories that nobody has locked."""
     name = re.compile(re.escape(f".{target.name}.partial-") + "[0-9a-f]{8}")
     with suppress(OSError):
         for path in list(target.parent.iterdir()):
@@ -144,7 +144,7 @@ def _lock(directory: Path, swept: bool = False) -> int | None:
         return None
     try:
         flock(lock, LOCK_EX | LOCK_NB)
-        held = directory.exists()  # whoever has removed it was the one before to lock it
+        held = directory.exists()  # it may have been removed by the one that held the lock before
     except BlockingIOError:
         held = False
     except OSError:

@@ -37,7 +37,7 @@ _COMMANDS = (generate, chat, serve, info, convert, synth, data, train, export, f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. `argv` is for tests: without it, sys.argv is read."""
-    # What models write is UTF-8, whatever the locale thinks of it.
+    # What models write is UTF-8, whatever the locale says.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os._exit(130)
         return 130
     except BrokenPipeError:
-        # Whoever read us has gone; that includes the flush at the interpreter's end.
+        # The reader of our output has gone; that includes the flush at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:

@@ -13,7 +13,7 @@ from gptoss.errors import shown
 
 
 class CommandModule(Protocol):
-    """A file of this folder that says all about one command."""
+    """A file of this folder that defines one command."""
 
     NAME: str
     HELP: str
@@ -36,8 +36,8 @@ _UNITS = {
 
 
 def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
-    """The whole command line, a command a module, in this order."""
-    # Before the command or behind it: SUPPRESS keeps the second from undoing the first.
+    """The whole command line: one command per module, in this order."""
+    # Before the command or after it: SUPPRESS keeps the second from undoing the first.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
     parser = argparse.ArgumentParser(

@@ -107,7 +107,7 @@ def read_messages(read_line: Callable[[str], str]) -> Iterator[str]:
 
 
 def command(session: Session, text: str) -> bool:
-    """Carry out a command; False for a text that is none. EOFError: the end is wanted."""
+    """Carry out a command; False for a text that is not one. EOFError: the end is wanted."""
     if not text.startswith("/"):
         return False
     name, _, rest = text.partition(" ")
@@ -221,7 +221,7 @@ class Session:
         from gptoss.chat import parse_messages
 
         system = [{"role": "system", "content": self.system}] if self.system else []
-        # An answer that was stopped before its first word is no message.
+        # An answer that was stopped before its first word is not a message.
         said = [m for m in self.messages[first:] if m["content"] or m.get("reasoning")]
         return parse_messages(system + said)
 

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _grammar(arguments: argparse.Namespace) -> Grammar | None:
-    """What the text must be, of the options that say so; at most one of them is given."""
+    """What the text must be, by the options that say so; at most one of them is given."""
     from gptoss.request import Grammar
 
     if arguments.json_schema is not None:
@@ -146,7 +146,7 @@ def _grammar(arguments: argparse.Namespace) -> Grammar | None:
 def _read_prompt(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     if arguments.prompt not in (None, "-"):
         try:
-            # Bytes of the command line that are no text in this locale arrive as lone surrogates.
+            # Bytes of the command line that are not text in this locale arrive as lone surrogates.
             return os.fsencode(arguments.prompt).decode()
         except UnicodeDecodeError as error:
             raise Error(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KV_VALUE_BYTES = 2  # bf16
 # Against published weights and a bf16 cache: the bundled model on a text it has not seen
-# (python tools/quality.py; docs/benchmarks.md). KL in nats a token.
+# (python tools/quality.py; docs/benchmarks.md). KL in nats per token.
 FORMAT_LOSS = {
     "weights q8": {"kl": 2.1e-4, "top1": 0.991, "perplexity": 0.9998},
     "kv int8": {"kl": 2.2e-4, "top1": 0.994, "perplexity": 1.0006},
@@ -26,8 +26,8 @@ FORMAT_LOSS = {
 def describe_machine() -> dict[str, Any]:
     """Version, the CPU's features and the kernels chosen by them, backends.
 
-    Backends are {name, available, reason}. Under "format_loss": what formats cost that are not
-    exact, as the mean Kullback-Leibler divergence, the share of tokens whose most likely successor
+    Backends are {name, available, reason}. Under "format_loss": what inexact formats cost,
+    as the mean Kullback-Leibler divergence, the share of tokens whose most likely successor
     stays the same, and the ratio of perplexities.
     """
     from gptoss.native import _core

@@ -2,10 +2,10 @@
 
     python -m gptoss.cli.replica NUMBER DESCRIPTOR
 
-The number is for whoever looks at a list of processes; the descriptor is a socket's. The first
+The number is for people who look at a list of processes; the descriptor is a socket's. The first
 line that comes over it is a JSON object with the options of `gptoss serve`; one line goes back:
-{"port": N} when requests can come, or {"error": "…"}. Its end means that whoever started us is
-gone.
+{"port": N} when requests can come, or {"error": "…"}. Its end means that the process that
+started us is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     asked = line.makefile("r", encoding="utf-8").readline()
     if not asked:
         return 1
-    # A thread, not the event loop: it is there while the model is loaded, too.
+    # A thread, not the event loop: it runs while the model is loaded, too.
     threading.Thread(target=_end_with, args=[line], daemon=True).start()
     options = json.loads(asked)
     arguments = argparse.Namespace(**options)

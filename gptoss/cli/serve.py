@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "Answer requests over HTTP, as OpenAI's API does."
-_MOST_REPLICAS = 64
+_MAX_REPLICAS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise Error(f"--port: expected 0 to 65535, found {arguments.port}")
     if arguments.max_requests < 1:
         raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
-    if not 1 <= arguments.replicas <= _MOST_REPLICAS:
-        raise Error(f"--replicas: expected 1 to {_MOST_REPLICAS}, found {arguments.replicas}")
+    if not 1 <= arguments.replicas <= _MAX_REPLICAS:
+        raise Error(f"--replicas: expected 1 to {_MAX_REPLICAS}, found {arguments.replicas}")
     if not arguments.timeout >= 0:
         raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
     log_to_stderr(arguments.no_access_log)
@@ -154,7 +154,7 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             await super().shutdown(*arguments, **options)
             # Here, and not after `serve`, which passes the signal on that ended it: nothing of
             # ours may come after that.
-            # A second Ctrl-C waits for nobody.
+            # A second Ctrl-C does not wait.
             await replicas.close(0 if self.force_exit else PATIENCE)
 
     server = Server(_config(arguments, app))
@@ -185,7 +185,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         "port": 0,
         "api_key": [inner_key],
         "origin": [],
-        # The front counts. A request that was cancelled may be here a moment longer than there.
+        # The front counts requests. One that was cancelled may last a moment longer there.
         "max_requests": 2 * arguments.max_requests,
     }
     if options.threads is None:

@@ -24,7 +24,7 @@ class Terminated(BaseException):
 def raising_terminated() -> Iterator[None]:
     """Within the block the first SIGTERM or SIGHUP raises Terminated in the main thread.
 
-    Those after it do nothing, so that clearing away is not interrupted: a session that ends sends
+    Those after it do nothing, so that cleaning up is not interrupted: a session that ends sends
     both. A signal that is ignored, as under nohup, or has a handler already, keeps that.
     """
     before: dict[int, Any] = {}

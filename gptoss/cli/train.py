@@ -104,7 +104,7 @@ def _train(arguments: argparse.Namespace, first: bool) -> int:
 
 
 def _prepared(place: str, arguments: argparse.Namespace, preset: Preset) -> Path:
-    """The prepared data at `place`; made of the texts there if it is none."""
+    """The prepared data at `place`; prepared from the texts there if they are not yet."""
     from gptoss.train.data import prepare
 
     if (Path(place) / "data.json").exists():

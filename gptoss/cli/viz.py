@@ -181,10 +181,10 @@ class _Inside:
         from gptoss.viz import attention, experts, lens
 
         most = {
-            "attention": attention.MOST_TOKENS,
-            "experts": experts.MOST_TOKENS,
-            "entropy": experts.MOST_TOKENS,
-            "lens": lens.MOST_TOKENS,
+            "attention": attention.MAX_TOKENS,
+            "experts": experts.MAX_TOKENS,
+            "entropy": experts.MAX_TOKENS,
+            "lens": lens.MAX_TOKENS,
         }
         if what in most and len(self.ids) > most[what]:
             return (

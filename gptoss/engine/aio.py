@@ -153,7 +153,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
 
 class _Outbox:
-    """What jobs put their results into, on the worker's thread; read by one task of a loop."""
+    """What requests put their results into, on the worker's thread; read by one task of a loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

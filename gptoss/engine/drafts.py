@@ -1,13 +1,13 @@
-"""Prompt-lookup decoding: guess what comes next from what stands in the text already.
+"""Prompt-lookup decoding: draft what comes next from what stands in the text already.
 
 When the last few tokens occurred before, what followed them then may follow again: names, code,
-quotations of the prompt (Saxena, "Prompt lookup decoding", 2023). The guesses are computed in one
-step together with the last token. A guess is right when it is the token that the sampler draws at
-its place, from the same logits and with the same random number as without guesses; the first wrong
+quotations of the prompt (Saxena, "Prompt lookup decoding", 2023). The draft is computed in one step
+together with the last token. A token of it is right when it is the token that the sampler draws at
+its place, from the same logits and with the same random number as without a draft; the first wrong
 one is replaced by that token. So greedy and seeded texts are what they would have been.
 
-A wrong guess costs time. How much a token more in a step costs is learned from the steps that ran;
-how often guesses are right, from the text. A guess is made where it is likely enough to pay.
+A wrong draft costs time. How much one more token in a step costs is learned from the steps that
+ran; how often drafts are right, from the text. One is made where it is likely enough to pay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptoss.engine.sequence import Chunk
 
 MAX_DRAFT = 8
 LONGEST_MATCH, SHORTEST_MATCH = 8, 3  # tokens that must have occurred before
-PAYS = 1.15  # guesses are made where they promise to be so much faster
+PAYS = 1.15  # drafts are made where they promise to be faster by this factor
 TRY_AGAIN = 24  # tokens after which a text that does not repeat itself is tried again
 
 
@@ -31,14 +31,14 @@ class StepCost:
     """
 
     FADING = 0.98
-    # Before both kinds of steps were seen: as for a small batch of a mixture of experts on a CPU.
+    # Until both kinds of steps were seen: as for a small batch of a mixture of experts on a CPU.
     GUESS = 0.4
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """A step that only decoded, of so many tokens, took so long."""
+        """A step that did nothing but decode `tokens` tokens took `seconds`."""
         self._weight = self.FADING * self._weight + 1
         self._x = self.FADING * self._x + tokens
         self._y = self.FADING * self._y + seconds
@@ -46,9 +46,9 @@ class StepCost:
         self._xy = self.FADING * self._xy + tokens * seconds
 
     def share(self, tokens: int) -> float:
-        """The time of one token more as a part of the present time per token, 0 to 1.
+        """The time of one more token as a part of the present time per token, 0 to 1.
 
-        A guess pays where it is right more often than this.
+        A drafted token pays where it is right more often than this.
         """
         spread = self._weight * self._xx - self._x * self._x
         if spread <= 1e-9 * self._weight * self._xx:
@@ -69,9 +69,9 @@ class Drafter:
     def __init__(self, tokens: SequenceOf[int], cost: StepCost) -> None:
         self._cost = cost
         self._text = bytearray(array("i", tokens).tobytes())  # bytes: searched without Python
-        # Right and made, fading: begins with a cautious belief.
+        # Right ones and all, old ones fading: begins with a cautious prior.
         self._right, self._made = 1.2, 2.0
-        self._since = TRY_AGAIN  # tokens since guesses were last made
+        self._since = TRY_AGAIN  # tokens since the last draft
 
     def learn(self, drawn: SequenceOf[int], draft: SequenceOf[int]) -> None:
         """A step drew tokens, the first of them against this draft, until one was wrong."""
@@ -101,22 +101,22 @@ class Drafter:
         return self._lookup(count) if count else ()
 
     def _lookup(self, count: int) -> tuple[int, ...]:
-        """What followed the latest earlier occurrence of the longest end that occurred before."""
+        """What followed the latest earlier occurrence of the longest suffix that has one."""
         size = array("i").itemsize
         text = self._text
         found: tuple[int, ...] = ()
         for length in range(SHORTEST_MATCH, LONGEST_MATCH + 1):
             end = bytes(text[-length * size :])
             at = text.rfind(end, 0, len(text) - size) if len(end) == length * size else -1
-            while at >= 0 and at % size:  # across the border of tokens
+            while at >= 0 and at % size:  # not at a token's first byte
                 at = text.rfind(end, 0, at + len(end) - 1)
             if at < 0:
-                break  # nor has a longer one
+                break  # then a longer one did not either
             begin = at + len(end)
             found = tuple(array("i", bytes(text[begin : begin + count * size])))
         if not found:
             return ()
-        # What followed may run into the end itself: the text goes round in circles, and on.
+        # What followed may run into the suffix itself: the text repeats, so go on with the period.
         return tuple(found[i % len(found)] for i in range(count))
 
 

@@ -41,7 +41,7 @@ _P = ParamSpec("_P")
 
 @dataclass(frozen=True)
 class _Arguments(EngineOptions):
-    """All that an engine is made with: its options, and who watches it load."""
+    """All that an engine is made with: its options, and a callback for the progress of loading."""
 
     progress: Callable[[int, int], None] | None = field(default=None, kw_only=True)
 
@@ -261,7 +261,7 @@ class Engine:
             token_ids: 1 to context_length ids.
 
         Returns:
-            float32 [len(token_ids), vocab_size]; row i is the model's guess at token i + 1.
+            float32 [len(token_ids), vocab_size]; row i predicts token i + 1.
         """
         ids = self._check_ids(token_ids, "token_ids")
         if len(ids) > self._config.context_length:

@@ -47,7 +47,7 @@ class Generation(Request):
         text: the decoder of its text; None where the model has no tokenizer.
         token_bytes: what a token id stands for, for log-probabilities.
         constraint: says which tokens may come; None: any.
-        drafter: guesses tokens; None: none are guessed.
+        drafter: drafts tokens; None: none are drafted.
     """
 
     sampler: SamplerState
@@ -103,7 +103,7 @@ class Generation(Request):
             return 0
         assert output.tokens is not None
         drawn = []
-        for row, guess in zip(rows, (*chunk.draft, None), strict=True):
+        for row, drafted in zip(rows, (*chunk.draft, None), strict=True):
             token = int(output.tokens[row])
             drawn.append(token)
             self._taken.append((token, row))
@@ -112,7 +112,7 @@ class Generation(Request):
             if self._constraint is not None and not self.over:
                 self._constraint.push(token)
                 self.over = self._constraint.ended
-            if self.over or token != guess:
+            if self.over or token != drafted:
                 break
         self.sequence.settle(drawn)
         if self.drafter is not None:

@@ -37,7 +37,7 @@ class Model:
 class Loaded:
     """What `Engine.over` takes. load_tokenizer: called once, when text is first at hand.
 
-    overlap: plan a step while the one before it runs. speculation: guess tokens.
+    overlap: plan a step while the one before it runs. speculation: draft tokens.
     """
 
     model: Model

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-SEQUENCES_WANTED = 16  # of full context: more is of use only to those who then ask for it
+SEQUENCES_WANTED = 16  # of the full context length: more only serves those who ask for it
 SHARE_OF_AVAILABLE = 4  # take at most one part in this many
 TOKENS_NEEDED = 4096  # never less than one sequence of this length
 
@@ -19,9 +19,10 @@ SHARE_OF_DEVICE = 0.85
 def default_kv_bytes(
     pages_for: Callable[[int], int], page_bytes: int, context_length: int, available: int
 ) -> int:
-    """Bytes for 16 sequences of full context, or a quarter of the available memory if less.
+    """Bytes for 16 sequences of the full context length, or a quarter of the available memory if
+    that is less.
 
-    But at least what one sequence of 4096 tokens needs.
+    Never less than one sequence of 4096 tokens needs.
     """
     wanted = SEQUENCES_WANTED * pages_for(context_length) * page_bytes
     needed = pages_for(min(context_length, TOKENS_NEEDED)) * page_bytes
@@ -31,7 +32,9 @@ def default_kv_bytes(
 def device_kv_bytes(
     pages_for: Callable[[int], int], page_bytes: int, context_length: int, free: int
 ) -> int:
-    """Bytes on a device of its own that has so many free: 85%, or 64 sequences of full context."""
+    """Bytes on a device with memory of its own: 85% of what is free, or 64 sequences of the full
+    context length if that is less.
+    """
     wanted = SEQUENCES_ON_DEVICE * pages_for(context_length) * page_bytes
     return min(wanted, int(free * SHARE_OF_DEVICE))
 

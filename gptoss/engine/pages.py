@@ -24,7 +24,7 @@ class PagePool:
 
     A page whose contents are worth something (`value`) is kept when its last holder gives it back.
     It counts as free all the same: when nothing else is left, the one given back first is taken,
-    and whoever valued it is told.
+    and the one that valued it is told.
     """
 
     def __init__(self, size: int) -> None:
@@ -170,7 +170,7 @@ class SequencePages:
         """Give everything back; the sequence starts from nothing.
 
         From the end, so that of pages that are kept the last ones are forgotten first: without its
-        beginning no end is of use.
+        prefix a block is of no use.
         """
         for block in reversed(range(self.blocks)):
             if block >= self.first_sliding:

@@ -1,13 +1,13 @@
-"""Beginnings that were computed before: pages of finished sequences, found by their tokens.
+"""Prefixes that were computed before: pages of finished sequences, found by their tokens.
 
-The cache is a tree. A node is a block of `page_size` tokens behind those of its parent, so a path
-from the root is a beginning, compared token by token; it holds the page of the full layers and the
-page of the sliding layers that were computed for this block. The pages stay in the pool, which may
+The cache is a tree. A node is a block of `page_size` tokens that follow those of its parent, so a
+path from the root is a prefix, compared token by token; it holds the pages of the full and of the
+sliding layers that were computed for this block. The pages stay in the pool, which may
 take them back when nobody holds them; the node then forgets them.
 
 A sequence can begin at position p if the full pages of all blocks before p are there, and the
 sliding pages of those blocks that the token at p still sees: a window that has lost a page cannot
-be computed again without the layers below it, so then the beginning is cut until it fits.
+be computed again without the layers below it, so then the prefix is cut until it fits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gptoss.engine.pages import FULL, NO_PAGE, SLIDING, PagePool, SequencePages,
 
 
 class Node:
-    """A block of tokens behind those of its parent. pages: FULL and SLIDING, or NO_PAGE."""
+    """A block of tokens that follow those of its parent. pages: FULL and SLIDING, or NO_PAGE."""
 
     __slots__ = ("children", "key", "pages", "parent")
 
@@ -30,7 +30,7 @@ class Node:
 
 
 class PrefixCache:
-    """Knows which pages of a pool hold which beginnings.
+    """Knows which pages of a pool hold which prefixes.
 
     Args:
         window: width of the sliding attention window, in tokens, the query's own included.
@@ -43,7 +43,7 @@ class PrefixCache:
         self.root = Node(None, ())
 
     def find(self, tokens: SequenceOf[int]) -> list[Node]:
-        """The longest beginning of `tokens` that a sequence can continue, a node a block.
+        """The longest prefix of `tokens` that a sequence can continue, one node per block.
 
         At least one token is left to compute: its logits are wanted.
         """
@@ -55,7 +55,7 @@ class PrefixCache:
                 break
             path.append(child)
             node = child
-        # A gap in the sliding pages ends what can be used, unless it is behind the window.
+        # A gap in the sliding pages ends what can be used, unless the window is past it.
         together = best = 0
         for block, node in enumerate(path):
             together = together + 1 if node.pages[SLIDING] != NO_PAGE else 0
@@ -64,7 +64,7 @@ class PrefixCache:
         return path[:best]
 
     def adopt(self, pages: SequencePages, path: SequenceOf[Node]) -> None:
-        """Give a sequence that holds nothing the pages of a beginning."""
+        """Give a sequence that holds nothing the pages of a prefix."""
         first = self._first_needed(len(path))
         pages.adopt(
             [node.pages[FULL] for node in path], [node.pages[SLIDING] for node in path[first:]]
@@ -98,7 +98,7 @@ class PrefixCache:
         pages.node = node
 
     def _first_needed(self, blocks: int) -> int:
-        """The first of so many blocks whose sliding page the token behind them sees."""
+        """The first of n blocks whose sliding page is still seen by the token after them."""
         return first_block_seen(blocks * self._page_size, self._window, self._page_size)
 
     def _key(self, tokens: SequenceOf[int], block: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Who is admitted next, found in logarithmic time however many wait.
+"""Which sequence is admitted next, found in logarithmic time however many wait.
 
 The order: the lowest priority number; those that were sent back, the latest first; of the client
 that has had the least computed, of its request that has had the least, in order of arrival. Sharing
@@ -129,7 +129,7 @@ class _Shares(Generic[Key]):
             self._enter(key)
 
     def least(self) -> int:
-        """Tokens computed for whoever comes first."""
+        """Tokens computed for the client that comes first."""
         return self._account(self.first()).served
 
     def line(self, key: Key) -> _Line | None:
@@ -177,7 +177,7 @@ class Waiting:
         return iter(order)
 
     def first(self) -> Sequence | None:
-        """Who is admitted next."""
+        """The sequence that is admitted next."""
         if not self._priorities:
             return None
         priority = self._priorities[0]
@@ -185,20 +185,20 @@ class Waiting:
         return (sent_back if len(sent_back) else self._arrived[priority]).first()
 
     def add(self, sequence: Sequence) -> None:
-        """Someone arrives."""
+        """A sequence arrives."""
         sequence.place = next(self._places)
         self._level(sequence.priority)
         self._arrived[sequence.priority].add(sequence)
         self._size += 1
 
     def restore(self, sequence: Sequence) -> None:
-        """Someone returns to the head: taken out for a while, or sent back by the scheduler."""
+        """One returns to the head: taken out for a while, or sent back by the scheduler."""
         self._level(sequence.priority)
         self._line(sequence).restore(sequence)
         self._size += 1
 
     def remove(self, sequence: Sequence) -> None:
-        """Someone who waits leaves."""
+        """A waiting sequence leaves."""
         priority = sequence.priority
         self._line(sequence).remove(sequence)
         self._size -= 1

@@ -48,7 +48,7 @@ class Request:
         eager: whether each item goes to the outbox at once; else all go when the request is done,
             which spares a reader that waits for the end from being woken by every token.
         sampler: parameters for its rows; None: the most likely token, no extras.
-        drafter: guesses tokens ahead; None: none are guessed.
+        drafter: drafts tokens ahead; None: none are drafted.
         wants_logits: whether the step must return whole rows of logits.
         over: whether it is known that no further step is needed.
     """

@@ -9,9 +9,9 @@ Policy only; nothing here knows models, text or sampling. The rules:
 4. An admitted sequence starts after the prefix that the cache has of it. One that shares a long
    prefix with a prompt that is entering waits until it can take that from the cache.
 5. When a running sequence needs a page and none is free, the latest admitted one of the lowest
-   priority is sent back to the head of the queue and gives up its pages. So it is when one of a
-   higher priority finds no room. Its tokens, output included, are computed again when it returns
-   (unless the cache still has them), so nothing but time is lost.
+   priority is sent back to the head of the queue and gives up its pages. The same happens when
+   one of a higher priority finds no room. Its tokens, output included, are computed again when it
+   returns (unless the cache still has them), so nothing but time is lost.
 
 The first of the running sequences can thus always take pages from all others, and a sequence is
 refused on arrival unless it fits the empty pool: some sequence advances in every step.
@@ -115,7 +115,7 @@ class Scheduler:
         """Queue a sequence; raises as `check` does."""
         self.check(sequence)
         client, account = self._client(sequence), sequence.account
-        # Whoever was away has not saved up anything: they begin level with the least served.
+        # A client that was away has saved up nothing: it begins level with the least served.
         if not client.active:
             client.served = max(client.served, self._least_client(sequence))
         if not account.active:

@@ -120,7 +120,7 @@ class Chunk:
     Attributes:
         pages: those of the sequence when this was planned. A sequence that was sent back while the
             step ran has none, or others by now, of which nothing is computed.
-        draft: the last ones of these tokens where they are guesses, not the sequence's own yet.
+        draft: the last of these tokens where they are only drafted, not the sequence's own yet.
         reaches_end: whether the step computes the sequence's last token, so that a next one can be
             drawn.
     """

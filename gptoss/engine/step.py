@@ -81,7 +81,7 @@ class Step:
 
     @property
     def drafts(self) -> bool:
-        """Whether some of its tokens are guesses, so that how far it gets is known only after."""
+        """Whether some of its tokens are drafted, so that how far it gets is known only after."""
         return any(chunk.draft for chunk in self.chunks)
 
     @property

@@ -52,7 +52,7 @@ class StopMatcher:
 
 
 class TextStream:
-    """The text of one completion: a decoder, and a stop matcher behind it."""
+    """The text of one completion: a decoder, followed by a stop matcher."""
 
     def __init__(self, decoder: Decoder, stop: tuple[str, ...]) -> None:
         self._decoder = decoder

@@ -1,4 +1,4 @@
-"""The thread that runs the model: one step after another, for whoever asks.
+"""The thread that runs the model: one step after another, for all that ask.
 
 Everything that changes while the model runs (scheduler, pages, requests) belongs to this thread
 alone. Others send it calls through a queue and read results from another. Both are SimpleQueue,
@@ -103,7 +103,7 @@ class Worker:
             self._thread.join()
 
     def check_process(self) -> None:
-        """Raise Error in a forked child, where the thread that would answer is not."""
+        """Raise Error in a forked child, which lacks the thread that would answer."""
         if os.getpid() != self._process:
             raise Error(
                 f"engine: it belongs to the process that made it (pid {self._process}), this is a "

@@ -2,7 +2,7 @@
 
 llguidance (the extra `grammar`) turns a grammar and the tokens so far into the set of tokens that
 may come next; the sampler draws from these alone. A grammar is compiled against a vocabulary and
-then begun anew for each text.
+then started afresh for each text.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gptoss.errors import Error, shown
 if TYPE_CHECKING:
     pass
 
-MOST_SOURCE = 1 << 20  # characters of a grammar
-MOST_CHOICES = 1024
+MAX_SOURCE = 1 << 20  # characters of a grammar
+MAX_CHOICES = 1024
 # Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
 _BLANKS = r"( |\n[ \t]{0,64})?"
 _refused = partial(Error, field="grammar")  # the option that a grammar is given by
@@ -72,10 +72,10 @@ class Grammar:
         if (
             isinstance(texts, (str, bytes))
             or not isinstance(texts, Sequence)
-            or not 0 < len(texts) <= MOST_CHOICES
+            or not 0 < len(texts) <= MAX_CHOICES
             or not all(isinstance(text, str) and text for text in texts)
         ):
-            raise _refused(f"choice: expected 1 to {MOST_CHOICES} texts, found {shown(texts)}")
+            raise _refused(f"choice: expected 1 to {MAX_CHOICES} texts, found {shown(texts)}")
         names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
         return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
@@ -84,14 +84,12 @@ class Grammar:
         """Text of a Lark grammar, in llguidance's dialect; its first rule is ``start``.
 
         Raises:
-            Error: it is none, or too large; llguidance is not there.
+            Error: it is invalid or too large, or llguidance is not installed.
         """
         if not isinstance(source, str):
             raise _refused(f"{what}: expected a string, found {shown(source)}")
-        if len(source) > MOST_SOURCE:
-            raise _refused(
-                f"{what}: expected at most {MOST_SOURCE} characters, found {len(source)}"
-            )
+        if len(source) > MAX_SOURCE:
+            raise _refused(f"{what}: expected at most {MAX_SOURCE} characters, found {len(source)}")
         library = load_llguidance()
         problem = library.LLMatcher.validate_grammar(
             library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
@@ -110,7 +108,7 @@ class Grammar:
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
-    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is no schema."""
+    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is not a schema."""
     if not isinstance(schema, (Mapping, bool)):
         raise _refused(f"json schema: expected an object, found {shown(schema)}")
     if schema is False:
@@ -152,6 +150,6 @@ def _escaped(pattern: str) -> str:
 def first_line(text: str) -> str:
     """Of a message that may go on with the whole grammar and a trace.
 
-    Where a message says at which line and column, it is of a source that is not the user's.
+    A line and column in a message refer to a source that is not the user's.
     """
     return re.sub(r"^at \d+\(\d+\): ", "", text.strip().split("\n", 1)[0])[:500]

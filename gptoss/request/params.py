@@ -111,7 +111,7 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a tuple, whichever way it was written."""
+        """`stop` as a tuple, however it was written."""
         assert isinstance(self.stop, tuple)
         return self.stop
 

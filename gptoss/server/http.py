@@ -1,5 +1,5 @@
-"""Who may ask, how large a request may be, and what is answered alike whether one engine or a front
-before several is behind it.
+"""Who may ask, how large a request may be, and which answers are the same from one engine and from
+a front of several.
 """
 
 from __future__ import annotations
@@ -151,6 +151,6 @@ async def no_route(request: Request, error: Exception) -> Response:
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """A mistake of ours: the log has it, the client learns no more."""
+    """An error in this server: the details go to the log, and the client is told no more."""
     log.exception("%s %s", request.method, request.url.path, exc_info=error)
     return JSONResponse(MISTAKE.body(), 500)

@@ -15,8 +15,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# A model's words are shown here. Should there be a hole in how, still nothing that they smuggle in
-# is run, loaded or sent: code and styles are this server's alone, and no string becomes HTML.
+# A model's words are shown here. Even if showing them had a hole, nothing that they smuggle in
+# would be run, loaded or sent: code and styles are this server's alone, and no string becomes HTML.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -40,7 +40,7 @@ def page_routes() -> list[BaseRoute]:
 
 def _route(address: str, path: Path) -> Route:
     async def give(request: Request) -> Response:
-        # Read anew each time, a few kilobytes: who works on the page sees it by reloading.
+        # Read anew each time, a few kilobytes: changes to the page show on reloading.
         return Response(path.read_bytes(), media_type=_TYPES[path.suffix], headers=_HEADERS)
 
     return Route(address, give, methods=["GET"], include_in_schema=False)

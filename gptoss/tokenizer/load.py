@@ -36,7 +36,7 @@ class HasVocabSize(Protocol):
 def load_tokenizer(directory: Path | None, config: HasVocabSize) -> Tokenizer:
     """The tokenizer of a model whose tokenizer files, if any, lie in `directory`.
 
-    Taken is the first that is there:
+    The first of these that exists is taken:
 
     1. a rank file `*.tiktoken` in `directory`: o200k_base.tiktoken, or a vocabulary of the model's
        own, described by tokenizer_config.json (see `vocabulary.read_rank_directory`);
@@ -81,7 +81,7 @@ def _find_harmony(directory: Path | None) -> Vocabulary:
                 return vocabulary.harmony(data, str(path), HARMONY_SIZE)
     try:
         data = _download()
-    except Exception as error:  # whatever networks do
+    except Exception as error:  # a network can fail in any way
         raise Error(
             f"no tokenizer at hand for this model: put {O200K_FILE} (from {O200K_URL}) or the "
             f"published {TOKENIZER_JSON} {_into(directory)}; or set TIKTOKEN_ENCODINGS_BASE to "

@@ -61,7 +61,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Raises Error where the pattern is no regular expression or leaves characters out."""
+        """Raises Error where the pattern is not a regular expression or leaves characters out."""
         self.vocab_size = vocabulary.vocab_size
         self.special_tokens = dict(vocabulary.special_tokens)
         self.eos_ids = vocabulary.eos_ids
@@ -183,7 +183,7 @@ def _bytes_of(table: list[bytes], token: SupportsIndex) -> bytes:
 def _cut_long_runs(text: str) -> Iterator[str]:
     """`text` in pieces with no more than twice _LONG_RUN blanks in a row.
 
-    It is cut behind each aligned stretch of _LONG_RUN characters that holds nothing but blanks.
+    It is cut after each aligned stretch of _LONG_RUN characters that holds nothing but blanks.
     """
     start = 0
     for at in range(_LONG_RUN, len(text), _LONG_RUN):

@@ -22,7 +22,7 @@ from gptoss.tokenizer.vocabulary import (
 )
 
 NAME = "tokenizer.json"
-_LIMIT = 1 << 28  # bytes; that of gpt-oss has 28 MB
+_LIMIT = 1 << 28  # bytes; gpt-oss's has 28 MB
 # What a ByteLevel pre-tokenizer splits by when it is told to split: GPT-2's pattern.
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WHOLE_TEXT = r"[\s\S]+"
@@ -184,8 +184,8 @@ def _check_merges(
     Tokens in `apart` need not come out of merging.
     The list says which pairs may merge and in which order; ranks say that any pair may whose sum is
     a token, in the order of ids. The two agree when the list is in the order of ids and holds, for
-    each token, the pair that merging by rank arrives at last: within a token that becomes one
-    whatever surrounds it, merging goes as it does in the token alone.
+    each token, the pair that merging by rank reaches last: a token that is merged whole is merged
+    in the same way whatever surrounds it.
     """
     pairs: set[tuple[bytes, bytes]] = set()
     last = -1
@@ -221,7 +221,7 @@ def _merge_to_two(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     """`token` merged by rank until two parts are left, or more where nothing merges any further.
 
     The parts are a linked list by the offsets of their first bytes, the pairs that may merge a
-    heap: a token of n bytes costs n log n, not n², since whoever wrote the file chose n.
+    heap: a token of n bytes costs n log n, not n², since the file's author chose n.
     """
     size = len(token)
     ends = list(range(1, size + 1))  # first byte of a part → its end; 0 where no part begins

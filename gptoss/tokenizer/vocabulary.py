@@ -53,7 +53,7 @@ _HARMONY_NAMED = {
 HARMONY_END = ("<|return|>", "<|call|>")  # not <|end|>: another message follows it
 _FILE_LIMIT = 1 << 28  # bytes; o200k_base has 3.6 MB, as tokenizer.json 28 MB
 _ID_LIMIT = 1 << 24  # no model has more ids
-# Characters of a special token's name. `re` compiles names with a common beginning in time
+# Characters of a special token's name. `re` compiles names with a common prefix in time
 # proportional to the square of its length.
 _NAME_LIMIT = 1024
 
@@ -153,7 +153,7 @@ def harmony(data: bytes, source: str, vocab_size: int) -> Vocabulary:
 def is_token_id(value: object) -> TypeGuard[int]:
     """Whether `value`, from a file, can be an id in any vocabulary.
 
-    Ask before it becomes a key: integers beyond 2^61 share hash values as their writer likes, and
+    Ask before it becomes a key: the hash values of integers beyond 2^61 can be made to collide, and
     a dictionary of n such keys takes time in n².
     """
     return type(value) is int and 0 <= value < _ID_LIMIT

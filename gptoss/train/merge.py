@@ -29,7 +29,7 @@ class Factors(NamedTuple):
 class MergedSource(TensorSource):
     """A base with differences added to some of its matrices; one matrix in memory at a time.
 
-    Everything else is handed on as it is. Experts that have differences are given unpacked
+    Everything else is handed on as it is. Experts that have differences are given dequantized
     (expert_dtype "bf16"; `expert` gives float32, not rounded); see `merged_source`.
     """
 
@@ -98,7 +98,7 @@ class MergedSource(TensorSource):
 
 
 class PackedMerged(PackedExperts):
-    """`PackedExperts` whose single experts are packed one by one: it may be a base itself."""
+    """`PackedExperts` whose experts are quantized one by one: it may be a base itself."""
 
     def expert(self, name: str, index: int) -> NDArray[np.float32]:
         blocks, scales = mxfp4.quantize(self._base.expert(name, index), self._rule)

@@ -33,8 +33,8 @@ def is_run(path: Path) -> bool:
 def merged_source(run: Path, base: str | None = None, rule: str | None = "mse") -> TensorSource:
     """The weights that a fine-tuning run has arrived at, for `write_checkpoint`.
 
-    Of adapters on an MXFP4 base, each expert is unpacked, changed and packed again by `rule`
-    ("mse" or "mx") when it is asked for, or left unpacked without a rule; matrices without
+    Of adapters on an MXFP4 base, each expert is dequantized, changed and quantized again by `rule`
+    ("mse" or "mx") when it is asked for, or left in bf16 without a rule; matrices without
     adapters keep their bits. `base` says where the base is now, if it has moved. Raises Error, also
     for another base than it was.
     """
@@ -79,7 +79,7 @@ def _full(
 
 
 def _with_stop_ids(config: ModelConfig, stop_ids: list[int]) -> ModelConfig:
-    """The end tokens that were taught, beside those that the base has."""
+    """The end tokens that were taught, besides those that the base has."""
     ids = dict.fromkeys((*config.eos_token_ids, *stop_ids))
     return dataclasses.replace(config, eos_token_ids=tuple(ids))
 

@@ -24,7 +24,7 @@ from gptoss.viz.figures import (
 )
 from gptoss.viz.trace import Trace
 
-MOST_TOKENS = 512  # a picture of more could not be read
+MAX_TOKENS = 512  # a picture of more could not be read
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AttentionMap:
 def attention_maps(
     trace: Trace, architecture: Architecture, layer: int | None = None, head: int | None = None
 ) -> list[AttentionMap]:
-    """The heads asked for, of one layer or of all. Raises Error for one that there is not.
+    """The heads asked for, of one layer or of all. Raises Error for one that does not exist.
 
     A weight is exp(s) / (Σ exp(s) + exp(sink)), s = q·k / √D over the keys in sight; the sink's
     share is exp(sink) over the same sum (as in OpenAI's gpt_oss/torch/model.py).
@@ -81,10 +81,10 @@ def attention_maps(
 def draw_attention(maps: Sequence[AttentionMap], tokens: Sequence[str]) -> Figure:
     """Heatmaps, four or eight in a row, each with its sink's share beside it and its window's edge.
 
-    A row of a heatmap and its sink sum to 1. Raises Error for more than MOST_TOKENS tokens.
+    A row of a heatmap and its sink sum to 1. Raises Error for more than MAX_TOKENS tokens.
     """
     count = len(tokens)
-    require_at_most(count, MOST_TOKENS)
+    require_at_most(count, MAX_TOKENS)
     columns = min(4 if len(maps) <= 16 else 8, len(maps))
     rows = -(-len(maps) // columns)
     side = 2.6 if len(maps) > 1 else min(9.0, max(4.0, 0.12 * count))

@@ -48,7 +48,7 @@ class Curve:
 
 
 def read_records(path: Path, made_by: str) -> list[dict[str, Any]]:
-    """The JSON lines of a run's file. Raises Error, with the line, for what is none.
+    """The JSON lines of a run's file. Raises Error, with the line, where one is not JSON.
 
     A last line without its end is left out: the run may be writing it.
     """
@@ -105,7 +105,7 @@ def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 def draw_curves(curves: Sequence[Curve], unit: str = "tokens", width: int = 0) -> Figure:
     """A line per run: training loss (means over `width` steps; 0 = a fiftieth), held out marked.
 
-    The steep beginning may leave the picture at the top. Raises Error for runs whose losses count
+    The steep start may leave the picture at the top. Raises Error for runs whose losses count
     different things.
     """
     counted = sorted({curve.counted for curve in curves})
@@ -143,5 +143,5 @@ def draw_curves(curves: Sequence[Curve], unit: str = "tokens", width: int = 0) -
 
 
 def _plain(text: str) -> str:
-    """Names are no formulas."""
+    """Names are not formulas."""
     return text.replace("$", r"\$")

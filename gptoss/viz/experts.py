@@ -23,7 +23,7 @@ from gptoss.viz.figures import (
 )
 from gptoss.viz.trace import Trace
 
-MOST_TOKENS = 1024  # a picture of more could not be read
+MAX_TOKENS = 1024  # a picture of more could not be read
 
 
 def _chosen(trace: Trace) -> tuple[NDArray[np.int64], int]:
@@ -124,9 +124,9 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], top: int) -> None:
 def draw_routing(trace: Trace, tokens: Sequence[str], layer: int) -> Figure:
     """Tokens down, experts across, the weight of each as a shade.
 
-    Raises Error for more than MOST_TOKENS tokens.
+    Raises Error for more than MAX_TOKENS tokens.
     """
-    require_at_most(len(tokens), MOST_TOKENS)
+    require_at_most(len(tokens), MAX_TOKENS)
     weights = routing(trace, layer)
     count, experts = weights.shape
     figure = new_figure(max(4.0, 0.28 * experts + 2.5), min(12.0, 0.14 * count + 1.4))
@@ -144,9 +144,9 @@ def draw_routing(trace: Trace, tokens: Sequence[str], layer: int) -> Figure:
 def draw_entropy(trace: Trace, tokens: Sequence[str]) -> Figure:
     """Entropy per layer (mean and range over the tokens), and per token and layer.
 
-    Raises Error for more than MOST_TOKENS tokens.
+    Raises Error for more than MAX_TOKENS tokens.
     """
-    require_at_most(len(tokens), MOST_TOKENS)
+    require_at_most(len(tokens), MAX_TOKENS)
     entropy = router_entropy(trace)
     most = float(np.log(_chosen(trace)[1]))
     layers, count = entropy.shape

@@ -1,4 +1,4 @@
-"""The house style of pictures: labelled axes, and nothing that colour alone tells."""
+"""The house style of pictures: labelled axes, and nothing told by colour alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DARK_IS_MUCH = "Greys"  # a map of one hue: prints as it looks
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "x")
 SHADES = ("0.0", "0.45", "0.25", "0.6", "0.1", "0.5")
-MOST_LABELS = 64  # tokens that are written out along an axis
+MAX_LABELS = 64  # tokens that are written out along an axis
 LONGEST_LABEL = 14  # characters of a token that are written out
 TITLE, LABEL, TICK = 9, 8, 7  # sizes of writing, points
 
@@ -89,7 +89,7 @@ def printable(text: str, longest: int | None = None, any_font: bool = False) -> 
 def label_tokens(axes: Axes, tokens: Sequence[str], which: str) -> None:
     """Writes all tokens along axis `which`, "x" or "y"; where they are too many, positions stay."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    if len(tokens) > MOST_LABELS:
+    if len(tokens) > MAX_LABELS:
         axis.set_label_text(f"{axis.get_label_text()} (position)")
         axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         return

@@ -26,7 +26,7 @@ from gptoss.viz.figures import (
 )
 from gptoss.viz.trace import Trace
 
-MOST_TOKENS = 48  # columns in which a word can still be read
+MAX_TOKENS = 48  # columns in which a word can still be read
 _LONGEST = 8  # characters of a word
 
 
@@ -63,10 +63,10 @@ def draw_lens(lens: Lens, tokens: Sequence[str], names: Sequence[Sequence[str]])
     """Positions across, layers up, the likeliest next token in each cell, shaded by probability.
 
     tokens: text of each position. names: text of `lens.top`, [L + 1][S]. Raises Error for more than
-    MOST_TOKENS tokens.
+    MAX_TOKENS tokens.
     """
     layers, count = lens.top.shape
-    require_at_most(count, MOST_TOKENS)
+    require_at_most(count, MAX_TOKENS)
     figure = new_figure(0.62 * count + 2.4, 0.38 * layers + 1.6)
     axes = figure.add_subplot()
     image = axes.imshow(lens.probability, cmap=DARK_IS_MUCH, vmin=0, vmax=1, aspect="auto")

@@ -85,7 +85,7 @@ def page(
 ) -> str:
     """A self-contained HTML page: darker is less likely; hover or tab shows the alternatives.
 
-    name_of: the text of a token; whatever it is, it is no markup in the page.
+    name_of: the text of a token; whatever it is, it is escaped in the page.
     """
     about = (
         "The darker the ground, the more surprising the token; underlined ones were the likeliest. "

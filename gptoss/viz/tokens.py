@@ -8,7 +8,7 @@ from gptoss.train.data.tokenizers import BytePairs, TextTokenizer
 
 
 def token_name(tokenizer: TextTokenizer, token: int) -> str:
-    r"""The text of one id; bytes that are no whole character as \xe2; "" if it maps to nothing."""
+    r"""The text of one id; bytes of an incomplete character as \xe2; "" if it maps to nothing."""
     text = tokenizer.decode([token])
     if "\ufffd" in text and isinstance(tokenizer, BytePairs):
         return tokenizer.inner.token_bytes(token).decode("utf-8", "backslashreplace")

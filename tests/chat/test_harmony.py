@@ -49,7 +49,7 @@ def test_thinking_and_an_answer():
     ],
 )
 def test_calls(header):
-    """The recipient stands before or behind the channel; models write both."""
+    """The recipient stands before or after the channel; models write both."""
     (message,) = parse(header + '<|message|>{"city": "Oslo"}<|call|>')
     assert message.is_call and message.recipient == "functions.weather"
     assert message.content_type == "json" and message.content == '{"city": "Oslo"}'
@@ -61,7 +61,7 @@ def test_calls(header):
     [
         # A refusal without a channel is an answer.
         ("<|message|>I cannot do that.<|return|>", [("final", "I cannot do that.")]),
-        # <|return|> behind <|end|>: the answer is whole.
+        # <|return|> after <|end|>: the answer is whole.
         ("<|channel|>final<|message|>Yes.<|end|><|return|>", [("final", "Yes.")]),
         ("<|channel|>final<|message|>Yes.<|end|><|start|>assistant<|return|>", [("final", "Yes.")]),
         # No header at all, or an author alone.
@@ -70,7 +70,7 @@ def test_calls(header):
         ("<|start|>assistant Hello there.<|return|>", [("final", " Hello there.")]),
         ("<|start|>assistantHello there.<|return|>", [("final", "Hello there.")]),
         ("assistantship<|return|>", [("final", "assistantship")]),
-        # <|message|> forgotten behind the channel.
+        # <|message|> forgotten after the channel.
         ("<|channel|>final The answer is 4.<|return|>", [("final", " The answer is 4.")]),
         ("<|channel|>analysis We think.<|end|>", [("analysis", " We think.")]),
         # A channel of an unknown or a longer name.

@@ -1,4 +1,4 @@
-"""Packed models: they run as their source does, and whatever is wrong with one is said."""
+"""Models in panels: they run as their source does, and whatever is wrong with one is said."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_q8_is_near_but_not_the_same(tiny_a, packed):
 
 
 def test_layouts_and_bf16_experts(tiny_a, tiny_a_hf, tmp_path):
-    """What is packed does not depend on how the source was stored."""
+    """The panels do not depend on how the source was stored."""
     with open_checkpoint(tiny_a) as source:
         write_checkpoint(source, tmp_path / "bf16", "huggingface-bf16")
     expected = logits(tiny_a)

@@ -169,10 +169,10 @@ def test_runtime_errors_are_one_line(gptoss, tiny_a_words, tmp_path):
     assert_error(gptoss("generate", *model, stdin=b"\xff"), "standard input: expected UTF-8")
 
 
-@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("place", ["before", "after"])
 def test_debug_shows_a_traceback(gptoss, tmp_path, place):
-    before, behind = (["--debug"], []) if place == "before" else ([], ["--debug"])
-    result = gptoss(*before, "generate", "abc", "-m", tmp_path / "nothing", *behind)
+    before, after = (["--debug"], []) if place == "before" else ([], ["--debug"])
+    result = gptoss(*before, "generate", "abc", "-m", tmp_path / "nothing", *after)
     assert result.returncode == 1 and "Traceback" in result.stderr
 
 

@@ -114,7 +114,7 @@ TEST(memory_that_runs_out_leaves_it_usable) {
     }
     return false;
   };
-  // Of a step's inputs, of its arrays; before the first step and behind one.
+  // Of a step's inputs, of its arrays; before the first step and after one.
   for (int turn = 0; turn < 2; ++turn) {
     for (const size_t largest : {size_t{16}, size_t{1} << 14}) {
       CHECK(fails(largest));

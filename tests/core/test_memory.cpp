@@ -57,7 +57,7 @@ TEST(a_buffer_that_could_not_grow_can_be_used_again) {
   CHECK(buffer.reserve(100000) != nullptr);
 }
 
-// Whichever of a step's buffers it is that cannot grow.
+// No matter which of a step's buffers cannot grow.
 TEST(a_step_without_memory_harms_nothing) {
   for (const Activation activation : {Activation::f32, Activation::bf16}) {
     const ModelConfig config = test::small_config();

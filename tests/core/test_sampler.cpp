@@ -43,7 +43,7 @@ struct Draw {
                       top_ids.data(), top_logprobs.data(), scratch);
   }
 
-  // How often each token comes in so many draws.
+  // How often each token comes in `draws` draws.
   std::vector<int> many(int draws) {
     std::vector<int> counts(logits.size());
     for (int i = 0; i < draws; ++i) {

@@ -1,4 +1,4 @@
-// The pool of threads: every task once, whoever calls, whatever is thrown, in a forked child too.
+// The pool of threads: every task once, on any calling thread, after any exception, in a fork too.
 #include "core/cpu/threads.h"
 
 #include <sys/resource.h>
@@ -19,7 +19,7 @@ using cpu::parallel_for, cpu::parallel_threshold, cpu::ThreadPool, test::in_chil
 
 namespace {
 
-// Whether every one of so many tasks runs once, under the number of a thread that runs no other.
+// Whether each of `tasks` tasks runs once, under the number of a thread that runs no other.
 bool covers(ThreadPool& pool, int64_t tasks) {
   std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
   std::vector<std::atomic<int>> running(static_cast<size_t>(pool.size()));

@@ -23,7 +23,7 @@ def exact_attention(q, k, v, sink, scale, first, last):
 class Case:
     """Sequences with some tokens before, and some new ones, in pages that lie anywhere.
 
-    What no query may see is NaN: free pages, slots behind the last token, pages before the window.
+    What no query may see is NaN: free pages, slots after the last token, pages before the window.
     """
 
     def __init__(self, random, lengths, new, *, heads, kv_heads, dim, window, size=1.0):

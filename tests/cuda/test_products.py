@@ -63,7 +63,7 @@ def test_product(cuda, random, kernel, shape):
 @pytest.mark.parametrize("multiprocessors", [1, 4, 132])
 @pytest.mark.parametrize("shape", [(150, 600, 64), (300, 200, 136), (3, 700, 64)], ids=str)
 def test_product_on_other_gpus(cuda, random, shape, multiprocessors):
-    """Other tiles, and several of them a block."""
+    """Other tiles, and several of them per block."""
     kernel = "gemm_hopper" if shape[0] > 16 else "gemv_bf16"
     on_this(cuda, kernel)
     x, w = operands(random, *shape)
@@ -161,7 +161,7 @@ def test_every_weight_of_an_expert_is_exact(cuda, random, kernel, columns):
 
 
 def assignments(random):
-    """Experts of pairs: by chance, all to one, none to some, one alone."""
+    """Experts of pairs: at random, all to one, none to some, one alone."""
     return [
         random.integers(0, 5, 40),
         np.full(37, 3),

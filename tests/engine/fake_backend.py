@@ -22,7 +22,7 @@ PAGE = 16
 def expected_logits(tokens: list[int], position: int, window: int, period: int = 0) -> np.ndarray:
     """float32 [VOCABULARY]: what the "model" says after tokens[: position + 1].
 
-    period: it likes to repeat the token that came so many before, nine times out of ten.
+    period: nine times out of ten it likes best the token that came this many places before.
     """
     full = tokens[: position + 1]
     sliding = tokens[max(0, position - window + 1) : position + 1]

@@ -12,7 +12,7 @@ from gptoss.engine.load import Model, choose_device, prepare
 CONTEXT = 400
 WINDOW = 20
 END = 49
-# Letters, then pieces of "é" and "日", a piece that is no UTF-8, and an id without bytes.
+# Letters, then pieces of "é" and "日", a piece that is not UTF-8, and an id without bytes.
 PIECES = [bytes([ord("a") + i]) for i in range(26)]
 PIECES += [b" ", b"\n", b"the", b" and", b"\xc3", b"\xa9", b"\xe6\x97", b"\xa5", b"\xff", b""]
 PIECES += [bytes([ord("A") + i]) for i in range(fake.VOCABULARY - len(PIECES) - 1)]
@@ -94,7 +94,7 @@ def make_engine(*, pages=400, tokenizer=True, backend=None, **options):
 
 
 def settle(engine):
-    """Wait until cancelled requests are gone; nothing may stay behind."""
+    """Wait until cancelled requests are gone; nothing may be left of them."""
 
     def settled():
         info = engine.info()

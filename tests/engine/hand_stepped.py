@@ -92,4 +92,4 @@ def finish(worker, *requests):
     return [tokens_of(request) for request in requests]
 
 
-CHEAP = SimpleNamespace(share=lambda sequences: 0.05)  # what a token more in a step costs
+CHEAP = SimpleNamespace(share=lambda sequences: 0.05)  # what one more token in a step costs

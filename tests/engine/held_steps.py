@@ -20,7 +20,7 @@ class HeldBackend:
         return getattr(self._backend, name)
 
     def let(self, steps):
-        """So many more may begin."""
+        """`steps` more may begin."""
         with self._changed:
             self._left += steps
             self._changed.notify_all()
@@ -37,7 +37,7 @@ class HeldBackend:
 
 @contextmanager
 def held(engine, steps=0):
-    """After so many steps the engine stands still until the block ends: → HeldBackend."""
+    """After `steps` steps the engine stands still until the block ends: → HeldBackend."""
     worker = engine._worker
     real = worker.backend
     worker.backend = backend = HeldBackend(real, steps)

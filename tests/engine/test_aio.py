@@ -67,7 +67,7 @@ def test_choices(engine):
 
 @pytest.mark.parametrize("way", ["aclose", "block", "task", "dropped"])
 def test_leaving_cancels(engine, way):
-    """Pages become free (checked behind every test), and others are not disturbed."""
+    """Pages become free (checked after every test), and others are not disturbed."""
     endless = SamplingParams(temperature=0, max_tokens=3000, ignore_eos=True)
 
     async def leave():
@@ -176,7 +176,7 @@ def test_a_closed_engine_says_so(tiny_a_words):
 
 
 def test_many_streams_with_random_cancels(tiny_a_words):
-    """Too few pages for all: who stays gets the right text, and every page comes back."""
+    """Too few pages for all: those that stay get the right text, and every page comes back."""
     random = np.random.default_rng(7)
     prompts = [f"text {i} " * int(random.integers(1, 12)) for i in range(64)]
     leaves = random.random(64) < 0.4

@@ -1,4 +1,4 @@
-"""Guessed tokens in steps: texts stay what they are, and nobody pays for them."""
+"""Drafted tokens in steps: texts stay what they are, and nobody pays for them."""
 
 import fake_backend as fake
 import pytest
@@ -15,7 +15,7 @@ from hand_stepped import (
 from gptoss.request.params import SamplingParams
 
 
-def test_right_guesses_save_steps_and_change_nothing():
+def test_right_drafts_save_steps_and_change_nothing():
     worker = make_worker(pages=60, period=4)
     prompt = prompt_of(12)
     request = make_request(prompt, 100, cost=CHEAP)
@@ -26,16 +26,16 @@ def test_right_guesses_save_steps_and_change_nothing():
 
 
 @pytest.mark.parametrize("temperature", [0.7, 5.0])
-def test_seeded_draws_are_the_same_with_guesses(temperature):
+def test_seeded_draws_are_the_same_with_drafts(temperature):
     params = SamplingParams(temperature=temperature, top_p=0.9)
-    with_guesses, without = make_worker(60, period=3), make_worker(60, period=3)
-    guessing = make_request(prompt_of(20), 80, params, seed=5, cost=CHEAP)
-    (found,) = finish(with_guesses, guessing)
+    with_drafts, without = make_worker(60, period=3), make_worker(60, period=3)
+    drafting = make_request(prompt_of(20), 80, params, seed=5, cost=CHEAP)
+    (found,) = finish(with_drafts, drafting)
     assert finish(without, make_request(prompt_of(20), 80, params, seed=5)) == [found]
     assert len(found) == 80
 
 
-def test_guesses_take_no_pages_from_others():
+def test_drafts_take_no_pages_from_others():
     worker = make_worker(pages=10, step_tokens=64, period=3)
     requests = [make_request(prompt_of(10, i), 40, cost=CHEAP) for i in range(2)]
     found = finish(worker, *requests)
@@ -43,7 +43,7 @@ def test_guesses_take_no_pages_from_others():
     assert_nothing_leaked(worker)
 
 
-def test_a_text_that_ends_among_guesses_ends_there():
+def test_a_text_that_ends_within_a_draft_ends_there():
     continuation = fake.reference_greedy(prompt_of(12), 60, WINDOW, 4)
     for stop in set(continuation):
         worker = make_worker(pages=60, period=4)

@@ -1,4 +1,4 @@
-"""When tokens are guessed, and which: costs, beliefs, and the search for repetitions."""
+"""When tokens are drafted, and which: costs, beliefs, and the search for repetitions."""
 
 from types import SimpleNamespace
 
@@ -73,13 +73,13 @@ def test_bytes_of_neighbouring_tokens_are_no_match():
     assert Drafter(text, cost(0.0)).draft(4, 1) == ()
 
 
-def test_dear_tokens_are_not_guessed():
+def test_expensive_tokens_are_not_drafted():
     text = [1, 2, 3] * 10
     counts = [len(Drafter(text, cost(share)).draft(8, 1)) for share in (0.0, 0.2, 0.45, 0.6, 1.0)]
     assert counts[0] > counts[1] > counts[2] > counts[3] == counts[4] == 0
 
 
-def test_wrong_guesses_are_not_repeated_for_a_while():
+def test_wrong_drafts_are_not_repeated_for_a_while():
     drafter = Drafter([1, 2, 3] * 10, cost(0.3))
     assert drafter.draft(8, 1)
     for _ in range(6):
@@ -90,7 +90,7 @@ def test_wrong_guesses_are_not_repeated_for_a_while():
     assert drafter.draft(8, 1)  # the text may have come to repeat itself
 
 
-def test_right_guesses_grow():
+def test_right_drafts_grow():
     drafter = Drafter([1, 2, 3] * 10, cost(0.3))
     few = len(drafter.draft(MAX_DRAFT, 1))
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""What an Error carries beside its text."""
+"""What an Error carries besides its text."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The options of an engine: checked when made, described once, and the same for whoever asks."""
+"""The options of an engine: checked when made, described once, and the same for every user."""
 
 import argparse
 import inspect

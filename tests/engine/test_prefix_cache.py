@@ -1,4 +1,4 @@
-"""Beginnings that were computed before: found, used, cut where a window has a hole, forgotten."""
+"""Prefixes that were computed before: found, used, cut where a window has a hole, forgotten."""
 
 from queue import SimpleQueue
 
@@ -55,7 +55,7 @@ def test_what_is_shared_is_used_and_no_more(shared):
     assert_nothing_leaked(worker)
 
 
-def test_a_window_that_lost_a_page_cuts_the_beginning():
+def test_a_window_that_lost_a_page_cuts_the_prefix():
     worker, prompt = make_worker(pages=60, window=40), prompt_of(100)
     finish(worker, make_request(prompt, 1))
     node = worker.scheduler._cache.root
@@ -77,7 +77,7 @@ def test_a_window_that_lost_a_page_cuts_the_beginning():
 
 
 def test_kept_pages_give_way():
-    """A pool full of beginnings is as good as an empty one, and the oldest go first."""
+    """A pool full of prefixes is as good as an empty one, and the oldest go first."""
     worker = make_worker(pages=40)
     for salt in range(6):
         finish(worker, make_request(prompt_of(100, salt), 2))
@@ -90,7 +90,7 @@ def test_kept_pages_give_way():
     assert worker.scheduler.preemptions == 0
 
 
-def test_forgotten_beginnings_leave_no_nodes():
+def test_forgotten_prefixes_leave_no_nodes():
     worker = make_worker(pages=20)
     for salt in range(40):
         finish(worker, make_request(prompt_of(60, salt), 2))

@@ -83,7 +83,7 @@ def test_logits_do_not_depend_on_the_chunks(tiny_a, golden):
 
 
 def greedy_stories(isa, activation):
-    """What the bundled model tells: (token ids, two likeliest tokens of each place) a prompt."""
+    """What the bundled model gives for each prompt: (token ids, two likeliest tokens per place)."""
     prompts = ["Once upon a time", "The old man looked at the sea, and", "The king said"]
     params = SamplingParams(temperature=0, max_tokens=100, logprobs=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -333,5 +333,5 @@ def test_open_errors(tmp_path):
 def test_default_cache_is_bounded(tiny_a):
     with Engine(tiny_a, threads=1) as engine:
         info = engine.info()
-    # 16 sequences of full context at most, one of 4096 tokens at least.
+    # At most 16 sequences of the full context length, at least one of 4096 tokens.
     assert 4096 <= info["kv_tokens"] <= 16.4 * info["context_length"]

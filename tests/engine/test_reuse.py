@@ -1,4 +1,4 @@
-"""The prefix cache, guesses and overlapped steps on a real model: the same texts, to the token."""
+"""The prefix cache, drafts and overlapped steps on a real model: the same texts, to the token."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ def test_a_prompt_again(engine, plain, options):
 
 
 def test_a_conversation(engine, plain):
-    """Each turn begins behind all that was said before."""
+    """Each turn begins after all that was said before."""
     text, before = "The cat said:", 0
     for turn in range(4):
         (found,) = engine.generate(text, params(seed=turn, temperature=1.0))
@@ -69,7 +69,7 @@ def test_logits_are_computed_anew(engine):
     assert engine.logits(ids).shape[0] == 60 == engine.logits(ids).shape[0]
 
 
-def test_repetitions_are_guessed(engine, plain, monkeypatch):
+def test_repetitions_are_drafted(engine, plain, monkeypatch):
     """A text that goes round in circles takes far fewer steps, and is the same."""
     monkeypatch.setattr(engine._worker.cost, "share", lambda sequences: 0.05)  # whatever it costs
     circles, longer = "one two three " * 4, params(max_tokens=150)
@@ -80,7 +80,7 @@ def test_repetitions_are_guessed(engine, plain, monkeypatch):
     assert engine._worker.steps - before[0] < 100
 
 
-def test_a_stream_with_guesses_gives_every_token_once(engine, plain):
+def test_a_stream_with_drafts_gives_every_token_once(engine, plain):
     deltas = list(engine.stream(STORY, params(max_tokens=80)))
     assert [d.token_ids for d in deltas] == [
         (token,) for token in plain.generate(STORY, params(max_tokens=80))[0].token_ids

@@ -249,7 +249,7 @@ asked = st.fixed_dictionaries(
         "frequency_penalty": st.sampled_from([0.0, 0.7]),
         "stop_ids": st.sets(st.integers(0, fake.VOCABULARY - 1), max_size=2),
         "score": st.booleans(),
-        "guesses": st.booleans(),
+        "drafts": st.booleans(),
         "masked": st.booleans(),
         "priority": st.integers(0, 2),
         "client": st.sampled_from(["a", "b"]),
@@ -295,7 +295,7 @@ def request_from(spec, seed, worker):
         params,
         spec["stop_ids"],
         seed,
-        cost=worker.cost if spec["guesses"] else None,
+        cost=worker.cost if spec["drafts"] else None,
         constraint=EveryOther() if spec["masked"] else None,
         priority=spec["priority"],
         client=spec["client"],
@@ -347,7 +347,7 @@ def test_any_mixture_equals_one_by_one(
     assert_nothing_leaked(worker)
     for i, (request, spec, seed) in enumerate(requests):
         alone = make_worker(200, 512, 1, window, period, cache=False)
-        reference = request_from({**spec, "guesses": False}, seed, alone)
+        reference = request_from({**spec, "drafts": False}, seed, alone)
         submit(alone, reference)
         run(alone)
         expected, found = results(reference), results(request)

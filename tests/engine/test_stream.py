@@ -72,7 +72,7 @@ def test_logits_while_a_stream_is_open(engine):
 def test_a_stream_that_is_not_read_computes_one_token(engine):
     stream = engine.stream([1], LONG)
     for read in range(1, 4):
-        for _ in range(5):  # so often the worker looks for something to do
+        for _ in range(5):  # the worker looks for something to do this often
             looked = threading.Event()
             engine._worker._inbox.put(looked.set)
             assert looked.wait(PATIENCE)

@@ -123,7 +123,7 @@ def test_nan_is_seen(isa, random):
 @pytest.mark.parametrize("window", [None, 1, 15, 16, 17, 40])
 @pytest.mark.parametrize("position", [0, 1, 9, 15, 16, 27, 60])
 def test_tile_of_tokens(isa, random, position, window):
-    """Tokens of a tile see what each would see alone, to the bit; NaN lies behind the last."""
+    """Tokens of a tile see what each would see alone, to the bit; NaN lies after the last."""
     tokens = _kernels.ATTENTION_TOKENS
     q, sinks, _, pool, pages = make(random, position + tokens, 8, 64, bf16=True)
     q = random.standard_normal((tokens, 8, 64)).astype(np.float32)

@@ -33,7 +33,7 @@ def open_backend(model, activation="f32", threads=2):
 
 
 def distance(found, wanted):
-    """Relative norm; NaN where anything found is NaN."""
+    """Relative norm; NaN where any value found is NaN."""
     wanted = wanted.astype(np.float64)
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 

@@ -1,4 +1,4 @@
-"""Requests with anything in any field: answered, or refused with a reason; never a mistake."""
+"""Requests with any value in any field: answered or refused with a reason; never a server error."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`gptoss serve`: starts, says where, ends when it is told to; options that are none."""
+"""`gptoss serve`: starts, says where, ends when it is told to; invalid options."""
 
 import re
 import signal

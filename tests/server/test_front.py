@@ -171,7 +171,7 @@ def test_a_stream_ends_with_an_error_of_its_kind():
         (answer,) = ask([Replica(lambda call, reply=reply: reply)], post(path))
         assert answer.status_code == 200 and answer.headers["cache-control"] == "no-cache"
         *whole, last = answer.text.removesuffix("\n\n").split("\n\n")
-        assert whole == ["data: 1", "data: 2"]  # half an event is none
+        assert whole == ["data: 1", "data: 2"]  # half an event does not count
         name, _, data = last.rpartition("data: ")
         error = json.loads(data)
         assert (name, error.get("type")) == (("event: error\n", kind) if kind else ("", None))
@@ -299,7 +299,7 @@ def test_pages_that_may_ask():
             assert answer.headers.get("access-control-allow-origin") == allowed
 
 
-def test_beginnings_choose():
+def test_prefixes_choose():
     replicas = [Replica(), Replica()]
     first = {"role": "user", "content": "One"}
     other = {"role": "user", "content": "Two"}

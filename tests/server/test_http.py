@@ -68,7 +68,7 @@ def test_what_goes_wrong_is_told_counted_and_logged(logged, error, status, param
     assert counted == [("/v1/things/{id}", status)]
     assert logged() == [("10.1.2.3", "POST", "/v1/things/5", status)]
     if isinstance(error, RuntimeError):
-        assert found is error  # for the handler of what nobody foresaw
+        assert found is error  # for the handler of unforeseen errors
         return
     assert found.status_code == status
     if isinstance(error, Error):

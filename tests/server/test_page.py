@@ -363,7 +363,7 @@ def test_token_probabilities(visit):
     expect(tip.locator("tr").nth(1)).to_have_text("?40.5%")
     expect(tip.locator("tr").nth(2)).to_have_text("↵3.0%")
     expect(tokens.nth(0)).to_have_class(re.compile(r"\bp2\b"))
-    tokens.nth(2).hover()  # of three tokens, which are no characters by themselves
+    tokens.nth(2).hover()  # of three tokens, none of which is a character by itself
     expect(tip.locator("tr.chosen th")).to_have_text(["E5", "9B", "9B"])
     seen.page.get_by_label("Your message").hover()
     expect(tip).to_have_count(0)

@@ -67,7 +67,7 @@ def test_a_call_and_the_conversation_behind_it(client):
     assert went_on.choices[0].finish_reason in ("stop", "tool_calls")
 
 
-def test_the_beginning_that_all_requests_share_is_read_once(client):
+def test_the_prefix_that_all_requests_share_is_read_once(client):
     ask(client)
     cached = ask(client, messages=[{"role": "user", "content": "Another."}]).usage
     assert cached.prompt_tokens_details.cached_tokens >= 48  # harmony's own system message

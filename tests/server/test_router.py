@@ -7,7 +7,7 @@ import pytest
 from gptoss.server.front.router import (
     CHAT,
     COMPLETIONS,
-    MOST_KEYS,
+    MAX_KEYS,
     PIECE,
     RESPONSES,
     Router,
@@ -22,7 +22,7 @@ def keys(path, **body):
 def shared(first, second):
     """How many of the first keys are the same."""
     same = [a == b for a, b in zip(first, second, strict=False)]
-    assert same == sorted(same, reverse=True)  # behind a difference nothing is the same again
+    assert same == sorted(same, reverse=True)  # after a difference nothing is the same again
     return sum(same)
 
 
@@ -55,7 +55,7 @@ def test_tools_effort_and_instructions_stand_before_the_messages():
     assert shared(told, keys(RESPONSES, input="Hello", instructions="Be long.")) == 0
 
 
-def test_long_texts_share_their_beginning():
+def test_long_texts_share_their_prefix():
     text = "".join(f"{i} " for i in range(1000))
     first, other = keys(COMPLETIONS, prompt=text + "end"), keys(COMPLETIONS, prompt=text + "stop")
     assert len(first) == len(text) // PIECE + 1
@@ -74,7 +74,7 @@ def test_prompts_of_ids_and_of_several():
 
 
 def test_keys_of_a_request_are_bounded():
-    assert len(keys(COMPLETIONS, prompt="word " * PIECE * MOST_KEYS)) == MOST_KEYS
+    assert len(keys(COMPLETIONS, prompt="word " * PIECE * MAX_KEYS)) == MAX_KEYS
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, "/tokenize"])
@@ -143,7 +143,7 @@ def test_full_ones_and_those_that_are_down_get_nothing():
     router.set_up(0, False)
     assert router.take([A]) is None
     router.set_up(0, True)
-    assert router.take([A], but={0}) is None
+    assert router.take([A], excluded={0}) is None
     assert router.take([A]) == 0
     router.set_up(0, False)
     router.set_up(1, False)
@@ -160,7 +160,7 @@ def test_what_a_replica_had_read_ends_with_it():
     router.release(1)
     assert router.take([C]) == 0
     router.release(0)
-    assert router.take([A]) == 1  # no longer known: whoever's turn it is
+    assert router.take([A]) == 1  # no longer known: the one whose turn it is
 
 
 def test_few_are_remembered():

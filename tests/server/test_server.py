@@ -1,4 +1,4 @@
-"""OpenAI's own client, and clients that mean no good, against a server of the bundled model."""
+"""OpenAI's own client, and hostile clients, against a server of the bundled model."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -14,7 +14,7 @@ from gptoss.request import Delta
 from gptoss.server.api import app as server
 from gptoss.server.api.merge import Merged
 
-PATIENCE = 30  # seconds until a test that waits for what does not come has failed
+PATIENCE = 30  # seconds after which a test that waits in vain fails
 
 
 class Told:

@@ -1,4 +1,4 @@
-"""Answers that must have a form, through OpenAI's client; the bundled model writes them, unwilling.
+"""Answers that must have a form, through OpenAI's client; the bundled model writes them.
 
 It has harmony's special tokens, and was never taught what they are for: whatever comes out in form
 is the grammar's doing.

@@ -149,7 +149,7 @@ def test_special_tokens_with_ids_of_one_hash_value(tmp_path: Path) -> None:
 
 
 def test_long_names_of_special_tokens(tmp_path: Path) -> None:
-    """A regular expression of alternatives with a long beginning in common compiles slowly."""
+    """A regular expression of alternatives with a long common prefix compiles slowly."""
     special = {"x" * 2_000_000: 269, "x" * 2_000_000 + "y": 270}
     config = {**tiny_config(), "special_tokens": special, "eos_token": None}
     with pytest.raises(Error, match=r"expected a name of at most 1024 characters, found 2000000"):

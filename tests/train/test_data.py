@@ -43,11 +43,11 @@ def pairs(batch: Batch) -> Counter[tuple[int, int]]:
 
 
 def check_row(tokens: Any, targets: Any, positions: Any, documents: Any) -> None:
-    """Each piece of a row goes on by itself, and the rest of the row is filler."""
+    """Each piece of a row stands by itself, and the rest of the row is filler."""
     filler = documents < 0
     assert (targets[filler] == -1).all() and (tokens[filler] == END).all()
     used = int((~filler).sum())
-    assert not filler[:used].any()  # pieces first, filler behind
+    assert not filler[:used].any()  # pieces first, then filler
     assert (np.diff(documents[:used]) >= 0).all()
     for number in range(documents.max() + 1):
         place = np.flatnonzero(documents == number)

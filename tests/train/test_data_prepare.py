@@ -42,7 +42,7 @@ def documents(folder: Path, split: str, text: str | None = None) -> list[str]:
 
 
 def numbered(count: int, first: int = 0) -> list[str]:
-    """Stories that are no near duplicates."""
+    """Stories that are not near duplicates."""
     rng = np.random.default_rng(first)
     return [
         f"Story {n}: " + " ".join(f"w{w}" for w in rng.integers(0, 3000, 40))
@@ -294,7 +294,7 @@ def test_finished_work_is_not_done_again(
     with pytest.raises(KeyboardInterrupt):
         run(text, tmp_path / "out")
     run(text, tmp_path / "out")
-    assert len(seen) == 60 + 175 - 48  # what came behind the last save, at 48, is done twice
+    assert len(seen) == 60 + 175 - 48  # what came after the last save, at 48, is done twice
     before = contents(tmp_path / "out")
     run(text, tmp_path / "out")  # nothing left to do
     assert len(seen) == 187 and contents(tmp_path / "out") == before

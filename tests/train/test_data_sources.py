@@ -1,4 +1,4 @@
-"""Documents out of files, cleaned and sifted."""
+"""Documents out of files, cleaned and filtered."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_everything_that_applies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the bundled model and more than 48 tokens: no curves, no lens, which is said."""
-    monkeypatch.setattr("gptoss.viz.figures.MOST_LABELS", 8)
+    monkeypatch.setattr("gptoss.viz.figures.MAX_LABELS", 8)
     text = " and ".join([TEXT] * 5)
     names = {p.name for p in draw("all", "--text", text, "--layer", "0", out=tmp_path / "out")}
     assert names == {

@@ -109,7 +109,7 @@ bool same(WeightFormat format, int64_t rows, int64_t n, int64_t k, bool with_bia
   for (int64_t i = 0; i < n; ++i) {
     bias[i] = random_bf16(120, 129);
   }
-  constexpr int64_t past = 16;  // what lies behind the result must stay
+  constexpr int64_t past = 16;  // what lies past the result must stay
   auto* y = allocate<uint32_t>(rows * n + past, 0xff);
   auto* expected = allocate<uint32_t>(rows * n + past, 0xff);
   MatmulArgs a;

@@ -1,4 +1,4 @@
-// Kernels that take a row element by element, or block by block.
+// Kernels that process a row element by element, or block by block.
 #pragma once
 
 #include <math.h>

@@ -9,8 +9,8 @@
 namespace gptoss::cpu {
 namespace {
 
-// A sum that must be made here and so: integer sums may be regrouped, and GCC makes trees of them,
-// all leaves of which it then keeps on the stack.
+// A sum that must be formed here, in this order: integer sums may be regrouped, and GCC makes trees
+// of them, all leaves of which it then keeps on the stack.
 template <class Register>
 GPTOSS_INLINE Register in_order(Register sum) {
 #if defined(__GNUC__)

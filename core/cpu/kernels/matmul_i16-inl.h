@@ -6,7 +6,7 @@
 // end of a block of 32 columns the sums, which are exact, become float32, take the operand's and
 // the rows' scales, and are added up.
 //
-// One operand row, mxfp4, AVX-512: 9 instructions a 64 bytes of weights besides the loads, 60 G
+// One operand row, mxfp4, AVX-512: 9 instructions per 64 bytes of weights besides the loads, 60 G
 // weights/s measured on one core of a Zen 4 out of cache, about the speed at which it reads memory.
 #pragma once
 
@@ -34,7 +34,7 @@ GPTOSS_INLINE const int32_t* opaque(const int32_t* pointer) {
 // did on a Zen 4 (two threads), one 85%.
 constexpr int streams = 4;
 constexpr int64_t streams_prefetch = 1024;
-// Up to so many rows, the sums of a whole panel fit into registers (AVX2 has sixteen).
+// Up to this many rows, the sums of a whole panel fit into registers (AVX2 has sixteen).
 constexpr int few_rows = 3;
 
 // R rows side by side, so that one address serves all of them: pairs (panel_cols / 2, R), their

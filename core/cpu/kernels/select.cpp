@@ -94,8 +94,8 @@ Isa select_isa() {
   if (forced != nullptr && *forced != '\0') {
     return parse_isa(forced);
   }
-  // Some chips run vdpbf16ps at half the speed of float32 arithmetic, others at twice. Timed once:
-  // all of a process takes the same.
+  // Some chips run vdpbf16ps at half the speed of float32 arithmetic, others at twice. Timed once,
+  // so that the whole process uses the same kernels.
   static const Isa best = [] {
     std::vector<Isa> usable = usable_isas();
     if (usable.back() == Isa::avx512_bf16 && !kernels_for(Isa::avx512_bf16).bf16_is_fast()) {

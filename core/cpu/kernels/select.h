@@ -13,10 +13,10 @@ namespace gptoss::cpu {
 // Built into this library and supported by this CPU, slowest first; `generic` always is.
 std::vector<Isa> usable_isas();
 
-// The same, and what was added.
+// The same, and those that were added.
 std::vector<Isa> testable_isas();
 
-// Makes kernels known that this library is built without, before any are chosen: those that are
+// Registers kernels that this library is built without, before any are chosen: those that are
 // only for tests. They are never chosen unless named.
 void add_kernels(const Kernels& kernels);
 

@@ -52,9 +52,9 @@ _GRACE = 5.0  # seconds that a client has to read why its answer ended
 class ServerOptions:
     """model_name: what clients call the model; any other name is refused. api_keys: one of them
     must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
-    come again. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
+    try later. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
     seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
-    client may take to say what it wants. behind_front: who asks is in headers that a front adds.
+    client may take to say what it wants. behind_front: headers that a front adds say who asks.
     """
 
     model_name: str
@@ -90,7 +90,7 @@ class _Answer(_Work, Protocol):
 
 
 def create_app(engine: Engine, options: ServerOptions) -> Starlette:
-    """An ASGI application. It does not close the engine."""
+    """An ASGI application, which does not close the engine."""
     return _Server(engine, options).app
 
 
@@ -187,7 +187,7 @@ class _Server:
         )
 
     async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
-        """The request at work. Raises ApiError when it may not be, or is none."""
+        """The running request. Raises ApiError where it is invalid or may not run now."""
         self._check_model(body.get("model"))
         if self._running >= self._options.max_requests:
             raise ApiError(

@@ -123,7 +123,7 @@ class ChatRequest:
                 choice = choices[delta.index] = self._choice(delta.index)
                 yield choice.first()
             if choice.ended:
-                continue  # behind a stop string
+                continue  # after a stop string
             for piece in choice.take(delta):
                 yield piece
             self._thinking += choice.thinks and len(delta.token_ids)
@@ -284,7 +284,7 @@ def _one(token: TokenLogprob) -> dict[str, Any]:
 
 
 def _cached(timings: Iterable[Timing]) -> int:
-    """Tokens of the prompt that were there already, for whichever choice came first."""
+    """Tokens of the prompt that the prefix cache had for the choice that came first."""
     return min((timing.cached_tokens for timing in timings), default=0)
 
 

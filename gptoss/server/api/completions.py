@@ -23,7 +23,7 @@ from gptoss.server.api.merge import Merged
 from gptoss.server.errors import ApiError
 
 _UNSUPPORTED = ("suffix", "best_of")
-_MOST_PROMPTS = 64
+_MAX_PROMPTS = 64
 
 
 class CompletionRequest:
@@ -135,8 +135,8 @@ def _prompts(raw: object) -> list[Prompt]:
     if isinstance(raw, list) and raw:
         if all(isinstance(item, int) for item in raw):
             return [raw]
-        if len(raw) > _MOST_PROMPTS:
-            raise ApiError(f"prompt: expected at most {_MOST_PROMPTS}, found {len(raw)}",
+        if len(raw) > _MAX_PROMPTS:
+            raise ApiError(f"prompt: expected at most {_MAX_PROMPTS}, found {len(raw)}",
                            field="prompt")  # fmt: skip
         if all(isinstance(item, (str, list)) and item != [] for item in raw):
             return list(raw)

@@ -27,7 +27,7 @@ _SAMPLING = (
 )
 
 
-MOST_PRIORITY = 1000
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def answer_grammar(
     format_name: what the request's API calls `response_format`. Returns (the field that asks for
     it, the grammar); the latter is None where the answer may be anything.
 
-    Raises ApiError: it is none, cannot be carried out, or there are several.
+    Raises ApiError: it is invalid, cannot be carried out, or there are several.
     """
     found: list[tuple[str, Grammar]] = []
     wanted = body.get("response_format")
@@ -167,9 +167,9 @@ def priority_of(body: Mapping[str, Any]) -> int:
     value = body.get("priority")
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_PRIORITY:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_PRIORITY:
         raise ApiError(
-            f"priority: expected an integer from {-MOST_PRIORITY} to {MOST_PRIORITY}, found "
+            f"priority: expected an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}, found "
             f"{shown(value)}",
             field="priority",
         )
@@ -184,7 +184,7 @@ def stop_strings(body: Mapping[str, Any]) -> tuple[str, ...]:
 def sampling_params(
     body: Mapping[str, Any], *, max_tokens: Any, logprobs: int | None, **more: Any
 ) -> SamplingParams:
-    """The request's parameters; null is as good as missing. Raises Error."""
+    """The request's parameters; null counts as missing. Raises Error."""
     options = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
     bias = body.get("logit_bias")
     if bias is not None:

@@ -13,8 +13,8 @@ class Merged(Generic[_Item]):
     """Items of several streams in the order in which they come, each with its stream's place.
 
     To be iterated once, by one task. An error of one stream ends the iteration, after the items
-    that came before it. However the iteration ends, no stream is read any further; to stop the
-    streams themselves is their owner's part.
+    that came before it. However the iteration ends, no stream is read any further; stopping the
+    streams themselves is up to their owner.
     """
 
     def __init__(self, streams: Sequence[AsyncIterable[_Item]]) -> None:

@@ -42,7 +42,7 @@ class Metrics:
         return Histogram(name, text, buckets=buckets, registry=self._registry)
 
     def answered(self, route: str, status: int) -> None:
-        """A request has its status, whatever becomes of a stream behind it."""
+        """A request has its status, whatever becomes of the stream that follows."""
         self._requests.labels(route, status).inc()
 
     def generated(self, timings: Iterable[Timing]) -> None:

@@ -1,1 +1,1 @@
-"""One server of several engines: routing, replicas, Ray Serve."""
+"""One server for several engines: routing, replicas, Ray Serve."""

@@ -74,7 +74,7 @@ class Call:
 
 
 class Reply(Protocol):
-    """An answer whose status is known. Whoever has it calls `close`."""
+    """An answer whose status is known. Its holder calls `close`."""
 
     status: int
     headers: Mapping[str, str]
@@ -110,7 +110,7 @@ class FrontOptions:
 
 
 def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
-    """An ASGI application. Who starts and ends replicas tells the router."""
+    """An ASGI application. The owner of the replicas tells the router which are up."""
     return _Front(upstreams, router, options).app
 
 
@@ -143,7 +143,7 @@ class _Front:
         )
 
     async def _generate(self, request: Request) -> Response:
-        """A request that computes: where its beginning was read, and not more than may."""
+        """A request that computes: sent where its prefix was read, within the limits."""
         check_key(request, self._options.api_keys)
         data = await self._body(request)
         path = request.url.path
@@ -219,7 +219,7 @@ class _Front:
         return Call(request.method, f"{path}?{query}" if query else path, headers, data)
 
     async def _whole(self, request: Request, reply: Reply) -> Response:
-        """The answer when all of it is here, so that a replica's end is an error and no torso."""
+        """The complete answer; an error where the replica ends first, not half an answer."""
         try:
             body = await unless_left(request, _joined(reply))
         finally:

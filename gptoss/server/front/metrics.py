@@ -25,7 +25,7 @@ class FrontMetrics:
         self._own.register(_OfRouter(router))
 
     def answered(self, route: str, status: int) -> None:
-        """A request has its status, whatever becomes of a stream behind it."""
+        """A request has its status, whatever becomes of the stream that follows."""
         self._requests.labels(route, status).inc()
 
     def text(self, replicas: Sequence[str | None]) -> bytes:

@@ -36,8 +36,8 @@ from gptoss.server.front.app import Broken, Call, FrontOptions, create_front
 from gptoss.server.front.router import Router
 
 log = logging.getLogger("gptoss.server")
-_SMALL = 64  # questions that are no generations, at a time and replica
-_GRACE = 60.0  # seconds that requests have to end in when the application is taken down
+_SMALL = 64  # requests that generate nothing, at a time and per replica
+_GRACE = 60.0  # seconds that requests have left when the application is taken down
 
 
 class Arguments(BaseModel):
@@ -82,10 +82,10 @@ class EngineActor:
     def __init__(self, arguments: Arguments, inner_key: str) -> None:
         self._engine = Engine.from_options(arguments.engine)
         name = arguments.name or Path(str(self._engine.info()["model"])).name
-        # The front counts. A request that was cancelled may be here a moment longer than there.
-        most = 2 * arguments.max_requests
+        # The front counts requests. One that was cancelled may last a moment longer here.
+        max_requests = 2 * arguments.max_requests
         options = ServerOptions(
-            name, (inner_key,), most, timeout=arguments.timeout or None, behind_front=True
+            name, (inner_key,), max_requests, timeout=arguments.timeout or None, behind_front=True
         )
         self._app = create_app(self._engine, options)
 
@@ -120,7 +120,7 @@ async def call_app(app: Starlette, call: Call) -> AsyncGenerator[Any, None]:
     }
     given = False
     left = asyncio.Event()
-    # One part at a time: who does not read holds up who writes.
+    # One part at a time: a reader that does not read holds up the writer.
     messages: asyncio.Queue[Message | None] = asyncio.Queue(1)
 
     async def receive() -> Message:
@@ -134,7 +134,7 @@ async def call_app(app: Starlette, call: Call) -> AsyncGenerator[Any, None]:
     async def run() -> None:
         try:
             await app(scope, receive, messages.put)
-        except Exception:  # it has answered that it made a mistake, and raises it for the log
+        except Exception:  # it has answered with an error, and raises that for the log
             log.exception("%s %s", call.method, path)
         finally:
             if not left.is_set():
@@ -226,11 +226,11 @@ class Front:
         self._options = FrontOptions(
             inner_key, tuple(arguments.api_keys), origins=tuple(arguments.origins)
         )
-        self._most = arguments.max_requests
+        self._max_requests = arguments.max_requests
         self._handles = handles
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        router = Router(len(self._handles), self._most)
+        router = Router(len(self._handles), self._max_requests)
         replicas = [ActorReplica(i, handle, router) for i, handle in enumerate(self._handles)]
         return create_front(replicas, router, self._options)
 
@@ -240,15 +240,15 @@ def build_app(args: Arguments) -> serve.Application:
     keys = [*args.api_keys, *filter(None, [os.environ.get("GPTOSS_API_KEY")])]
     args = args.model_copy(update={"api_keys": keys})
     inner_key = secrets.token_hex(32)
-    most = 2 * args.max_requests + _SMALL
-    # A deployment each, instead of one of several replicas: a request goes to the one that we say,
-    # by nothing but Ray's public interface.
+    max_requests = 2 * args.max_requests + _SMALL
+    # A deployment each, instead of one with several replicas: so a request goes to the one that the
+    # router chose, using nothing but Ray's public interface.
     engine: Any = serve.deployment(EngineActor)
     engines = [
         engine.options(
             name=f"replica-{i}",
             num_replicas=1,
-            max_ongoing_requests=most,
+            max_ongoing_requests=max_requests,
             ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
             graceful_shutdown_timeout_s=_GRACE,
         ).bind(args, inner_key)
@@ -258,7 +258,7 @@ def build_app(args: Arguments) -> serve.Application:
     application: serve.Application = front.options(
         name="front",
         num_replicas=1,
-        max_ongoing_requests=most * args.replicas,
+        max_ongoing_requests=max_requests * args.replicas,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=_GRACE,
     ).bind(args, inner_key, engines)

@@ -1,8 +1,8 @@
 """Replicas that are processes of this machine: started, asked over loopback, started again when
 they end, and never left behind.
 
-Each is given one end of a socket pair. Over it comes what it shall serve, goes back at which port
-it does, and its end tells that this process is gone, however it went.
+Each is given one end of a socket pair. Over it comes what to serve and goes back the port; when it
+closes, this process is gone, however it ended.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from gptoss.server.front.app import Broken, Call, Unreached
 from gptoss.server.front.router import Router
 
 log = logging.getLogger("gptoss.server")
-FIRST_DELAY, MOST_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
-_STEADY = 60.0  # seconds; who ran this long is started again as if it were the first time
-PATIENCE = 10.0  # seconds that a replica has to end in when it is told to
+FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
+_STEADY = 60.0  # seconds; a replica that ran this long is started again as if for the first time
+PATIENCE = 10.0  # seconds that a replica has to end when it is told to
 # A connection is dropped here before the replica drops it: a request on one that is just being
 # closed would be lost. `gptoss.cli.replica` keeps them for longer.
 _IDLE = 15.0
@@ -105,7 +105,7 @@ class ProcessReplica:
             raise Error(found["error"])
         self._client = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{found['port']}",
-            # An answer may take as long as it takes; a replica that is gone closes its sockets.
+            # An answer has no time limit; a replica that is gone closes its sockets.
             timeout=httpx.Timeout(None, connect=5.0),
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE
@@ -188,7 +188,7 @@ class Replicas:
             while True:
                 log.error("replica %d %s; starting it in %g s", replica.number, said, delay)
                 await asyncio.sleep(delay)
-                delay = min(2 * delay, MOST_DELAY)
+                delay = min(2 * delay, MAX_DELAY)
                 try:
                     await replica.start()
                     break

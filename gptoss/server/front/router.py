@@ -1,9 +1,9 @@
-"""Which replica answers a request: the one that read its beginning before, unless it is busy.
+"""Which replica answers a request: the one that read its prefix before, unless it is busy.
 
 A replica keeps what it computed of a text; a conversation that grows turn by turn is cheapest where
-its first turns were read. A request's beginning is cut into pieces, and every growing prefix of
-them has a key; the router remembers which replica a key went to last. Nothing here waits, has
-threads or draws lots: the same calls give the same choices.
+its first turns were read. The text of a request is cut into pieces, and every prefix of these
+has a key; the router remembers which replica a key went to last. Nothing here waits, has threads
+or is random: the same calls give the same choices.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from hashlib import blake2b
 from typing import Any
 
 PIECE = 512  # characters: about the tokens of eight pages of the cache
-MOST_KEYS = 256  # of one request; what lies behind does not choose among replicas
+MAX_KEYS = 256  # of one request; what comes after does not choose among replicas
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 GENERATING = (CHAT, COMPLETIONS, RESPONSES)
 
 
 def prefix_keys(path: str, data: bytes) -> list[bytes]:
-    """Keys of the growing beginnings of a request, the shortest first; none where it makes no
-    sense, which the replica will say better.
+    """Keys of the prefixes of a request, the shortest first; none where it is invalid, which the
+    replica will explain better.
     """
     try:
         body = json.loads(data)
@@ -35,25 +35,25 @@ def prefix_keys(path: str, data: bytes) -> list[bytes]:
 class Router:
     """Counts what runs on each replica and remembers what it read.
 
-    replicas: how many there are, all up. most_running: requests that one replica may have at a
+    replicas: how many there are, all up. max_running: requests that one replica may have at a
     time. entries: keys that are remembered; the least recently used are forgotten.
     """
 
-    def __init__(self, replicas: int, most_running: int, entries: int = 1 << 16) -> None:
+    def __init__(self, replicas: int, max_running: int, entries: int = 1 << 16) -> None:
         self.running = [0] * replicas
         self.up = [True] * replicas
         self.ended = [0] * replicas  # how often each was no longer up
-        self._most = most_running
+        self._max_running = max_running
         self._entries = entries
         self._home: OrderedDict[bytes, int] = OrderedDict()
         self._turn = [0] * replicas  # when each was chosen last
         self._turns = 0
 
-    def take(self, keys: Sequence[bytes] = (), but: Collection[int] = ()) -> int | None:
+    def take(self, keys: Sequence[bytes] = (), excluded: Collection[int] = ()) -> int | None:
         """The replica that gets a request with these keys, counted as running there until
-        `release`. None: all that are up, and are not in `but`, are full.
+        `release`. None: all that are up, and are not in `excluded`, are full.
         """
-        free = [i for i in self._usable(but) if self.running[i] < self._most]
+        free = [i for i in self._usable(excluded) if self.running[i] < self._max_running]
         if not free:
             return None
         chosen = self._known(keys, free)
@@ -73,9 +73,9 @@ class Router:
         assert self.running[replica] > 0
         self.running[replica] -= 1
 
-    def pick(self, but: Collection[int] = ()) -> int | None:
+    def pick(self, excluded: Collection[int] = ()) -> int | None:
         """Any replica that is up, for a small question; nothing is counted or remembered."""
-        free = self._usable(but)
+        free = self._usable(excluded)
         if not free:
             return None
         chosen = self._least_loaded(free)
@@ -90,8 +90,8 @@ class Router:
             for key in [key for key, home in self._home.items() if home == replica]:
                 del self._home[key]
 
-    def _usable(self, but: Collection[int]) -> list[int]:
-        return [i for i, up in enumerate(self.up) if up and i not in but]
+    def _usable(self, excluded: Collection[int]) -> list[int]:
+        return [i for i, up in enumerate(self.up) if up and i not in excluded]
 
     def _least_loaded(self, free: Iterable[int]) -> int:
         # Of equals, the one that was chosen longest ago.
@@ -99,7 +99,7 @@ class Router:
 
     def _known(self, keys: Sequence[bytes], free: Collection[int]) -> int | None:
         """Where the longest prefix is known that can take one more: none may have clearly more to
-        do than the mean, or one beginning that all requests share would keep a single replica busy.
+        do than the mean, or one prefix that all requests share would keep a single replica busy.
         """
         mean = (sum(self.running[i] for i in free) + 1) / len(free)
         for key in reversed(keys):
@@ -121,7 +121,7 @@ class Router:
 
 def _of_chat(body: Mapping[str, Any]) -> Iterator[str]:
     # Effort and tools stand before the messages in harmony. Without tools that is too little to be
-    # a beginning of its own: every request would share it.
+    # a prefix of its own: every request would share it.
     yield _text([body.get("reasoning_effort"), body.get("tools")])
     if body.get("tools"):
         yield ""
@@ -185,7 +185,7 @@ def _chain(pieces: Iterable[str]) -> list[bytes]:
     """A key for each growing prefix: the hash of the last key and the next piece."""
     keys: list[bytes] = []
     key = b""
-    for piece, _ in zip(pieces, range(MOST_KEYS), strict=False):
+    for piece, _ in zip(pieces, range(MAX_KEYS), strict=False):
         key = blake2b(key + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         keys.append(key)
     return keys

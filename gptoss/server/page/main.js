@@ -46,7 +46,7 @@ function cutFrom(message) {
   return messages.splice(index);
 }
 
-/** Sends a text, in place of an earlier message and all behind it if one is given. */
+/** Sends a text, in place of an earlier message and all after it if one is given. */
 function send(text, instead = null) {
   if (running || !model?.format || !text.trim()) return false;
   if (instead) cutFrom(instead);
@@ -338,7 +338,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 scroller.addEventListener("scroll", noteScroll, { passive: true });
-// Opening the thinking makes the page longer: who reads it is not to be carried away.
+// Opening the thinking makes the page longer: what the user reads must not scroll away.
 log.addEventListener("toggle", noteScroll, { capture: true });
 addEventListener("pagehide", save);
 

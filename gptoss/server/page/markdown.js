@@ -15,7 +15,7 @@ const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const QUOTE = /^ {0,3}>/;
-// A number with nothing behind it is an answer (“4.”) sooner than a list.
+// A number with nothing after it is an answer (“4.”) rather than a list.
 const ITEM = /^( *)([-*+]|\d{1,9}[.)](?= +\S))( +(?=\S)|[ \t]*$)/;
 const TABLE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
@@ -216,7 +216,7 @@ function goesOn(lines, i) {
   return lines[i].trim() !== "" && kinds.find((kind) => kind.starts(lines, i)) === paragraph;
 }
 
-/** The fence that a list's line begins, behind markers perhaps. */
+/** The fence that a list's line begins, perhaps after markers. */
 function begun(line) {
   return FENCE.exec(line.replace(/^[ ]*(?:[-*+]|\d{1,9}[.)])? */, ""))?.[1] ?? null;
 }
@@ -326,7 +326,7 @@ function run(text, at, end) {
   const [before, after] = [text[at - 1], text[end]];
   const left = !space(after) && (!mark(after) || space(before) || mark(before));
   const right = !space(before) && (!mark(before) || space(after) || mark(after));
-  const within = text[at] === "_"; // snake_case is no emphasis
+  const within = text[at] === "_"; // snake_case is not emphasis
   return {
     char: text[at],
     count: end - at,

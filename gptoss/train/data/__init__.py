@@ -1,4 +1,4 @@
-"""Texts into training data, and training data into batches. `docs/data.md` is a guide."""
+"""From texts to training data, and from training data to batches. `docs/data.md` is a guide."""
 
 from gptoss.train.data.cleaning import Cleaning, clean
 from gptoss.train.data.collect import is_validation

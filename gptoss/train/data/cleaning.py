@@ -27,7 +27,7 @@ class Cleaning:
 
 
 def clean(text: str) -> str:
-    """Mends wrongly decoded characters, straightens quotes, and drops what nobody sees.
+    """Repairs wrongly decoded characters, straightens quotes, and drops invisible characters.
 
     Encoding repair is ftfy's. Control characters go, line ends become \\n, blanks at line ends go,
     runs of blanks become one, and of blank lines one is left.
@@ -44,7 +44,7 @@ def clean(text: str) -> str:
 
 
 def symbol_ratio(text: str) -> float:
-    """The share of characters that ordinary writing has no use for."""
+    """The share of characters that are not those of ordinary writing."""
     return len(_SYMBOL.findall(text)) / max(1, len(text))
 
 

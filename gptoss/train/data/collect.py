@@ -1,8 +1,8 @@
-"""The first step of a preparation: documents are read, cleaned, sifted and split.
+"""The first step of a preparation: documents are read, cleaned, filtered and split.
 
 What is kept goes into blocks of some megabytes, files of JSON lines; each becomes a shard later.
-From time to time the place that was reached is written down, so that an interrupted step goes on
-there. What it makes does not depend on interruptions, nor on the number of processes.
+From time to time the position reached is saved, so that an interrupted step continues there. What
+it makes does not depend on interruptions, nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptoss.train.data.sources import Reading, read_documents
 from gptoss.train.data.workers import in_order
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
-BATCH = 64  # documents that are cleaned in one go
+BATCH = 64  # documents that are cleaned at a time
 SAVE_EVERY = 100  # batches
 DONE_FILE, STATE_FILE, SEEN_FILE = "blocks.json", "collected.json", "seen.bin"
 
@@ -161,7 +161,7 @@ class _Text:
 
     def __init__(self, work: Path, name: str, plan: Plan) -> None:
         self._work = work
-        self._fraction, self._most = plan.validation, plan.block_bytes
+        self._fraction, self._block_bytes = plan.validation, plan.block_bytes
         self.blocks = {s: _Blocks(work, name, s, plan.block_bytes) for s in SPLITS}
         self._waiting: list[str] = []
         self._size = 0  # bytes that wait
@@ -176,7 +176,7 @@ class _Text:
         else:
             self._waiting.append(document)
             self._size += len(document.encode())
-            if self._size > self._most:
+            if self._size > self._block_bytes:
                 self._give_up_one()
 
     def _release(self) -> None:
@@ -198,7 +198,7 @@ class _Text:
             self._take_back()
 
     def _take_back(self) -> None:
-        """All few documents have hashes of the held-out side: only the lowest stays there."""
+        """All of few documents have hashes of the held-out side: only the lowest stays there."""
         held_out = self.blocks[VALIDATION]
         self._waiting = [
             d for made in held_out.made for d in read_block(self._work / made["block"])

@@ -1,4 +1,4 @@
-"""Documents that were there before, word for word or nearly so.
+"""Documents that were seen before, word for word or nearly so.
 
 Near duplicates are documents whose sets of word 5-grams share a large part of their union (the
 Jaccard similarity). Signatures of MinHash values estimate it (Broder 1997); documents are compared
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHINGLE = 5  # words
-BANDS, BAND = 8, 8  # bands of so many values each
+BANDS, BAND = 8, 8  # 8 bands of 8 values each
 SIGNATURE = BANDS * BAND
 
 Signature = NDArray[np.uint32]

@@ -70,7 +70,7 @@ class Expected:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to other hosts without the token, which is nobody else's business."""
+    """Follows redirects to other hosts without the token, which is not for them."""
 
     def redirect_request(
         self,
@@ -153,7 +153,7 @@ def fetch(
         if wrong is None:
             os.replace(partial, target)
             return target
-        partial.unlink()  # no resuming what is false
+        partial.unlink()  # a wrong file cannot be resumed
         if last:
             raise Error(f"{url}: {wrong}: the file is damaged there, or on its way")
     raise AssertionError("unreachable")
@@ -188,7 +188,7 @@ def _append(
 
 
 class Refused(Error):
-    """The server has answered, and with no. `status`: 401, 403, 404, …"""
+    """The server has refused. `status`: 401, 403, 404, …"""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -196,7 +196,7 @@ class Refused(Error):
 
 
 class Unreachable(Error):
-    """Nobody answered, or not to the end, however often we asked."""
+    """No complete answer came, however often we asked."""
 
 
 def _persist(

@@ -84,7 +84,7 @@ def cache_directory() -> Path:
 def resolve(
     place: str, cache: Path | None, progress: Callable[[str, int, int], None] | None
 ) -> list[Path] | None:
-    """The files of dataset `place`, fetched; None for what is no name of one, or is a path here."""
+    """The files of dataset `place`, fetched; None where it is not the name of one, or is a path."""
     if not is_dataset(place):
         return None
 
@@ -181,7 +181,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def _listing(dataset: Dataset, home: Path, patience: Patience) -> tuple[str, list[RemoteFile]]:
-    """The commit of the revision and its files; what was said last where nobody answers now."""
+    """The commit of the revision and its files; the last known ones where no answer comes now."""
     kept = home / f"{dataset.revision.replace('/', '--')}.json"
     if not _offline():
         try:

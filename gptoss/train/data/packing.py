@@ -63,11 +63,11 @@ class Rows(NamedTuple):
 class PackedRows:
     """Rows of `length` tokens cut from documents, shuffled anew in every epoch.
 
-    A document longer than a row is cut into pieces of `length` tokens behind a first piece of
+    A document longer than a row is cut into pieces of `length` tokens after a first piece of
     random length. A whole piece is a row; the shorter ones are packed together, told apart by
     `Batch.documents`, with positions from 0 in each; one that does not fit goes on in the next row
     as a piece of its own. One opening in four is marked with ``<|endoftext|>``; the others start
-    with their first word at position 0, as a prompt does. In every epoch every token behind a
+    with their first word at position 0, as a prompt does. In every epoch every token after a
     document's first is predicted once; the rows of an epoch follow from (seed, epoch) alone.
 
     Without `shuffle`, documents are cut from their beginning, in order, and never marked.
@@ -109,7 +109,7 @@ class PackedRows:
         stream, start, end = self.documents.T
         count, length = len(start), self.length
         marked = np.zeros(count, bool)
-        first_end = start  # behind the first piece of random length, if there is one
+        first_end = start  # after the first piece of random length, if there is one
         if self.shuffle:
             marked = rng.random(count) < self.MARKED
             cut = end - start > length

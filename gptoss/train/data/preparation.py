@@ -1,4 +1,4 @@
-"""From sources to shards: read, clean, sift, split, learn a vocabulary, tokenise.
+"""From sources to shards: read, clean, filter, split, learn a vocabulary, tokenise.
 
 Text passes through in a stream: what is kept lies in blocks of some megabytes below OUT/unfinished,
 from which each shard is made, by several processes if wished. A preparation that was interrupted
@@ -166,7 +166,7 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 
 def _begin(out: Path, work: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """Makes or takes up the unfinished work; the report of a finished one of these arguments."""
+    """Makes or resumes the unfinished work; the report of a finished one with these arguments."""
     if (out / INDEX_FILE).exists():
         try:
             index = json.loads((out / INDEX_FILE).read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ ITEM_SIZES = {"uint16": 2, "uint32": 4}
 class PreparedData:
     """Shards of token ids by text and split ("train" or "validation"), and their tokenizer.
 
-    vocab_size: ids in all. end_of_text: the id behind each document. stop_ids: ids that may end a
+    vocab_size: ids in all. end_of_text: the id after each document. stop_ids: ids that may end a
     generation. texts: names, in the order of the sources. digest: sha256, in hex, over the shards'
     checksums and the vocabulary: equal digests are equal data.
     """

@@ -79,7 +79,7 @@ def kind_of(path: Path) -> str:
 def read_documents(
     path: Path, reading: Reading, share: Share = lambda share: None
 ) -> Iterator[str]:
-    """The documents of one file, as they stand. Raises Error for what is no text."""
+    """The documents of one file, as they are. Raises Error for what is not text."""
     kind = kind_of(path)
     try:
         if kind in PARQUET:
@@ -177,7 +177,7 @@ def _split(parts: Iterator[str], separator: str) -> Iterator[str]:
         before.append(rest[:cut])
         tail = rest[cut:]
     last = "".join([*before, tail])
-    if last.strip():  # behind the last separator there is a line end, mostly
+    if last.strip():  # after the last separator there is mostly just a line end
         yield last
 
 

@@ -81,7 +81,7 @@ class Words:
     PIECES = re.compile(r" ?\w+| ?[^\w\s]|\s")
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words`: the vocabulary in order of ids, ``<unk>`` first; SPECIAL come behind."""
+        """`words`: the vocabulary in order of ids, ``<unk>`` first; SPECIAL come after them."""
         self.words = [*words, *SPECIAL]
         self.ids = {word: number for number, word in enumerate(words)}
         self.special: Mapping[str, int] = {
@@ -107,7 +107,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): token bytes → rank.
 
     The top len(SPECIAL) of `vocab_size` ids are left free. Raises Error where the text does not
-    give so many.
+    give that many.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 

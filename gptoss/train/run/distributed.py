@@ -82,7 +82,7 @@ def join(device: str = "auto") -> World:
 
 
 def leave() -> None:
-    """Ends the membership of this process, if there is one."""
+    """Leaves the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -119,11 +119,11 @@ def hold_back(net: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def forget_gathered(model: nn.Module) -> None:
-    """To be called before shards change behind FSDP's back.
+    """To be called before shards are changed without FSDP's knowledge.
 
     After a forward pass without a backward one it keeps what it gathered for the outermost module.
     """
-    reshard = getattr(model, "reshard", None)  # FSDP has given it the method
+    reshard = getattr(model, "reshard", None)  # the method is FSDP's
     if reshard is not None:
         reshard()
 

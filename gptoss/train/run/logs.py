@@ -44,7 +44,7 @@ def distribution(values: Tensor, prefix: str = "") -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "45 s", "12 min", "3 h 05 min"."""
+    """A duration in words: "45 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -95,7 +95,7 @@ class Logs:
 class Line:
     """The terminal's line: drawn over and over on a terminal, printed now and then elsewhere."""
 
-    EVERY = 10  # steps, where nobody looks on
+    EVERY = 10  # steps, where the output is not a terminal
 
     def __init__(self, steps: int, batch_tokens: int, stream: TextIO | None = None) -> None:
         self.steps, self.batch_tokens = steps, batch_tokens

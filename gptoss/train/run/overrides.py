@@ -19,14 +19,14 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def unknown_name(name: str, known: Collection[str], where: str) -> Error:
-    """The error for a name that nobody knows, with those that look like it."""
+    """The error for an unknown name, with those that look like it."""
     near = difflib.get_close_matches(name, known, 5, 0.5)
     expected = f"{' or '.join(near)}?" if near else f"one of {', '.join(sorted(known))};"
     return Error(f"{where}: expected {expected} found {name!r}")
 
 
 def parse(name: str, text: str, like: object) -> Any:
-    """`text` as a value of the kind of `like`; raises Error, naming `name`, where it is none."""
+    """`text` as a value of the kind of `like`; raises Error, naming `name`, where it is not."""
     lowered = text.strip().lower()
     try:
         if isinstance(like, bool):

@@ -1,4 +1,4 @@
-"""Everything about a run beside the architecture and the data."""
+"""Everything about a run besides the architecture and the data."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _RANGES: dict[str, tuple[float, float]] = {
 class Settings:
     """Lengths and `…_tokens` count tokens; `warmup`, `steps` and `…_every` count optimizer steps.
 
-    The `…_from` figures are fractions of the run, 1 = never. Raises Error for values that make no
-    sense, alone or together.
+    The `…_from` figures are fractions of the run, 1 = never. Raises Error for values that are
+    invalid, alone or together.
     """
 
     steps: int = 1000
     batch_tokens: int = 4096  # of one optimizer step, over all processes
-    micro_tokens: int = 4096  # at most so many at once per process; the rest accumulates
+    micro_tokens: int = 4096  # at most, at once per process; the rest accumulates
     length: int = 512  # of a row
     long_length: int = 1024  # of a row in the last part of the run
     long_from: float = 0.8

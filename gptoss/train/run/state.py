@@ -1,4 +1,4 @@
-"""The state of a run on disk: written in one piece, read with suspicion."""
+"""The state of a run on disk: written atomically, checked when read."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drops records of steps behind `step`, which will be taken again, and a broken last one."""
+    """Drops records of steps after `step`, which will be taken again, and a broken last one."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)

@@ -146,7 +146,7 @@ class Trainer:
                 f"found {tokens}; add text, or lower length and long_length"
             )
         if s.sample_tokens:
-            data.tokenizer.encode(s.sample_prompt)  # rather now than at the first sample
+            data.tokenizer.encode(s.sample_prompt)  # fails now, not at the first sample
         self.validated = [name for name in self.texts if data.tokens("validation", name) > 0]
 
     def _model(self, model: GptOss | None) -> GptOss:
@@ -388,7 +388,7 @@ class Trainer:
     def _average(self) -> None:
         if not self.ema:
             return
-        # faster at first, so that the random beginning is forgotten
+        # faster at first, so that the random initial weights are forgotten
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         for name, average in self.ema.items():
             local(average).lerp_(local(self.parameters[name]), 1 - decay)

@@ -158,7 +158,7 @@ class Harmony:
         """What there is to learn from one conversation: every assistant message counts once.
 
         In use, the thinking of an earlier turn is no longer shown once that turn has its answer. So
-        a turn with thinking that others follow becomes an example of its own, cut off behind it;
+        a turn with thinking that others follow becomes an example of its own, cut off after it;
         later examples hold its answer as context only. Raises Error without anything to learn.
         """
         found = []
@@ -244,7 +244,7 @@ def _speaks(message: Message) -> bool:
 
 
 def _stops(message: Message) -> bool:
-    """Whether the model stops behind `message` and leaves the word to others."""
+    """Whether the model stops after `message`, so that others speak next."""
     return _speaks(message) and message.channel == "final"
 
 

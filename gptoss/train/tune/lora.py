@@ -9,8 +9,8 @@ would tie together functions that the router keeps apart; and a difference per e
 expert by expert, with no more than one matrix in memory.
 
 Special tokens that the base has hardly seen (a model trained on plain texts has never seen
-``<|start|>``) have rows of chance in embedding and unembedding, and no adapter inside can mend
-that: the target "tokens" trains a difference for these few rows.
+``<|start|>``) have random rows in embedding and unembedding, and no adapter inside can
+correct that: the target "tokens" trains a difference for these few rows.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class AdaptedEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.rows = nn.Parameter(torch.zeros(len(ids), base.embedding_dim))
-        place = torch.full((base.num_embeddings,), len(ids))  # behind the last row: none
+        place = torch.full((base.num_embeddings,), len(ids))  # past the last row: none
         place[list(ids)] = torch.arange(len(ids))
         self.register_buffer("place", place, persistent=False)
 

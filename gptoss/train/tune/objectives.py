@@ -1,4 +1,4 @@
-"""What is made small: cross entropy of chosen tokens, and DPO's preference loss."""
+"""What is minimised: cross entropy of chosen tokens, and DPO's preference loss."""
 
 from __future__ import annotations
 

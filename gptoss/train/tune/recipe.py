@@ -1,4 +1,4 @@
-"""What a fine-tuning run does, beside the settings that every run has."""
+"""What a fine-tuning run does, besides the settings that every run has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gptoss.train.tune.lora import parse_targets
 
 @dataclass(frozen=True)
 class Recipe:
-    """`method` "sft", "dpo" or "text"; all weights (`full`) or LoRA. Raises Error for nonsense.
+    """`method` "sft", "dpo" or "text"; all weights (`full`) or LoRA. Raises Error for wrong values.
 
-    lora_targets: names out of attention, router, experts, tokens, with commas. beta: how dearly
-    DPO pays for leaving the model it started from. validation: share of the examples held out.
+    lora_targets: names out of attention, router, experts, tokens, with commas. beta: how strongly
+    DPO penalises leaving the model it started from. validation: share of the examples held out.
     truncate: cut what is too long instead of leaving it out. epochs: passes over the data; 0 says
     that settings.steps counts.
     """

@@ -43,7 +43,7 @@ def harmony(words: Words) -> Harmony:
 
 
 def learned(words: Words, example: Any) -> list[tuple[str, str]]:
-    """(token, what is learned behind it)."""
+    """(token, what is learned after it)."""
     return list(zip(words.show(example.tokens), words.show(example.targets), strict=True))
 
 
