@@ -1,13 +1,12 @@
 """Who is admitted next: the same as by looking at everybody, at a cost that does not grow."""
 
-import heapq
+import sys
 from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.engine import queue
 from gptoss.engine.queue import Waiting
 from gptoss.engine.scheduler import Scheduler
 from gptoss.engine.sequence import Account, Sequence
@@ -107,38 +106,84 @@ def test_the_order_is_that_of_a_search(actions):
     assert {id(s) for s in waiting} == {id(s) for s in plain.order()}
 
 
-@pytest.mark.parametrize("clients", [1, 2000])
-@pytest.mark.parametrize("requests", [1, 2000])
-def test_the_work_is_in_proportion_to_the_number(clients, requests, monkeypatch):
-    """Heap operations for n sequences that are added, admitted and cancelled: a few for each."""
-    operations = count()
-    for name in ("heappush", "heappop"):
-        real = getattr(heapq, name)
-        monkeypatch.setattr(
-            queue.heapq, name, lambda *args, real=real: (next(operations) and None) or real(*args)
-        )
-    n = 4000
+@pytest.mark.parametrize(
+    ("clients", "requests", "priorities"),
+    [(1, 1, 1), (1, 4000, 1), (4000, 1, 1), (4000, 4000, 1), (1, 4000, 2001), (3000, 3000, 2001)],
+)
+def test_the_work_is_in_proportion_to_the_number(clients, requests, priorities):
+    """Calls of Python and of heapq for n and 4 n sequences, added, cancelled and admitted."""
+    few, many = (work(n, clients, requests, priorities) for n in (2000, 8000))
+    assert many < 6 * few
+
+
+def work(n, clients, requests, priorities):
+    """How often a function is called; a loop over those that wait would call some for each."""
     scheduler = Scheduler(10_000, 16, 128, 512, 64, prefix_cache=False)
     accounts = [Account() for _ in range(requests)]
     sequences = [
-        Sequence([1, 2, 3], 3, client=str(i % clients), account=accounts[i % requests])
+        Sequence(
+            [1, 2, 3],
+            3,
+            client=str(i % clients),
+            account=accounts[i % requests],
+            priority=i % priorities,
+        )
         for i in range(n)
     ]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    for sequence in sequences[1::2]:
-        scheduler.remove(sequence)
-    left = n // 2
-    while left:
-        chunks = scheduler.plan()
-        assert chunks
-        for chunk in chunks:
-            chunk.sequence.advance(chunk)
-            scheduler.update(chunk)
-            scheduler.remove(chunk.sequence)
-        left -= len(chunks)
+    calls = 0
+
+    def count_calls(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count_calls)
+    try:
+        for sequence in sequences:
+            scheduler.add(sequence)
+        for sequence in sequences[1::2]:
+            scheduler.remove(sequence)
+        left = n // 2
+        while left:
+            chunks = scheduler.plan()
+            for chunk in chunks:
+                chunk.sequence.advance(chunk)
+                scheduler.update(chunk)
+                scheduler.remove(chunk.sequence)
+            left -= len(chunks)
+    finally:
+        sys.setprofile(before)
     assert not scheduler.waiting and scheduler.pool.free == scheduler.pool.size
-    assert next(operations) < 12 * n
+    return calls
+
+
+def test_those_who_leave_are_forgotten():
+    """One waits for room, and others come and go."""
+    scheduler = Scheduler(1000, 16, 128, 512, 1, prefix_cache=False)
+    scheduler.add(Sequence([1], 1))
+    assert scheduler.plan()
+    scheduler.add(Sequence([1], 1, client="patient"))
+    for i in range(5000):
+        leaver = Sequence([1], 1, client=str(i % 7))
+        scheduler.add(leaver)
+        scheduler.remove(leaver)
+    shares = scheduler.waiting._arrived[0]
+    assert len(shares._heap) < 100 and len(shares._lines) == 1
+
+
+def test_among_equals_the_first_to_arrive_comes_first():
+    clients = {name: Account() for name in "xy"}
+    waiting = Waiting(lambda s: clients[s.client])
+    served, fresh = Account(), Account()
+    served.served = 5
+    early = Sequence([1], 1, client="x", account=served)
+    other = Sequence([1], 1, client="y")
+    late = Sequence([1], 1, client="x", account=fresh)
+    for sequence in (early, other, late):
+        waiting.add(sequence)
+    assert waiting.first() is other  # of x the least served comes first, who came last
+    waiting.remove(late)
+    assert waiting.first() is early
 
 
 def test_one_request_does_not_keep_out_another_of_the_same_client():
