@@ -16,7 +16,7 @@ constexpr int page_size = 16;  // tokens in a KV page
 enum KvGroup : int { kv_full = 0, kv_sliding = 1 };
 constexpr int kv_groups = 2;
 
-// How one row of logits becomes a token. Mirrored by SAMPLING_DTYPE in bindings/_core.pyx.
+// How one row of logits becomes a token. Mirrored by SAMPLING_DTYPE in gptoss/native/arrays.py.
 struct SamplingRow {
   float temperature;         // 0: greedy, ties to the lowest id
   int32_t top_k;             // 0: off
@@ -29,7 +29,7 @@ struct SamplingRow {
   uint64_t seed;
   uint64_t draw;  // index of this draw in its sequence: (seed, draw) fixes the random number
 };
-static_assert(sizeof(SamplingRow) == 48, "SAMPLING_DTYPE in bindings/_core.pyx mirrors this");
+static_assert(sizeof(SamplingRow) == 48, "SAMPLING_DTYPE in gptoss/native/arrays.py mirrors this");
 
 // Ragged lists per row: the entries of row r are [start[r], start[r + 1]).
 struct Sampling {

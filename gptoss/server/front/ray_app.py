@@ -1,6 +1,6 @@
 """The server as an application of Ray Serve: an engine on each of several actors, a front before.
 
-serve run gptoss.server.front.ray_app:app model=gpt-oss-20b replicas=4 gpus=1
+serve run gptoss.server.ray_app:app model=gpt-oss-20b replicas=4 gpus=1
 """
 
 # No `from __future__ import annotations`: Ray reads the class of the builder's argument from its
