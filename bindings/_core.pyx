@@ -257,9 +257,9 @@ cdef class Backend:
         self.backend = move(make_backend(str(device).encode(), os.fsencode(plugin_directory()),
                                          options))
         cdef optional[DenseWeights] panels
-        packed = getattr(source, "packed", None)
-        if packed is not None:
-            panels = _dense_weights(packed)
+        weights_of_panels = getattr(source, "panels", None)
+        if weights_of_panels is not None:
+            panels = _dense_weights(weights_of_panels)
         cdef CallbackSource* callbacks = new CallbackSource(
             <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels)
         try:

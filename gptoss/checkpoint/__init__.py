@@ -2,9 +2,9 @@
 
 from gptoss.checkpoint.files import BUNDLED_MODEL as BUNDLED_MODEL
 from gptoss.checkpoint.files import open_checkpoint as open_checkpoint
-from gptoss.checkpoint.panels import PackedSource as PackedSource
-from gptoss.checkpoint.panels import write_packed as write_packed
-from gptoss.checkpoint.quantized import PackedExperts as PackedExperts
+from gptoss.checkpoint.panels import PanelSource as PanelSource
+from gptoss.checkpoint.panels import write_panels as write_panels
+from gptoss.checkpoint.quantized import QuantizedExperts as QuantizedExperts
 from gptoss.checkpoint.source import ArraySource as ArraySource
 from gptoss.checkpoint.source import TensorInfo as TensorInfo
 from gptoss.checkpoint.source import TensorSource as TensorSource

@@ -22,8 +22,8 @@ from gptoss.checkpoint.layouts import (
     rename_misnamed,
     stored_tensors,
 )
-from gptoss.checkpoint.panels import is_packed, open_packed, write_packed
-from gptoss.checkpoint.quantized import PackedExperts
+from gptoss.checkpoint.panels import holds_panels, open_panels, write_panels
+from gptoss.checkpoint.quantized import QuantizedExperts
 from gptoss.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile
 from gptoss.checkpoint.source import (
     Array,
@@ -43,13 +43,13 @@ from gptoss.tokenizer.files import tokenizer_directory
 
 __all__ = [
     "ArraySource",
-    "PackedExperts",
+    "QuantizedExperts",
     "TensorInfo",
     "TensorSource",
     "open_checkpoint",
     "seam_tensors",
     "write_checkpoint",
-    "write_packed",
+    "write_panels",
 ]
 
 INDEX = "model.safetensors.index.json"
@@ -83,7 +83,7 @@ def open_checkpoint(
     except OSError as error:
         raise Error(f"{text}: cannot be read: {files.reason(error)}") from None
     if experts == "mxfp4" and source.expert_dtype == "bf16":
-        return PackedExperts(source, rule)
+        return QuantizedExperts(source, rule)
     return source
 
 
@@ -166,8 +166,8 @@ def _open_files(path: Path) -> TensorSource:
     try:
         for shard in paths:
             opened.append(SafetensorsFile(shard))
-        if len(opened) == 1 and is_packed(opened[0]):
-            return open_packed(config, opened[0], str(path))
+        if len(opened) == 1 and holds_panels(opened[0]):
+            return open_panels(config, opened[0], str(path))
         holders = _find_holders(opened, index, directory)
         layout = detect({name: file.entries[name].dtype for name, file in holders.items()})
         if layout is None:

@@ -40,7 +40,7 @@ _MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate")
 Progress = Callable[[int, int], None]
 
 
-def packed_tensors(
+def panel_tensors(
     config: ModelConfig, expert_dtype: str, weights: str
 ) -> dict[str, tuple[TensorInfo, str | None]]:
     """Every tensor of a model in panels, panels first, with their format, None for the others.
@@ -75,7 +75,7 @@ def packed_tensors(
     return {**panels, **others}
 
 
-class PackedSource(TensorSource):
+class PanelSource(TensorSource):
     """Tensors of a mapped model in panels. `weights`: how its dense matrices are stored."""
 
     def __init__(
@@ -89,10 +89,10 @@ class PackedSource(TensorSource):
             files=[file.path],
             directory=file.path.parent,
         )
-        self.packed = weights
+        self.panels = weights
         self._file = file
         self._infos = {
-            info.name: info for info, _ in packed_tensors(config, expert_dtype, weights).values()
+            info.name: info for info, _ in panel_tensors(config, expert_dtype, weights).values()
         }
         self._checksums = _read_checksums(file, self._infos)
 
@@ -142,13 +142,13 @@ class PackedSource(TensorSource):
         self._file.close()
 
 
-def is_packed(file: SafetensorsFile) -> bool:
+def holds_panels(file: SafetensorsFile) -> bool:
     """Whether this file's metadata say that it holds a model in panels."""
     return file.metadata.get("format") == FORMAT
 
 
-def open_packed(config: ModelConfig, file: SafetensorsFile, name: str) -> PackedSource:
-    """The source of a file for which `is_packed`. Raises Error where it does not fit `config`."""
+def open_panels(config: ModelConfig, file: SafetensorsFile, name: str) -> PanelSource:
+    """The source of a file that `holds_panels`. Raises Error where it does not fit `config`."""
     metadata = file.metadata
     version = metadata.get("version")
     if version != VERSION:
@@ -162,7 +162,7 @@ def open_packed(config: ModelConfig, file: SafetensorsFile, name: str) -> Packed
                 f"{file.path}: metadata: {key}: expected one of {', '.join(known)}, "
                 f"found {shown(metadata.get(key))}"
             )
-    source = PackedSource(config, file, metadata["weights"], metadata["experts"], name)
+    source = PanelSource(config, file, metadata["weights"], metadata["experts"], name)
     expected = source.tensors()
     missing = [info.name for info in expected if info.name not in file.entries]
     if missing:
@@ -202,7 +202,7 @@ def _read_checksums(file: SafetensorsFile, infos: dict[str, TensorInfo]) -> dict
     return dict(found)
 
 
-def write_packed(
+def write_panels(
     source: TensorSource,
     directory: str | os.PathLike[str],
     weights: str = "published",
@@ -219,12 +219,12 @@ def write_packed(
         raise Error(f"weights: expected one of {', '.join(WEIGHTS)}, found {shown(weights)}")
     if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
         raise Error(f"threads: expected 0 to {_MAX_THREADS}, found {shown(threads)}")
-    if source.packed is not None:
+    if source.panels is not None:
         raise Error(
-            f"{source.name}: is packed already (weights {source.packed}); pack the checkpoint that "
+            f"{source.name}: is packed already (weights {source.panels}); pack the checkpoint that "
             f"it was made from"
         )
-    tensors = packed_tensors(source.config, source.expert_dtype, weights)
+    tensors = panel_tensors(source.config, source.expert_dtype, weights)
     total = sum(info.nbytes for info, _ in tensors.values())
     with new_directory(directory, total) as (target, partial):
         checksums = dict.fromkeys(tensors, _NO_CHECKSUM)
@@ -270,7 +270,7 @@ def _write_tensor(
     from xxhash import xxh3_64
 
     digest, written = xxh3_64(), 0
-    for array in _packed_arrays(source, info, format_, threads):
+    for array in _panel_arrays(source, info, format_, threads):
         data = array.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), _WRITE_BYTES):
             piece = data[start : start + _WRITE_BYTES]
@@ -280,7 +280,7 @@ def _write_tensor(
     return digest.hexdigest(), written
 
 
-def _packed_arrays(
+def _panel_arrays(
     source: TensorSource, info: TensorInfo, format_: str | None, threads: int
 ) -> Iterator[Array]:
     """What to write for a tensor of a model in panels."""

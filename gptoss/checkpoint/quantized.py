@@ -9,7 +9,7 @@ from gptoss.errors import Error
 from gptoss.model import mxfp4
 
 
-class PackedExperts(TensorSource):
+class QuantizedExperts(TensorSource):
     """A source with bf16 experts, seen as one with MXFP4 experts; quantized when asked for.
 
     Quantization goes expert by expert, so that besides the result only one expert is in memory.

@@ -80,7 +80,7 @@ class TensorSource(ABC):
     layout: "original", "huggingface", "huggingface-bf16", "packed", "synthetic" or "arrays".
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
-    packed: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.
+    panels: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.
     Views stay valid at least while the source is open.
     """
 
@@ -90,7 +90,7 @@ class TensorSource(ABC):
     expert_dtype: str
     files: list[Path]
     directory: Path | None
-    packed: str | None = None
+    panels: str | None = None
 
     def __init__(
         self,

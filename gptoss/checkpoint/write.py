@@ -17,7 +17,7 @@ import numpy as np
 
 from gptoss.checkpoint import layouts
 from gptoss.checkpoint.layouts import Stored
-from gptoss.checkpoint.quantized import PackedExperts
+from gptoss.checkpoint.quantized import QuantizedExperts
 from gptoss.checkpoint.safetensors import encode_header
 from gptoss.checkpoint.source import BYTES, Array, TensorSource, transpose
 from gptoss.errors import Error, shown
@@ -56,7 +56,7 @@ def write_checkpoint(
     next for the same target. Never more than one tensor is in memory.
     Raises Error.
     """
-    if source.packed is not None:
+    if source.panels is not None:
         raise Error(
             f"{source.name}: a packed model cannot be written in another layout; use the "
             f"checkpoint that it was made from"
@@ -67,7 +67,7 @@ def write_checkpoint(
     if type(max_shard_bytes) is not int or max_shard_bytes <= 0:
         raise Error(f"max_shard_bytes: expected above 0, found {shown(max_shard_bytes)}")
     if source.expert_dtype == "bf16" and layouts.expert_dtype(layout) == "mxfp4":
-        source = PackedExperts(source, rule)
+        source = QuantizedExperts(source, rule)
     with new_directory(directory, sum(map(_nbytes, stored))) as (target, partial):
         names = _write_files(source, stored, partial, layout, max_shard_bytes, progress)
     return [target / name for name in names]

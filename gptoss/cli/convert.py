@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """`gptoss convert`."""
-    from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
+    from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_panels
 
     if arguments.weights is not None and arguments.layout != "packed":
         parser.error(f"convert: --weights needs --layout packed, found {arguments.layout}")
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     ) as source:
         if arguments.layout == "packed":
             with Progress(f"writing {arguments.destination}") as progress:
-                files = write_packed(
+                files = write_panels(
                     source,
                     arguments.destination,
                     weights=arguments.weights or "published",

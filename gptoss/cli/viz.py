@@ -156,7 +156,7 @@ class _Inside:
 
         self.target, self.arguments = target, arguments
         text = _text(arguments)
-        self.model, directory = load_model(target, packed=True)
+        self.model, directory = load_model(target, quantized=True)
         tokenizer = load_tokenizer(directory, self.model.config.vocab_size)
         self.ids = tokenizer.encode(text)
         most = self.model.config.context_length

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gptoss.checkpoint import BUNDLED_MODEL, PackedSource, TensorSource, open_checkpoint
+from gptoss.checkpoint import BUNDLED_MODEL, PanelSource, TensorSource, open_checkpoint
 from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.engine.options import EngineOptions
 from gptoss.engine.pages import peak_pages
@@ -83,7 +83,7 @@ def open_model(options: EngineOptions, device: str, progress: Progress | None = 
     """Open the files and load the weights; no cache yet."""
     source = open_checkpoint(BUNDLED_MODEL if options.model is None else options.model)
     try:
-        if isinstance(source, PackedSource):
+        if isinstance(source, PanelSource):
             _check_packed(source, options, device)
             source.verify(options.threads or _core.cpu_features()["threads"], progress)
         backend = _core.Backend(
@@ -92,7 +92,7 @@ def open_model(options: EngineOptions, device: str, progress: Progress | None = 
             device=device,
             activation=options.activation,
             threads=options.threads or 0,
-            weights=options.weights or source.packed or "published",
+            weights=options.weights or source.panels or "published",
             kv=options.kv,
             tensor_parallel=options.tensor_parallel,
             progress=progress,
@@ -129,15 +129,15 @@ def prepare(model: Model, options: EngineOptions) -> Loaded:
     )
 
 
-def _check_packed(source: PackedSource, options: EngineOptions, device: str) -> None:
+def _check_packed(source: PanelSource, options: EngineOptions, device: str) -> None:
     if device != "cpu":
         raise Error(
             f"{source.name}: is packed for the CPU: expected device 'cpu', found {device!r}",
             field="device",
         )
-    if options.weights not in (None, source.packed):
+    if options.weights not in (None, source.panels):
         raise Error(
-            f"{source.name}: is packed with weights {source.packed!r}, "
+            f"{source.name}: is packed with weights {source.panels!r}, "
             f"asked for {options.weights!r}: convert the checkpoint again",
             field="weights",
         )

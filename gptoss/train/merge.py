@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptoss.checkpoint import PackedExperts, TensorInfo, TensorSource, row_blocks
+from gptoss.checkpoint import QuantizedExperts, TensorInfo, TensorSource, row_blocks
 from gptoss.model import ModelConfig, bf16_to_f32, f32_to_bf16, mxfp4
 
 
@@ -97,8 +97,8 @@ class MergedSource(TensorSource):
         self._base.close()
 
 
-class PackedMerged(PackedExperts):
-    """`PackedExperts` whose experts are quantized one by one: it may be a base itself."""
+class QuantizedMerged(QuantizedExperts):
+    """`QuantizedExperts` whose experts are quantized one by one: it may be a base itself."""
 
     def expert(self, name: str, index: int) -> NDArray[np.float32]:
         blocks, scales = mxfp4.quantize(self._base.expert(name, index), self._rule)

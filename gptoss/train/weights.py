@@ -14,7 +14,7 @@ from gptoss import files
 from gptoss.checkpoint import TensorSource, open_checkpoint
 from gptoss.errors import Error
 from gptoss.model import ModelConfig
-from gptoss.train.merge import MergedSource, PackedMerged, factors_of
+from gptoss.train.merge import MergedSource, QuantizedMerged, factors_of
 from gptoss.train.model.architecture import Architecture
 from gptoss.train.model.convert import from_source, to_source
 from gptoss.train.model.model import GptOss
@@ -63,7 +63,7 @@ def merged_source(run: Path, base: str | None = None, rule: str | None = "mse") 
     }
     merged = MergedSource(source, config, factors_of(trained, scale), rows, marker["token_ids"])
     if rule and merged.expert_dtype == "bf16" and source.expert_dtype == "mxfp4":
-        return PackedMerged(merged, rule)
+        return QuantizedMerged(merged, rule)
     return merged
 
 
@@ -148,11 +148,11 @@ def load_run(run: Path) -> tuple[GptOss, dict[str, Any]]:
 
 
 def load_model(
-    path: Path, compute_dtype: torch.dtype = torch.float32, packed: bool = False
+    path: Path, compute_dtype: torch.dtype = torch.float32, quantized: bool = False
 ) -> tuple[GptOss, Path]:
     """The model of a run or of any checkpoint, and where its tokenizer files are.
 
-    `packed` leaves the MXFP4 experts of a checkpoint as they are. Raises Error for neither.
+    `quantized` leaves the MXFP4 experts of a checkpoint as they are. Raises Error for neither.
     """
     if (path / CHECKPOINT_FILE).exists():
         model, _ = load_run(path)
@@ -160,4 +160,4 @@ def load_model(
         return model, path
     source = merged_source(path) if is_run(path) else open_checkpoint(path)
     with source:
-        return from_source(source, compute_dtype, packed).eval(), source.directory or path
+        return from_source(source, compute_dtype, quantized).eval(), source.directory or path

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_packed
+from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_panels
 from gptoss.checkpoint.source import TensorInfo
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.errors import Error
@@ -115,7 +115,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("published", "packed"):
         found[name] = tmp_path_factory.mktemp("models") / name
     write_checkpoint(source, found["published"])
-    write_packed(source, found["packed"], threads=1)
+    write_panels(source, found["packed"], threads=1)
     return found
 
 

@@ -13,7 +13,7 @@ from waiting import WORK
 from gptoss import Engine, Error, SamplingParams
 from gptoss.checkpoint import BUNDLED_MODEL
 from gptoss.checkpoint.files import open_checkpoint
-from gptoss.checkpoint.panels import FILE, PackedSource, write_packed
+from gptoss.checkpoint.panels import FILE, PanelSource, write_panels
 from gptoss.checkpoint.source import ArraySource
 from gptoss.checkpoint.write import write_checkpoint
 
@@ -32,7 +32,7 @@ def packed(tiny_a, tmp_path_factory):
     made = {weights: root / weights for weights in ("published", "q8")}
     with open_checkpoint(tiny_a) as source:
         for weights, directory in made.items():
-            write_packed(source, directory, weights)
+            write_panels(source, directory, weights)
     return made
 
 
@@ -63,7 +63,7 @@ def test_layouts_and_bf16_experts(tiny_a, tiny_a_hf, tmp_path):
     expected = logits(tiny_a)
     for name, model in (("hf", tiny_a_hf), ("unpacked", tmp_path / "bf16")):
         with open_checkpoint(model) as source:
-            write_packed(source, tmp_path / name)
+            write_panels(source, tmp_path / name)
         found = logits(tmp_path / name)
         if name == "hf":
             assert np.array_equal(found, expected)
@@ -73,7 +73,7 @@ def test_layouts_and_bf16_experts(tiny_a, tiny_a_hf, tmp_path):
 
 def test_the_bundled_model_with_its_tokenizer(tmp_path):
     with open_checkpoint(BUNDLED_MODEL) as source:
-        files = write_packed(source, tmp_path / "nano", "q8", threads=2)
+        files = write_panels(source, tmp_path / "nano", "q8", threads=2)
     assert {path.name for path in files} > {FILE, "config.json"}  # and a vocabulary
     params = SamplingParams(max_tokens=12, temperature=0)
     with Engine(tmp_path / "nano") as engine:
@@ -90,7 +90,7 @@ def test_every_panel_begins_at_a_cache_line(packed):
         for info in source.tensors():
             address = source.tensor(info.name).ctypes.data
             assert address % (64 if info.name.endswith(".panels") else 2) == 0
-        assert source.packed == "published"
+        assert source.panels == "published"
 
 
 def test_views_are_of_the_mapped_file(packed):
@@ -113,7 +113,7 @@ def test_two_processes_at_once(packed):
 def test_a_packed_model_is_no_source(packed, tmp_path):
     with open_checkpoint(packed["q8"]) as source:
         with pytest.raises(Error, match="is packed already"):
-            write_packed(source, tmp_path / "again")
+            write_panels(source, tmp_path / "again")
         with pytest.raises(Error, match="cannot be written in another layout"):
             write_checkpoint(source, tmp_path / "original")
         with pytest.raises(Error, match="use the checkpoint that it was made from"):
@@ -138,7 +138,7 @@ def test_interrupted(tiny_a, tmp_path):
             raise KeyboardInterrupt
 
     with open_checkpoint(tiny_a) as source, pytest.raises(KeyboardInterrupt):
-        write_packed(source, tmp_path / "half", progress=stop)
+        write_panels(source, tmp_path / "half", progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,15 +146,15 @@ def test_where_something_is_already(tiny_a, tmp_path):
     (tmp_path / "file").write_text("x")
     with open_checkpoint(tiny_a) as source:
         with pytest.raises(Error, match="expected a new or empty directory"):
-            write_packed(source, tmp_path)
+            write_panels(source, tmp_path)
         with pytest.raises(Error, match="weights: expected one of published, q8"):
-            write_packed(source, tmp_path / "new", weights="q3")
+            write_panels(source, tmp_path / "new", weights="q3")
 
 
 def test_no_room(tiny_a, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with open_checkpoint(tiny_a) as source, pytest.raises(Error, match="GB of free space"):
-        write_packed(source, tmp_path / "new")
+        write_panels(source, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +235,7 @@ def test_truncated(copy):
 def test_verify_reports_progress(packed):
     seen = []
     with open_checkpoint(packed["q8"]) as source:
-        assert isinstance(source, PackedSource)
+        assert isinstance(source, PanelSource)
         source.verify(2, lambda done, total: seen.append((done, total)))
         assert seen[-1] == (source.nbytes, source.nbytes)
 
@@ -244,7 +244,7 @@ def test_a_trainers_arrays(tiny_a, tmp_path):
     """Any source can be packed, not only files."""
     with open_checkpoint(tiny_a) as source:
         arrays = {info.name: np.array(source.tensor(info.name)) for info in source.tensors()}
-        write_packed(ArraySource(source.config, arrays), tmp_path / "packed")
+        write_panels(ArraySource(source.config, arrays), tmp_path / "packed")
     assert np.array_equal(logits(tmp_path / "packed"), logits(tiny_a))
 
 

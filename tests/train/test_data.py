@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss.errors import Error
-from gptoss.train.data import Batch, PackedRows, load_tokenizer, open_data
+from gptoss.train.data import Batch, TextRows, load_tokenizer, open_data
 
 END = 9999
 
@@ -29,7 +29,7 @@ def stream(folder: Path, lengths: list[int], name: str = "x.bin", dtype: str = "
     return path
 
 
-def whole(rows: PackedRows, epoch: int = 0) -> Batch:
+def whole(rows: TextRows, epoch: int = 0) -> Batch:
     """All rows of an epoch."""
     batch, *place = rows.batch(epoch, 0, len(rows.rows(epoch)))
     assert place == [epoch + 1, 0]
@@ -77,7 +77,7 @@ def test_an_epoch_predicts_every_token_once(
     if not any(lengths):
         lengths[0] = 1
     path = stream(tmp_path_factory.mktemp("rows"), lengths)
-    rows = PackedRows([(path, 1)], length, END, seed=seed, shuffle=shuffle)
+    rows = TextRows([(path, 1)], length, END, seed=seed, shuffle=shuffle)
     ids = np.fromfile(path, np.uint16).astype(int)
     expected = Counter((int(a), int(b)) for a, b in itertools.pairwise(ids) if a != END)
     starts = {int(b) for a, b in itertools.pairwise([END, *ids]) if a == END and b != END}
@@ -98,13 +98,13 @@ def test_an_epoch_predicts_every_token_once(
 
 
 def test_one_opening_in_four_is_marked(tmp_path: Path) -> None:
-    rows = PackedRows([(stream(tmp_path, [6] * 1000), 1)], 16, END)
+    rows = TextRows([(stream(tmp_path, [6] * 1000), 1)], 16, END)
     marked = sum(n for p, n in pairs(whole(rows)).items() if p[0] == END)
     assert 200 < marked < 300
 
 
 def test_the_end_is_a_target_and_never_an_input_within(tmp_path: Path) -> None:
-    rows = PackedRows([(stream(tmp_path, [5, 9, 30, 7]), 1)], 16, END, shuffle=False)
+    rows = TextRows([(stream(tmp_path, [5, 9, 30, 7]), 1)], 16, END, shuffle=False)
     batch = whole(rows)
     assert (batch.targets == END).sum() == 4
     assert (batch.tokens[batch.documents >= 0] != END).all()
@@ -112,32 +112,32 @@ def test_the_end_is_a_target_and_never_an_input_within(tmp_path: Path) -> None:
 
 def test_texts_are_repeated(tmp_path: Path) -> None:
     a, b = stream(tmp_path, [20]), stream(tmp_path, [30], "y.bin")
-    once = pairs(whole(PackedRows([(a, 1), (b, 1)], 16, END, shuffle=False)))
-    more = pairs(whole(PackedRows([(a, 3), (b, 1)], 16, END, shuffle=False)))
-    of_a = pairs(whole(PackedRows([(a, 1)], 16, END, shuffle=False)))
+    once = pairs(whole(TextRows([(a, 1), (b, 1)], 16, END, shuffle=False)))
+    more = pairs(whole(TextRows([(a, 3), (b, 1)], 16, END, shuffle=False)))
+    of_a = pairs(whole(TextRows([(a, 1)], 16, END, shuffle=False)))
     assert more - once == of_a + of_a
-    none = pairs(whole(PackedRows([(a, 0), (b, 1)], 16, END, shuffle=False)))
+    none = pairs(whole(TextRows([(a, 0), (b, 1)], 16, END, shuffle=False)))
     assert none == once - of_a
 
 
 def test_wide_ids(tmp_path: Path) -> None:
     ids = np.array([200_000, 199_998, 70_000, 199_999], np.uint32)
     ids.tofile(tmp_path / "w.bin")
-    rows = PackedRows([(tmp_path / "w.bin", 1)], 4, 199_999, shuffle=False, dtype="uint32")
+    rows = TextRows([(tmp_path / "w.bin", 1)], 4, 199_999, shuffle=False, dtype="uint32")
     (row,) = whole(rows).tokens.tolist()
     assert row == [200_000, 199_998, 70_000, 199_999]
 
 
 def test_batches_continue_from_any_place(tmp_path: Path) -> None:
     path = stream(tmp_path, [40, 100, 7, 300])
-    one = PackedRows([(path, 1)], 16, END, seed=5)
+    one = TextRows([(path, 1)], 16, END, seed=5)
     epoch, row, seen = 0, 0, []
     for _ in range(25):
         batch, epoch, row = one.batch(epoch, row, 3)
         seen.append((batch, epoch, row))
     assert epoch >= 2
     for at in (4, 13):
-        other = PackedRows([(path, 1)], 16, END, seed=5)
+        other = TextRows([(path, 1)], 16, END, seed=5)
         _, epoch, row = seen[at]
         batch, epoch, row = other.batch(epoch, row, 3)
         for name in ("tokens", "targets", "positions", "documents"):
@@ -146,7 +146,7 @@ def test_batches_continue_from_any_place(tmp_path: Path) -> None:
 
 
 def test_a_batch_may_span_epochs(tmp_path: Path) -> None:
-    rows = PackedRows([(stream(tmp_path, [31]), 1)], 16, END)
+    rows = TextRows([(stream(tmp_path, [31]), 1)], 16, END)
     per_epoch = len(rows.rows(0))
     batch, epoch, row = rows.batch(0, 0, 5 * per_epoch + 1)
     assert len(batch.tokens) == 5 * per_epoch + 1 and epoch in (5, 6) and row < per_epoch + 1
@@ -154,23 +154,23 @@ def test_a_batch_may_span_epochs(tmp_path: Path) -> None:
 
 def test_epochs_and_seeds_differ(tmp_path: Path) -> None:
     path = stream(tmp_path, [400, 300])
-    first = whole(PackedRows([(path, 1)], 16, END)).tokens
+    first = whole(TextRows([(path, 1)], 16, END)).tokens
     for other in (
-        whole(PackedRows([(path, 1)], 16, END), 1).tokens,
-        whole(PackedRows([(path, 1)], 16, END, seed=1)).tokens,
+        whole(TextRows([(path, 1)], 16, END), 1).tokens,
+        whole(TextRows([(path, 1)], 16, END, seed=1)).tokens,
     ):
         assert first.shape != other.shape or (first != other).any()
 
 
 def test_sequential_covers_all_rows(tmp_path: Path) -> None:
-    rows = PackedRows([(stream(tmp_path, [40, 9, 100]), 1)], 16, END, shuffle=False)
+    rows = TextRows([(stream(tmp_path, [40, 9, 100]), 1)], 16, END, shuffle=False)
     parts = [batch.tokens for batch in rows.sequential(4)]
     assert [len(p) for p in parts[:-1]] == [4] * (len(parts) - 1)
     np.testing.assert_array_equal(np.concatenate(parts), whole(rows).tokens)
 
 
 def test_empty_data_is_refused(tmp_path: Path) -> None:
-    rows = PackedRows([(stream(tmp_path, [0]), 1)], 16, END)
+    rows = TextRows([(stream(tmp_path, [0]), 1)], 16, END)
     with pytest.raises(Error, match="no tokens"):
         rows.batch(0, 0, 1)
 

@@ -297,7 +297,7 @@ def test_frozen_unembedding_gets_no_gradient() -> None:
 def test_unpacking_is_exact(dtype: torch.dtype) -> None:
     """Against NumPy, bit for bit, over every nibble and a wide range of scales."""
     generator = torch.Generator().manual_seed(4)
-    matrix = experts.PackedMatrix(2, 6, 96)
+    matrix = experts.QuantizedMatrix(2, 6, 96)
     matrix.blocks.copy_(torch.randint(0, 256, matrix.blocks.shape, generator=generator))
     matrix.scales.copy_(torch.randint(60, 190, matrix.scales.shape, generator=generator))
     for index in range(2):
@@ -454,7 +454,7 @@ def test_grouped_product_is_one_per_expert(small_config: ModelConfig) -> None:
 @pytest.mark.parametrize("layout", ["tiny-a", "tiny-a-hf"])
 def test_packed_experts_compute_and_pass_gradients_on(golden_dir: Path, layout: str) -> None:
     with open_checkpoint(golden_dir / layout) as source:
-        whole, packed = from_source(source), from_source(source, packed=True)
+        whole, packed = from_source(source), from_source(source, quantized=True)
     assert not any("mlp1_weight" in name for name, _ in packed.named_parameters())
     tokens = torch.arange(30)[None] % whole.config.vocab_size
     rows = (tokens, tokens.roll(-1, 1), torch.arange(30)[None], torch.zeros_like(tokens))

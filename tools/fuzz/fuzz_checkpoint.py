@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from gptoss.checkpoint.files import open_checkpoint
-from gptoss.checkpoint.panels import PackedSource, write_packed
+from gptoss.checkpoint.panels import PanelSource, write_panels
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error
@@ -89,7 +89,7 @@ def seeds(directory: Path) -> list[Files]:
             found.append({path.name: path.read_bytes() for path in target.iterdir()})
     for weights in ("published", "q8"):
         target = directory / f"packed-{weights}"
-        write_packed(source, target, weights, threads=1)
+        write_panels(source, target, weights, threads=1)
         found.append({path.name: path.read_bytes() for path in target.iterdir()})
     return found
 
@@ -319,7 +319,7 @@ def read_everything(directory: Path) -> None:
     """Open the checkpoint both ways and read each tensor; Error is the only way to fail."""
     for experts in (None, "mxfp4"):
         with open_checkpoint(directory, experts=experts) as source:
-            if isinstance(source, PackedSource):
+            if isinstance(source, PanelSource):
                 source.verify(1)
             for info in source.tensors():
                 array = source.tensor(info.name)
@@ -330,7 +330,7 @@ def read_everything(directory: Path) -> None:
                 if int(array.max()) == 0xFF and info.name.endswith(".scales"):
                     raise AssertionError(f"{info} holds 0xFF")
                 source.release(info.name)
-            if isinstance(source, PackedSource):
+            if isinstance(source, PanelSource):
                 return  # its experts are the engine's alone
             for layer in range(source.config.num_hidden_layers):
                 for index in range(source.config.num_experts):

@@ -2,7 +2,7 @@
 
 from gptoss.train.data.cleaning import Cleaning, clean
 from gptoss.train.data.collect import is_validation
-from gptoss.train.data.packing import Batch, PackedRows, Piece
+from gptoss.train.data.packing import Batch, Piece, TextRows
 from gptoss.train.data.preparation import prepare
 from gptoss.train.data.prepared import PreparedData, open_data
 from gptoss.train.data.tokenizers import END_OF_TEXT, SPECIAL, TextTokenizer, load_tokenizer
@@ -12,9 +12,9 @@ __all__ = [
     "SPECIAL",
     "Batch",
     "Cleaning",
-    "PackedRows",
     "Piece",
     "PreparedData",
+    "TextRows",
     "TextTokenizer",
     "clean",
     "is_validation",

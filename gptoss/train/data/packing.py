@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         return [Piece(stream, start, end, bool(marked)) for stream, start, end, marked in found]
 
 
-class PackedRows:
+class TextRows:
     """Rows of `length` tokens cut from documents, shuffled anew in every epoch.
 
     A document longer than a row is cut into pieces of `length` tokens after a first piece of

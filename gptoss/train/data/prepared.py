@@ -11,7 +11,7 @@ from typing import Any
 
 from gptoss.errors import Error, shown
 from gptoss.train.data.collect import SPLITS
-from gptoss.train.data.packing import PackedRows
+from gptoss.train.data.packing import TextRows
 from gptoss.train.data.tokenizers import HARMONY, TOKENIZER_FILES, TextTokenizer, load_tokenizer
 
 INDEX_FILE = "data.json"
@@ -67,7 +67,7 @@ class PreparedData:
         shuffle: bool = True,
         repeats: Mapping[str, int] | None = None,
         texts: Sequence[str] | None = None,
-    ) -> PackedRows:
+    ) -> TextRows:
         """Rows of `length` tokens; of `texts` (default: all), each `repeats` times per epoch."""
         files = [
             (self.directory / shard["file"], (repeats or {}).get(text, 1))
@@ -75,7 +75,7 @@ class PreparedData:
             for shard in self.shards(split, text)
             if shard["tokens"]
         ]
-        return PackedRows(files, length, self.end_of_text, seed, shuffle, self.index["dtype"])
+        return TextRows(files, length, self.end_of_text, seed, shuffle, self.index["dtype"])
 
     def verify(self) -> None:
         """Reads every shard and compares its checksum. Raises Error for the first that differs."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptoss.checkpoint import ArraySource, TensorSource
 from gptoss.errors import Error
 from gptoss.model import bf16_to_f32, f32_to_bf16, mxfp4
-from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.experts import QuantizedMatrix
 from gptoss.train.model.model import GptOss
 
 EXPERT_MATRICES = ("mlp1_weight", "mlp2_weight")
@@ -38,7 +38,7 @@ def to_source(
     """The model's weights for `gptoss.checkpoint.write.write_checkpoint`.
 
     Everything is rounded to bf16, but experts to MXFP4 with the scales of `rule` ("mx" or "mse"),
-    unless `experts` is "bf16"; packed ones are handed on as they are. Tokenizer files are taken
+    unless `experts` is "bf16"; quantized ones are handed on as they are. Tokenizer files are taken
     from `directory`. Raises Error for an architecture that is not gpt-oss.
     """
     require_exportable(model)
@@ -52,20 +52,20 @@ def to_source(
     for name, buffer in model.named_buffers():
         if name.endswith((".blocks", ".scales")):
             if experts != "mxfp4":
-                raise Error(f"experts: expected 'mxfp4' for a packed model, found {experts!r}")
+                raise Error(f"experts: expected 'mxfp4' for a quantized model, found {experts!r}")
             arrays[name] = buffer.cpu().numpy()
     return ArraySource(model.config, arrays, name="trained model", directory=directory)
 
 
 def from_source(
-    source: TensorSource, compute_dtype: torch.dtype = torch.float32, packed: bool = False
+    source: TensorSource, compute_dtype: torch.dtype = torch.float32, quantized: bool = False
 ) -> GptOss:
     """A model with the weights of a checkpoint, dequantised exactly into float32 masters.
 
-    `packed` leaves MXFP4 experts as they are (`experts.PackedMatrix`).
+    `quantized` leaves MXFP4 experts as they are (`experts.QuantizedMatrix`).
     """
-    packed = packed and source.expert_dtype == "mxfp4"
-    model = GptOss(source.config, compute_dtype, packed)
+    quantized = quantized and source.expert_dtype == "mxfp4"
+    model = GptOss(source.config, compute_dtype, quantized)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if is_expert_matrix(name):
@@ -74,7 +74,7 @@ def from_source(
             else:
                 parameter.copy_(_dense(source, name))
         for name, module in model.named_modules():
-            if isinstance(module, PackedMatrix):
+            if isinstance(module, QuantizedMatrix):
                 for part in ("blocks", "scales"):
                     bits = source.tensor(f"{name}.{part}")
                     getattr(module, part).copy_(torch.from_numpy(np.array(bits)))

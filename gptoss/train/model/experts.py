@@ -108,7 +108,7 @@ def halves(u: Tensor) -> Tensor:
     return torch.cat([u[..., 0::2], u[..., 1::2]], -1)
 
 
-class PackedMatrix(nn.Module):
+class QuantizedMatrix(nn.Module):
     """Expert matrices [E, R, K] kept in MXFP4, constant, in a quarter of bf16's bytes.
 
     blocks: uint8 [E, R, K/32, 16]; scales: uint8 [E, R, K/32], as in the original checkpoint.
@@ -138,29 +138,29 @@ class PackedMatrix(nn.Module):
 
 
 class PackedLinear(Function):
-    """rows·Wᵀ for one expert of a `PackedMatrix`, unpacked again for the backward pass."""
+    """rows·Wᵀ for one expert of a `QuantizedMatrix`, unpacked again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, packed: PackedMatrix, expert: int) -> Tensor:
-        ctx.packed, ctx.expert, ctx.dtype = packed, expert, rows.dtype
-        return rows @ packed.expert(expert, rows.dtype).T
+    def forward(ctx: Any, rows: Tensor, quantized: QuantizedMatrix, expert: int) -> Tensor:
+        ctx.quantized, ctx.expert, ctx.dtype = quantized, expert, rows.dtype
+        return rows @ quantized.expert(expert, rows.dtype).T
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad @ ctx.packed.expert(ctx.expert, ctx.dtype), None, None
+        return grad @ ctx.quantized.expert(ctx.expert, ctx.dtype), None, None
 
 
 def expert_linear(
     rows: Tensor,
     load: Tensor,
-    weight: Tensor | PackedMatrix,
+    weight: Tensor | QuantizedMatrix,
     bias: Tensor,
     adapters: ExpertAdapters | None = None,
     which: str = "",
 ) -> Tensor:
     """rows·W[e]ᵀ + b[e], each row with its expert's. rows: [N, K], sorted by expert; load: [E].
 
-    weight: [E, R, K] of the dtype of rows, or packed; bias: [E, R]. Returns [N, R].
+    weight: [E, R, K] of the dtype of rows, or quantized; bias: [E, R]. Returns [N, R].
     """
     grouped = rows.device.type == "cuda" and rows.dtype == torch.bfloat16 and HAS_GROUPED
     if grouped and isinstance(weight, Tensor) and adapters is None:

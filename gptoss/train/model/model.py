@@ -26,8 +26,8 @@ from gptoss.train.model.experts import (
     ClampedSwiglu,
     Dispatch,
     ExpertAdapters,
-    PackedMatrix,
     Permute,
+    QuantizedMatrix,
     expert_linear,
     halves,
     sort_by_expert,
@@ -127,10 +127,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The mixture of experts."""
 
-    mlp1_weight: Tensor | PackedMatrix
-    mlp2_weight: Tensor | PackedMatrix
+    mlp1_weight: Tensor | QuantizedMatrix
+    mlp2_weight: Tensor | QuantizedMatrix
 
-    def __init__(self, architecture: Architecture, packed: bool = False) -> None:
+    def __init__(self, architecture: Architecture, quantized: bool = False) -> None:
         super().__init__()
         c = self.config = architecture.config
         experts, hidden, inner = c.num_experts, c.hidden_size, c.intermediate_size
@@ -141,7 +141,7 @@ class Mlp(nn.Module):
             ("mlp1_weight", (experts, 2 * inner, hidden)),
             ("mlp2_weight", (experts, hidden, inner)),
         ):
-            made = PackedMatrix(*shape) if packed else nn.Parameter(torch.empty(shape))
+            made = QuantizedMatrix(*shape) if quantized else nn.Parameter(torch.empty(shape))
             setattr(self, name, made)
         self.mlp1_bias = nn.Parameter(torch.zeros(experts, 2 * inner))
         self.mlp2_bias = nn.Parameter(torch.zeros(experts, hidden))
@@ -154,8 +154,10 @@ class Mlp(nn.Module):
         top, chosen = logits.topk(self.config.experts_per_token, -1)
         return logits, chosen, top.softmax(-1)
 
-    def _matrix(self, weight: Tensor | PackedMatrix, dtype: torch.dtype) -> Tensor | PackedMatrix:
-        if isinstance(weight, PackedMatrix):
+    def _matrix(
+        self, weight: Tensor | QuantizedMatrix, dtype: torch.dtype
+    ) -> Tensor | QuantizedMatrix:
+        if isinstance(weight, QuantizedMatrix):
             return weight
         return (straight_through(weight) if self.fake_quantize else weight).to(dtype)
 
@@ -210,11 +212,11 @@ class DenseMlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, architecture: Architecture, layer: int, packed: bool = False) -> None:
+    def __init__(self, architecture: Architecture, layer: int, quantized: bool = False) -> None:
         super().__init__()
         self.attn = Attention(architecture, layer)
         dense = architecture.feed_forward != "moe"
-        self.mlp = DenseMlp(architecture) if dense else Mlp(architecture, packed)
+        self.mlp = DenseMlp(architecture) if dense else Mlp(architecture, quantized)
 
     def forward(self, x: Tensor, place: Place, dtype: torch.dtype) -> tuple[Tensor, Routing | None]:
         return self.mlp(self.attn(x, place, dtype), dtype)
@@ -225,9 +227,9 @@ class GptOss(nn.Module):
         self,
         architecture: Architecture | ModelConfig,
         compute_dtype: torch.dtype = torch.float32,
-        packed: bool = False,
+        quantized: bool = False,
     ) -> None:
-        """A ModelConfig means gpt-oss itself; `packed` experts stay in MXFP4 and do not train."""
+        """A ModelConfig means gpt-oss itself; `quantized` experts stay MXFP4 and do not train."""
         super().__init__()
         if isinstance(architecture, ModelConfig):
             architecture = Architecture(architecture)
@@ -238,7 +240,7 @@ class GptOss(nn.Module):
         if architecture.positions == "learned":
             self.positions = nn.Embedding(c.context_length, c.hidden_size)
         self.block = nn.ModuleList(
-            Block(architecture, n, packed) for n in range(c.num_hidden_layers)
+            Block(architecture, n, quantized) for n in range(c.num_hidden_layers)
         )
         self.norm = Norm(c.hidden_size, c.rms_norm_eps, architecture.norm)
         self.unembedding = Linear(c.hidden_size, c.vocab_size, bias=False)

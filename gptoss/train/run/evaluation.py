@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss.train.data import Batch, PackedRows
+from gptoss.train.data import Batch, TextRows
 from gptoss.train.model.model import GptOss
 from gptoss.train.run.distributed import World
 
@@ -18,7 +18,7 @@ def to_tensors(batch: Batch, rows: slice = slice(None)) -> list[Tensor]:
 
 @torch.no_grad()
 def evaluate(
-    model: GptOss, rows: PackedRows, count: int = 8, limit: int = 0, world: World | None = None
+    model: GptOss, rows: TextRows, count: int = 8, limit: int = 0, world: World | None = None
 ) -> tuple[float, int]:
     """Mean loss in nats per token over `rows` (the first `limit` if not 0), and the tokens.
 

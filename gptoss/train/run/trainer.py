@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from gptoss.errors import Error
 from gptoss.files import write_in_one_piece
 from gptoss.model import ModelConfig
-from gptoss.train.data import Batch, PackedRows, PreparedData, open_data
+from gptoss.train.data import Batch, PreparedData, TextRows, open_data
 from gptoss.train.model.architecture import Architecture
 from gptoss.train.model.model import GptOss, Routing
 from gptoss.train.run.distributed import (
@@ -169,13 +169,13 @@ class Trainer:
             part = block.mlp if self.world.device.type == "cpu" else block
             part.compile()
 
-    def _rows(self, length: int) -> PackedRows:
+    def _rows(self, length: int) -> TextRows:
         s = self.settings
         return self.data.rows(
             "train", length, seed=s.seed, repeats=s.repeats or None, texts=self.texts
         )
 
-    def validation_rows(self, name: str) -> PackedRows:
+    def validation_rows(self, name: str) -> TextRows:
         """The held-out rows of one text, each document from its beginning."""
         return self.data.rows("validation", self.settings.long_length, shuffle=False, texts=(name,))
 

@@ -16,7 +16,7 @@ from gptoss.tokenizer import HARMONY_SIZE
 from gptoss.train.data import TextTokenizer, load_tokenizer
 from gptoss.train.model.architecture import Architecture
 from gptoss.train.model.convert import from_source
-from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.experts import QuantizedMatrix
 from gptoss.train.model.model import GptOss
 from gptoss.train.run.state import CHECKPOINT_FILE
 from gptoss.train.weights import load_run
@@ -49,9 +49,9 @@ def load_frozen(source: TensorSource, dtype: torch.dtype) -> GptOss:
 
     Nothing is copied that `source` can show as a view of its file, so `source` must stay open.
     """
-    packed = source.expert_dtype == "mxfp4"
+    quantized = source.expert_dtype == "mxfp4"
     with torch.device("meta"):  # shapes alone; every tensor is put in below
-        model = GptOss(Architecture(source.config), dtype, packed)
+        model = GptOss(Architecture(source.config), dtype, quantized)
     for name, parameter in list(model.named_parameters()):
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -63,7 +63,7 @@ def load_frozen(source: TensorSource, dtype: torch.dtype) -> GptOss:
             )
         setattr(module, last, nn.Parameter(value, requires_grad=False))
     for name, module in model.named_modules():
-        if isinstance(module, PackedMatrix):
+        if isinstance(module, QuantizedMatrix):
             module.blocks = _view(source.tensor(f"{name}.blocks"))
             module.scales = _view(source.tensor(f"{name}.scales"))
     size, width = model.embedding.weight.shape

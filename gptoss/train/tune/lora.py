@@ -26,7 +26,7 @@ from torch.autograd import Function
 
 from gptoss.errors import Error
 from gptoss.train.merge import difference
-from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.experts import QuantizedMatrix
 from gptoss.train.model.model import GptOss, Linear, Mlp
 from gptoss.train.model.quantize import round_mxfp4
 
@@ -77,22 +77,28 @@ class AdaptedLinear(nn.Module):
 class RoundedProduct(Function):
     """x·(Q(W + D) − W)ᵀ with D = scale·B·A and Q rounding to MXFP4; gradients as if Q were not.
 
-    Added to x·Wᵀ it is what the merged and packed matrix gives. W and D are built again in the
+    Added to x·Wᵀ it is what the merged and quantized matrix gives. W and D are built again in the
     backward pass, so that nothing of their size is kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, packed: PackedMatrix, expert: int
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        quantized: QuantizedMatrix,
+        expert: int,
     ) -> Tensor:
         ctx.save_for_backward(x, a, b)
-        ctx.scale, ctx.packed, ctx.expert = scale, packed, expert
+        ctx.scale, ctx.quantized, ctx.expert = scale, quantized, expert
         return x @ RoundedProduct.rounded(a, b, ctx).to(x.dtype).T
 
     @staticmethod
     def rounded(a: Tensor, b: Tensor, ctx: Any) -> Tensor:
         """Q(W + D) − W."""
-        w = ctx.packed.expert(ctx.expert, a.dtype)
+        w = ctx.quantized.expert(ctx.expert, a.dtype)
         return round_mxfp4(w + difference(a, b, ctx.scale)).sub_(w)
 
     @staticmethod
@@ -114,10 +120,10 @@ class AdaptedExperts(nn.Module):
         hidden, inner, experts = c.hidden_size, c.intermediate_size, c.num_experts
         self.mlp1 = LowRank((2 * inner, hidden), rank, scale, experts)
         self.mlp2 = LowRank((hidden, inner), rank, scale, experts)
-        self.packed = {
+        self.quantized = {
             name: matrix
             for name, matrix in (("mlp1", mlp.mlp1_weight), ("mlp2", mlp.mlp2_weight))
-            if isinstance(matrix, PackedMatrix)
+            if isinstance(matrix, QuantizedMatrix)
         }
         self.rounded = False  # whether the sum of base and difference is rounded to MXFP4
 
@@ -125,9 +131,9 @@ class AdaptedExperts(nn.Module):
         """Added to rows·Wᵀ of `expert`. which: "mlp1" or "mlp2"; rows: [N, in] → [N, out]."""
         adapter = self.mlp1 if which == "mlp1" else self.mlp2
         a, b = adapter.a[expert], adapter.b[expert]
-        if self.rounded and which in self.packed:
+        if self.rounded and which in self.quantized:
             out: Tensor = RoundedProduct.apply(
-                rows, a, b, adapter.scale, self.packed[which], expert
+                rows, a, b, adapter.scale, self.quantized[which], expert
             )
             return out
         return product(rows, a, b, adapter.scale)
@@ -224,7 +230,7 @@ def _check_rank(rank: int, shape: Sequence[int], name: str) -> None:
 
 
 def set_rounded(model: GptOss, on: bool) -> None:
-    """Whether experts compute as they will once merged and packed (see `RoundedProduct`)."""
+    """Whether experts compute as they will once merged and quantized (see `RoundedProduct`)."""
     for module in model.modules():
         if isinstance(module, AdaptedExperts):
             module.rounded = on

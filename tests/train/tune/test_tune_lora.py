@@ -14,9 +14,9 @@ from gptoss.checkpoint.files import open_checkpoint
 from gptoss.checkpoint.source import ArraySource, TensorSource
 from gptoss.errors import Error
 from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
-from gptoss.train.merge import MergedSource, PackedMerged, factors_of
+from gptoss.train.merge import MergedSource, QuantizedMerged, factors_of
 from gptoss.train.model.convert import from_source
-from gptoss.train.model.experts import PackedMatrix
+from gptoss.train.model.experts import QuantizedMatrix
 from gptoss.train.model.model import GptOss
 from gptoss.train.model.quantize import straight_through
 from gptoss.train.tune import lora
@@ -63,7 +63,7 @@ def test_frozen_base_is_the_checkpoint(checkpoint: Path) -> None:
         )
         assert model.embedding.weight.dtype == torch.bfloat16
         assert model.block[0].mlp.gate.weight.dtype == torch.float32
-        assert isinstance(model.block[1].mlp.mlp2_weight, PackedMatrix)
+        assert isinstance(model.block[1].mlp.mlp2_weight, QuantizedMatrix)
 
 
 @pytest.mark.parametrize("targets", [*((t,) for t in lora.TARGETS), lora.TARGETS])
@@ -149,10 +149,10 @@ def test_what_has_no_adapter_keeps_its_bits(checkpoint: Path) -> None:
 def test_experts_are_packed_again_one_by_one(checkpoint: Path) -> None:
     with open_checkpoint(checkpoint) as source:
         trained = disturb(adapted(source, ("experts",)))
-        packed = PackedMerged(merged(source, trained), "mse")
-        whole = from_source(packed, packed=True)
+        packed = QuantizedMerged(merged(source, trained), "mse")
+        whole = from_source(packed, quantized=True)
         matrix = whole.block[0].mlp.mlp1_weight
-        assert isinstance(matrix, PackedMatrix)
+        assert isinstance(matrix, QuantizedMatrix)
         for index in range(source.config.num_experts):
             name = "block.0.mlp.mlp1_weight"
             one = packed.expert(name, index)
@@ -189,7 +189,7 @@ def test_rounded_experts_compute_what_the_packed_checkpoint_will(checkpoint: Pat
     with open_checkpoint(checkpoint) as source:
         model = adapted(source, ("experts",))
         trained = disturb(model)
-        exported = from_source(PackedMerged(merged(source, trained), "mse")).logits(TOKENS)
+        exported = from_source(QuantizedMerged(merged(source, trained), "mse")).logits(TOKENS)
         lora.set_rounded(model, True)
         rounded = model.logits(TOKENS)
         assert (rounded - exported).norm() < 1e-5 * exported.norm()
