@@ -151,11 +151,16 @@ def test_a_sweeper_that_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_handlers_are_put_back() -> None:
-    before = signal.getsignal(TERM), signal.getsignal(HUP)
-    with pytest.raises(Terminated) as caught, raising_terminated():
-        os.kill(os.getpid(), TERM)
-    assert caught.value.number == TERM
-    assert (signal.getsignal(TERM), signal.getsignal(HUP)) == before
+    # Other tests may have left theirs (Ray does), and nohup has SIGHUP ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (TERM, HUP)}
+    try:
+        with pytest.raises(Terminated) as caught, raising_terminated():
+            os.kill(os.getpid(), TERM)
+        assert caught.value.number == TERM
+        assert signal.getsignal(TERM) == signal.getsignal(HUP) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_handlers_of_others_are_left_alone() -> None:
