@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         import uvicorn
 
         import gptoss.server.api.app
-        import gptoss.server.front.replicas  # noqa: F401  # noqa: F401
+        import gptoss.server.front.replicas  # noqa: F401
     except ImportError as error:
         raise Error(f"serve: {error.name} is missing: pip install 'gptoss[serve]'") from None
     from gptoss.cli.opening import open_engine
