@@ -1,161 +1,191 @@
 """What a model writes in the harmony format, parsed while it is written.
 
-A message is ``<|start|>author[ to=recipient][<|channel|>channel[ to=recipient]][ content type]
-<|message|>content`` and an end token. Models get it wrong now and then. The parser never fails and
-never loses text: what cannot be a header is content, what has no channel is the answer, and a
-message that is not ended is one all the same.
+A message is a header, ``<|message|>``, its content and an end token. Models get it wrong now and
+then. The parser never fails, loses no text and invents none: what cannot be a header is content,
+what has no channel is the answer, and of a header that was cut nothing was written.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from gptoss.chat.conversation import ANALYSIS as ANALYSIS
+from gptoss.chat.conversation import CHANNELS as CHANNELS
+from gptoss.chat.conversation import COMMENTARY as COMMENTARY
+from gptoss.chat.conversation import FINAL as FINAL
+from gptoss.chat.conversation import ROLES as ROLES
+from gptoss.chat.conversation import Message
+from gptoss.chat.header import CHANNEL as CHANNEL
+from gptoss.chat.header import CONSTRAIN as CONSTRAIN
+from gptoss.chat.header import Header
 from gptoss.errors import Error
 from gptoss.tokenizer import Tokenizer
 
-START, END, MESSAGE, CHANNEL = "<|start|>", "<|end|>", "<|message|>", "<|channel|>"
-RETURN, CALL, CONSTRAIN = "<|return|>", "<|call|>", "<|constrain|>"
+START, END, MESSAGE = "<|start|>", "<|end|>", "<|message|>"
+RETURN, CALL = "<|return|>", "<|call|>"
 REQUIRED = (START, END, MESSAGE, CHANNEL, RETURN, CALL, CONSTRAIN)
 
-ANALYSIS, COMMENTARY, FINAL = "analysis", "commentary", "final"
-CHANNELS = (ANALYSIS, COMMENTARY, FINAL)
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# A header longer than this, or of more words, is text whose header was left out.
-_LONGEST_HEADER, _MAX_WORDS = 256, 4
-_ENDS = {END: "end", RETURN: "return", CALL: "call", "<|endoftext|>": "end"}
-_RECIPIENT = re.compile(r"(?:^|\s)to=(\S+)")
-# What may stand before <|message|>; the rest of it is text.
-_AUTHOR = re.compile(rf"(?:\s*(?:{'|'.join(ROLES)})(?::\S+)?(?=\s|$))?(?:\s*to=\S+)?")
-_AUTHOR_FIRST = re.compile(rf"\s*(?:{'|'.join(ROLES)})?(?:\s*to=\S+)?")
-_CHANNEL = re.compile(rf"(?:\s*(?:{'|'.join(CHANNELS)}))?(?:\s+to=\S+)?(?:\s+(?:json|code)\b)?")
-
-
-@dataclass
-class Message:
-    """A message as far as it has been written.
-
-    channel: "analysis", "commentary" or "final". recipient: whom a call goes to, such as
-    "functions.weather". ended_by: "end", "return", "call", or None where the text was cut.
-    """
-
-    channel: str = FINAL
-    recipient: str | None = None
-    content_type: str | None = None
-    content: str = ""
-    ended_by: str | None = None
-
-    @property
-    def is_call(self) -> bool:
-        return self.recipient is not None and self.recipient != "assistant"
+EndedBy = Literal["end", "return", "call"]
+_ENDS: dict[str, EndedBy] = {END: "end", RETURN: "return", CALL: "call", "<|endoftext|>": "end"}
+_NO_ARGUMENTS = "{}"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """New text of a message; `begins` with its first piece, `ends` with its last."""
+    """New text of a message.
 
+    Attributes:
+        number: which message, from 0.
+        message: its fields; content is empty.
+        text: what is new; may be empty where the message begins or ends.
+        begins, ends: whether it is the message's first piece, its last.
+        ended_by: in the last piece, the special token: "end", "return" or "call"; "end" also where
+            another message begins without one. None: the text was cut.
+    """
+
+    number: int
     message: Message
     text: str
     begins: bool = False
     ends: bool = False
+    ended_by: EndedBy | None = None
 
 
-@dataclass
-class _Header:
-    """The text of a header, split at its special tokens: before, after channel, …"""
+class MarkedParser:
+    """Messages out of what follows ``<|start|>assistant``: text, and names of special tokens.
 
-    author: str = ""
-    begun: bool = False  # after a <|start|>: an author comes first, whatever follows it
-    channel: str | None = None
-    constrain: str | None = None
-    written: str = ""
+    Fields are kept whatever their order, as often as they come: of several recipients the first,
+    of several channels the last before a recipient. A content type is kept as it is written:
+    "json", or "<|constrain|>json" where the special token was. A call that ends without arguments
+    has the content "{}".
+    """
 
-    def add(self, text: str) -> None:
-        self.written += text
-        if self.constrain is not None:
-            self.constrain += text
-        elif self.channel is not None:
-            self.channel += text
+    def __init__(self, continues: bool = False) -> None:
+        """continues: the prompt ended inside a message of the channel "final"."""
+        self._header: Header | None = Header(first=True)
+        self._whole: list[Message] = []
+        self._fields: Message | None = None
+        self._texts: list[str] = []
+        self._begun = False  # the message being written has given a piece
+        self._opened: Header | None = None  # its header, which may go on while there is no content
+        if continues:
+            self._begin(Message("assistant", FINAL))
+
+    @property
+    def messages(self) -> list[Message]:
+        """All of them so far, the one being written last."""
+        if self._fields is None:
+            return list(self._whole)
+        return [*self._whole, replace(self._fields, content="".join(self._texts))]
+
+    def text(self, text: str) -> list[Piece]:
+        """The pieces that a text adds; names of special tokens in it are text."""
+        if self._header is None:
+            return self._give(text)
+        if not text:
+            return []
+        rest = self._header.add(text)
+        if self._header.plausible():
+            return []
+        message, begun = self._header.leftover(ended=False)
+        self._begin(message)
+        return self._give(begun + rest)
+
+    def special(self, name: str) -> list[Piece]:
+        """The pieces that a special token adds. Those that mean nothing are left out."""
+        if name in _ENDS:
+            return self._end(_ENDS[name])
+        if name == START:
+            pieces = self._end("end", calls=False)
+            self._header = Header(begun=True)
+            return pieces
+        if name not in (MESSAGE, CHANNEL, CONSTRAIN):
+            return []
+        pieces = []
+        if self._header is None:
+            if name == MESSAGE:
+                return []  # a second one inside a message is noise
+            if self._opened is not None and not any(self._texts):
+                self._header, self._fields = self._opened, None  # <|message|> came too early
+            elif name == CONSTRAIN:
+                return []
+            else:  # the next message, its <|end|> and <|start|> left out
+                pieces = self._end("end")
+        elif self._header.before():
+            pieces = self._end("end")
+        assert self._header is not None
+        if name == MESSAGE:
+            self._begin(self._header.fields(), self._header)
         else:
-            self.author += text
+            self._header.mark(name)
+        return pieces
 
-    def mark(self, token: str) -> None:
-        self.written += token
-        if token == CONSTRAIN:
-            self.constrain = self.constrain or ""
-        else:  # a second channel takes the first one's place
-            self.channel = ""
+    def finish(self) -> list[Piece]:
+        """The last pieces: nothing more comes."""
+        return self._end(None)
 
-    def plausible(self) -> bool:
-        """Could what was written still become a header?"""
-        if len(self.written) > _LONGEST_HEADER:
-            return False
-        if self.channel is not None:
-            return len(f"{self.channel} {self.constrain or ''}".split()) <= _MAX_WORDS
-        unfinished = bool(self.author) and not self.author[-1].isspace()
-        words = self.author.split()
-        for i, word in enumerate(words):
-            last = unfinished and i == len(words) - 1
-            begins = last and any(name.startswith(word) for name in (*ROLES, "to="))
-            author = i == 0 and word.split(":")[0] in ROLES
-            if not (begins or author or word.startswith("to=")):
-                return False
-        return True
+    def _begin(self, message: Message, header: Header | None = None) -> None:
+        self._fields, self._texts, self._begun = message, [], False
+        self._header, self._opened = None, header
 
-    def text(self) -> str:
-        """What is not part of a header."""
-        if self.channel is None:
-            pattern = _AUTHOR_FIRST if self.begun else _AUTHOR
-            return self.author[_end_of(pattern, self.author) :]
-        written = self.channel + (self.constrain or "")
-        return written[_end_of(_CHANNEL, written) :]
+    def _give(self, text: str) -> list[Piece]:
+        if not text:
+            return []
+        assert self._fields is not None
+        self._texts.append(text)
+        piece = Piece(len(self._whole), self._fields, text, begins=not self._begun)
+        self._begun = True
+        return [piece]
 
-    def is_cut(self) -> bool:
-        """Whether it ends in the middle of a word of a header."""
-        word = self.text().strip()
-        names = ROLES if self.channel is None else CHANNELS
-        return any(name.startswith(word) for name in (*names, "to="))
+    def _end(self, ended_by: EndedBy | None, calls: bool = True) -> list[Piece]:
+        """End the message that is being written, or the header.
 
-    def message(self) -> Message:
-        words = (self.channel or "").split()
-        recipients = _RECIPIENT.findall(f"{self.author} {self.channel or ''}")
-        recipient = recipients[0] if recipients else None
-        plain = [word for word in words if not word.startswith("to=")]
-        channel = _known_channel(plain[0] if plain else "", recipient)
-        kind = self.constrain.strip() if self.constrain is not None else " ".join(plain[1:])
-        return Message(channel, recipient, kind or None)
-
-
-def _known_channel(name: str, recipient: str | None) -> str:
-    """The channel meant: names are cut or run together at times ("finalcommentary")."""
-    for channel in CHANNELS:
-        if name == channel:
-            return channel
-    for channel in CHANNELS:
-        if name.startswith(channel):
-            return channel
-    return COMMENTARY if recipient is not None else FINAL
+        calls: whether a header alone that names whom to call is a call.
+        """
+        pieces: list[Piece] = []
+        if self._header is not None:
+            message, text = self._header.leftover(ended=ended_by is not None)
+            if not text and not (calls and ended_by and message.is_call):
+                if not self._header.empty:
+                    self._header = Header()
+                return []
+            self._begin(message)
+            pieces = self._give(text)
+        fields, content = self._fields, "".join(self._texts)
+        assert fields is not None
+        text = _NO_ARGUMENTS if ended_by and fields.is_call and not content.strip() else ""
+        piece = Piece(len(self._whole), fields, text, not self._begun, True, ended_by)
+        self._whole.append(replace(fields, content=content + text))
+        self._fields, self._header = None, Header()
+        return [*pieces, piece]
 
 
 class HarmonyParser:
     """Messages out of the tokens that follow a prompt which ends with ``<|start|>assistant``.
 
-    messages: all of them so far, the one being written last. Special tokens do not become text;
-    bytes that are not UTF-8 become U+FFFD, in the message where they stand.
+    Special tokens do not become text; bytes that are not UTF-8 become U+FFFD, in the message where
+    they stand. What is kept of the fields: see `MarkedParser`.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises Error where the vocabulary lacks harmony's special tokens."""
+    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
+        """continues: the prompt ended inside a message of the channel "final".
+
+        Raises:
+            Error: the vocabulary lacks harmony's special tokens.
+        """
         missing = [name for name in REQUIRED if name not in tokenizer.special_tokens]
         if missing:
             raise Error(f"tokenizer: expected harmony's special tokens, lacks {' '.join(missing)}")
         self._names = {token: name for name, token in tokenizer.special_tokens.items()}
         self._new_decoder = tokenizer.stream
         self._decoder = tokenizer.stream()
-        self._header: _Header | None = _Header()
-        self._begun = False  # the message being written has given a piece
-        self.messages: list[Message] = []
+        self._parser = MarkedParser(continues)
+
+    @property
+    def messages(self) -> list[Message]:
+        """All of them so far, the one being written last."""
+        return self._parser.messages
 
     def is_special(self, token: int) -> bool:
         """Whether a token marks headers and ends, and so is not text."""
@@ -165,78 +195,11 @@ class HarmonyParser:
         """The pieces of text that are complete now that `token` has come."""
         name = self._names.get(token)
         if name is None:
-            return self._text(self._decoder.push(token))
-        rest = self._text(self._decoder.flush())
+            return self._parser.text(self._decoder.push(token))
+        rest = self._parser.text(self._decoder.flush())
         self._decoder = self._new_decoder()
-        return rest + self._special(name)
+        return rest + self._parser.special(name)
 
     def finish(self) -> list[Piece]:
         """The last pieces: nothing more comes."""
-        return self._text(self._decoder.flush()) + self._end(None)
-
-    def _text(self, text: str) -> list[Piece]:
-        if self._header is None:
-            return self._give(text)
-        self._header.add(text)
-        return [] if self._header.plausible() else self._header_was_text()
-
-    def _special(self, name: str) -> list[Piece]:
-        if name in _ENDS:
-            return self._end(_ENDS[name])
-        if name == START:
-            pieces = self._end(None) if self._header is None or self._header.written else []
-            self._header = _Header(begun=True)
-            return pieces
-        if name == MESSAGE:
-            if self._header is not None:
-                self._begin(self._header.message())
-            return []  # a second one inside a message is noise
-        if name in (CHANNEL, CONSTRAIN):
-            pieces = []
-            if self._header is None:  # the next message, its <|end|> and <|start|> left out
-                pieces = self._end(None)
-                self._header = _Header()
-            assert self._header is not None
-            self._header.mark(name)
-            return pieces
-        return []  # reserved ones mean nothing
-
-    def _begin(self, message: Message) -> None:
-        self.messages.append(message)
-        self._header = None
-        self._begun = False
-
-    def _header_was_text(self) -> list[Piece]:
-        """What was taken for a header is content: of the channel that it names, or the answer."""
-        header = self._header
-        assert header is not None
-        self._begin(Message() if header.channel is None else header.message())
-        return self._give(header.text())
-
-    def _give(self, text: str) -> list[Piece]:
-        if not text:
-            return []
-        message = self.messages[-1]
-        message.content += text
-        piece = Piece(message, text, begins=not self._begun)
-        self._begun = True
-        return [piece]
-
-    def _end(self, ended_by: str | None) -> list[Piece]:
-        pieces: list[Piece] = []
-        if self._header is not None:
-            if self._header.is_cut():  # nothing was being written: <|return|> after <|end|>
-                self._header = _Header()
-                return []
-            pieces = self._header_was_text()
-        message = self.messages[-1]
-        message.ended_by = ended_by
-        pieces.append(Piece(message, "", begins=not self._begun, ends=True))
-        self._header = _Header()
-        return pieces
-
-
-def _end_of(pattern: re.Pattern[str], text: str) -> int:
-    match = pattern.match(text)
-    assert match is not None  # all of it is optional
-    return match.end()
+        return self._parser.text(self._decoder.flush()) + self._parser.finish()

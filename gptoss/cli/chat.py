@@ -192,9 +192,11 @@ class Session:
             for delta in stream:
                 for token in delta.token_ids:
                     for piece in parser.push(token):
-                        yield piece.message.channel, piece.text
+                        if piece.message.from_model:
+                            yield piece.message.channel or "final", piece.text
             for piece in parser.finish():
-                yield piece.message.channel, piece.text
+                if piece.message.from_model:
+                    yield piece.message.channel or "final", piece.text
 
     def _prompt(self) -> list[int]:
         """As much of the conversation as leaves room for an answer: old messages go first.

@@ -209,6 +209,7 @@ class _Choice:
         written = [piece for token in delta.token_ids for piece in self._parser.push(token)]
         if delta.finish_reason is not None:
             written += self._parser.finish()
+        written = [piece for piece in written if piece.message.from_model]
         self.thinks = any(piece.message.channel == ANALYSIS for piece in written)
         special = any(map(self._parser.is_special, delta.token_ids))
         if self._logprobs and not special:

@@ -1,0 +1,251 @@
+"""`gptoss.chat.parse`: whatever is written, whole, cut or in any pieces."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from byte_vocabulary import WORDS, Bytes
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from parsing import check_pieces, fields, take
+
+from gptoss import Error
+from gptoss.chat import parse
+from gptoss.chat.conversation import Message
+from gptoss.chat.harmony import CONSTRAIN, REQUIRED, MarkedParser
+from gptoss.tokenizer import HARMONY_SIZE, load_tokenizer
+
+SPECIAL = re.compile("(" + "|".join(map(re.escape, WORDS.special_tokens)) + ")")
+
+
+@pytest.fixture(scope="module")
+def published():
+    try:
+        return load_tokenizer(None, SimpleNamespace(vocab_size=HARMONY_SIZE))
+    except Error as error:
+        pytest.skip(str(error))
+
+
+# What models write, in any order.
+MARKS = st.sampled_from([*REQUIRED, *REQUIRED, "<|endoftext|>", "<|startoftext|>"])
+HEADER_WORDS = st.sampled_from(
+    ["assistant", "user", "functions.f", "analysis", "commentary", "final", "json", "code", " json",
+     " to=functions.f", "to=functions.g", " to=functions.Web Search", " to=python", " to=user",
+     " to=", "functions.", " ", "\n", "??", "t", " to", "assis", '{"a": 1}', "é", "The", " end."]
+)  # fmt: skip
+PARTS = st.lists(MARKS | HEADER_WORDS | st.text("abc é€", max_size=8), max_size=24)
+
+# Messages as a well-behaved model writes them.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(
+    lambda text: not SPECIAL.search(text)
+)
+NAMES = st.from_regex(r"functions\.[A-Za-z0-9_-]{1,12}", fullmatch=True)
+SAID = st.builds(Message, st.just("assistant"), st.sampled_from(["analysis", "commentary", "final"]),
+                 content=TEXT)  # fmt: skip
+CALLED = st.builds(
+    Message, st.just("assistant"), st.just("commentary"), NAMES,
+    st.sampled_from([None, "json", "code", f"{CONSTRAIN}json"]), TEXT.filter(str.strip),
+)  # fmt: skip
+RESULT = st.builds(Message, NAMES, st.just("commentary"), st.just("assistant"), content=TEXT)
+ASKED = st.builds(Message, st.sampled_from(["user", "developer"]), content=TEXT)
+CONVERSATIONS = st.lists(SAID | CALLED | RESULT | ASKED, min_size=1, max_size=5)
+
+
+def written(message, recipient_first=True):
+    """In harmony."""
+    recipient = f" to={message.recipient}" if message.recipient else ""
+    channel = f"<|channel|>{message.channel}" if message.channel else ""
+    kind = f" {message.content_type}" if message.content_type else ""
+    fields = recipient + channel if recipient_first else channel + recipient
+    end = "<|call|>" if message.is_call else "<|end|>"
+    return f"<|start|>{message.author}{fields}{kind}<|message|>{message.content}{end}"
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONVERSATIONS, st.booleans())
+def test_what_is_well_formed_comes_out(messages, recipient_first):
+    text = "".join(written(message, recipient_first) for message in messages)
+    assert parse(text) == messages
+    assert parse(WORDS.encode(text), WORDS) == messages
+    assert parse(text.removeprefix("<|start|>assistant")) == messages
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONVERSATIONS, st.data())
+def test_a_cut_of_what_is_well_formed(messages, data):
+    """Wherever it is, in a header too: what was whole is whole, and nothing is made up."""
+    tokens = WORDS.encode("".join(map(written, messages)))
+    cut = data.draw(st.integers(0, len(tokens)))
+    found, ends = take(tokens[:cut])
+    whole = [WORDS.encode(written(message)) for message in messages]
+    complete = next(
+        (i for i in range(len(messages)) if sum(map(len, whole[: i + 1])) > cut), len(messages)
+    )
+    assert found[:complete] == messages[:complete]
+    assert len(found) in (complete, complete + 1)
+    if len(found) > complete:
+        last = found[-1]
+        assert fields(last) == fields(messages[complete]) and ends[-1] is None
+        said = messages[complete].content.encode()
+        assert last.content.rstrip("\ufffd").encode() == said[: len(last.content.encode())][
+            : len(last.content.rstrip("\ufffd").encode())
+        ]
+    else:
+        marker = whole[complete].index(WORDS.special_tokens["<|message|>"]) if (
+            complete < len(messages)) else 0  # fmt: skip
+        assert cut - sum(map(len, whole[:complete])) <= marker
+
+
+@settings(max_examples=300, deadline=None)
+@given(PARTS, st.data())
+@example(["assistant", " to=functions.f", "<|channel|>"], None)
+def test_whatever_is_written(parts, data):
+    """It is parsed, loses no text, and is the same in any pieces and from tokens."""
+    text = "".join(parts)
+    messages = parse(text)
+    assert parse(WORDS.encode(text), WORDS) == messages
+    assert take(text)[0] == messages  # byte by byte, and its pieces
+    for message in messages:
+        assert message.channel in ("analysis", "commentary", "final", None)
+        assert message.channel is not None or not message.from_model
+        assert not SPECIAL.search(message.content)
+    check_nothing_is_lost(text, messages)
+    if data is not None:
+        parser = MarkedParser()
+        pieces = []
+        for i, part in enumerate(SPECIAL.split(text)):
+            if i % 2:
+                pieces += parser.special(part)
+                continue
+            while part:
+                at = data.draw(st.integers(1, len(part)))
+                pieces += parser.text(part[:at])
+                part = part[at:]
+        pieces += parser.finish()
+        assert parser.messages == messages
+        check_pieces(pieces, messages)
+
+
+def check_nothing_is_lost(text, messages):
+    """Each word is in a field or in a content, or is one that only headers are made of."""
+    kept = "".join(
+        f"{m.author} {m.channel} {m.recipient} {m.content_type} {m.content}\n" for m in messages
+    )
+    for part in SPECIAL.split(text)[::2]:
+        for word in re.findall(r"[{}\"\w:?.]*[é€?{}\"1.][\w:?.]*", part):
+            if not re.search("to=|functions|python", part):
+                assert word in kept or word in re.sub(r"\s", "", kept), (word, text, messages)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PARTS, st.data())
+def test_a_cut_of_anything(parts, data):
+    """Messages that were whole before the cut are in the whole as they are."""
+    tokens = WORDS.encode("".join(parts))
+    cut = data.draw(st.integers(0, len(tokens)))
+    before, whole = take(tokens[:cut])[0], take(tokens)[0]
+    assert len(before) <= len(whole) + 1
+    assert before[:-1] == whole[: len(before) - 1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_without_special_tokens_is_the_answer(text):
+    if re.fullmatch(r"( (to?)?)?|\s*to=.*", text, re.DOTALL):
+        return  # the beginning of a header
+    for found in (parse(text), parse(WORDS.encode(text), WORDS)):
+        assert found == [Message("assistant", "final", content=text)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 255 + len(WORDS.special_tokens)), max_size=80))
+def test_any_tokens(tokens):
+    parse(tokens, SmallWords())
+    take(tokens)
+
+
+class SmallWords(Bytes):
+    vocab_size = 256 + len(WORDS.special_tokens)
+
+
+WORDS.vocab_size = 256 + len(WORDS.special_tokens)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, HARMONY_SIZE - 1) | st.sampled_from([200002, 200003, 200005, 200006,
+       200007, 200008, 200012]), max_size=40), parts=PARTS)  # fmt: skip
+def test_any_tokens_of_the_published_vocabulary(published, tokens, parts):
+    parse(tokens)
+    take(tokens, published)
+    text = "".join(parts)
+    ids = published.encode(text, allowed_special=set(WORDS.special_tokens))
+    assert parse(ids) == parse(np.array(ids, np.int32), published) == parse(text)
+    assert take(ids, published)[0] == parse(text)
+
+
+def test_the_prompts_last_tokens_may_stand_before_it():
+    text = "<|channel|>final<|message|>Four.<|return|>"
+    wanted = [Message("assistant", "final", content="Four.")]
+    assert parse(text) == parse("<|start|>assistant" + text) == wanted
+    assert parse("<|start|>assistant") == parse("") == parse([], WORDS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("a\ud83d b", "a\ufffd b"), ("\ude00", "\ufffd"), ("a\ud83d\ude00", "a\U0001f600"),
+     ("\ude00\ud83d", "\ufffd\ufffd")],
+)  # fmt: skip
+def test_halves_of_characters(text, wanted):
+    assert [m.content for m in parse(text)] == [wanted]
+    assert [m.content for m in parse("<|message|>" + text, WORDS)] == [wanted]
+
+
+def test_special_tokens_that_mean_nothing():
+    text = "<|channel|>final<|message|>a<|reserved_200014|>b<|endofprompt|><|nothing|>"
+    assert [m.content for m in parse(text)] == ["ab<|nothing|>"]
+    # A vocabulary of its own has its own.
+    assert [m.content for m in parse(text, WORDS)] == ["a<|reserved_200014|>b<|endofprompt|><|nothing|>"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 5, b"text", 1.5, [1.5], ["a"], [None], [-1], [WORDS.vocab_size], [True], [2**80]]
+)
+def test_what_is_neither_text_nor_tokens(wrong):
+    with pytest.raises(Error, match="parse: expected"):
+        parse(wrong, WORDS)
+
+
+def test_a_vocabulary_without_harmony():
+    class Poor(Bytes):
+        special_tokens = {"<|start|>": 256}  # noqa: RUF012
+        vocab_size = 257
+
+    for it in ("text", [1]):
+        with pytest.raises(Error, match=re.escape("lacks <|end|>")):
+            parse(it, Poor())
+
+
+def test_long_texts_take_time_in_proportion():
+    """A header without an end is given up; marks without text do not add up."""
+    for text in ("a" * 300_000, "to=" * 100_000, "<|channel|>" * 30_000, " " * 300_000,
+                 "<|channel|><|constrain|>" * 15_000, "<|channel|>x<|constrain|>" * 15_000,
+                 "<|start|>assistant" * 15_000, "<|message|><|channel|>" * 15_000):  # fmt: skip
+        with Clock(5):
+            parse(text)
+
+
+class Clock:
+    """Fails where it takes more seconds than it may: many times what it takes."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def __enter__(self):
+        from time import perf_counter
+
+        self._now = perf_counter
+        self._began = perf_counter()
+
+    def __exit__(self, *error):
+        assert self._now() - self._began < self._seconds
