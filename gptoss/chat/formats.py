@@ -11,13 +11,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gptoss.chat.grammar import answer_grammar
 from gptoss.chat.harmony import HarmonyParser
 from gptoss.chat.messages import ChatMessage, Tool
 from gptoss.errors import Error, shown
-from gptoss.request import Grammar, json_rule
+from gptoss.request import Grammar
 from gptoss.tokenizer import HARMONY_SIZE, O200K_FILE, Tokenizer
 
 EFFORTS = ("low", "medium", "high")
@@ -100,7 +102,12 @@ class HarmonyChat:
         return HarmonyParser(self._tokenizer)
 
     def grammar(
-        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False
+        self,
+        tools: Sequence[Tool],
+        answer: Grammar | None,
+        must_call: bool = False,
+        *,
+        hold: bool = True,
     ) -> Grammar | None:
         """What a model may write so that its answer fits a grammar, and its calls their schemas.
 
@@ -110,14 +117,19 @@ class HarmonyChat:
             tools: those that may be called.
             answer: of the final channel; None: any text.
             must_call: whether it must call one of the tools instead of answering.
+            hold: whether calls are held to the tools even where nothing else is asked for; they are
+                not where llguidance is not installed.
 
         Raises:
             Error: a schema that must be kept to is invalid, or asks too much.
         """
-        if answer is None and not must_call and not any(tool.strict for tool in tools):
+        asked = answer_grammar(tools, answer, must_call, hold=False)
+        if asked is None and (not hold or find_spec("llguidance") is None):
+            return None
+        source = asked or answer_grammar(tools, answer, must_call)
+        if source is None:
             return None
         try:
-            source = _harmony_grammar(tools, answer, must_call)
             return Grammar.lark(source, what="response format")
         except Error as error:
             # The answer's grammar was checked when it was made; only the tools' schemas are new.
@@ -160,39 +172,6 @@ class HarmonyChat:
                 oh.Conversation.from_messages(conversation), oh.Role.ASSISTANT
             )
         )
-
-
-# What comes before an answer. That its end is written is what sets it apart from the answer.
-_BEFORE = """
-thinking: <|channel|> "analysis" <|message|> TEXT <|end|> <|start|> "assistant"
-preamble: <|channel|> "commentary" <|message|> TEXT <|end|> <|start|> "assistant"
-TEXT: /(.|\\n)*/
-"""
-_MAX_BEFORE = 16  # messages: a model whose answer is constrained must not think for ever
-
-
-def _harmony_grammar(tools: Sequence[Tool], answer: Grammar | None, must_call: bool) -> str:
-    """A Lark grammar of what follows ``<|start|>assistant``."""
-    endings = [] if must_call else ["final"]
-    rules = [_BEFORE]
-    if not must_call:
-        body = "TEXT" if answer is None else answer.rule
-        kind = ' (" "? <|constrain|> "json")?' if answer is not None else ""
-        rules.append(f'final: <|channel|> "final"{kind} <|message|> answer <|return|>')
-        rules.append(f"answer: {body}")
-    for i, tool in enumerate(tools):
-        endings.append(f"call_{i}")
-        # Models put the recipient before the channel or after it.
-        name, kind = f"to=functions.{tool.name}", '(" "? <|constrain|> "json" | " json" | " code")?'
-        rules.append(
-            f'call_{i}: (<|channel|> "commentary {name}" | " {name}" <|channel|> "commentary") '
-            f"{kind} <|message|> arguments_{i} <|call|>"
-        )
-        schema = tool.parameters if tool.strict else None
-        rules.append(f"arguments_{i}: {json_rule(schema or {'type': 'object'})}")
-    before = "thinking | preamble" if tools else "thinking"
-    start = f"start: ({before}){{0,{_MAX_BEFORE}}} ({' | '.join(endings)})"
-    return "\n".join([start, *rules]) + "\n"
 
 
 def _without_old_thinking(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -147,7 +147,7 @@ class MarkedParser:
         if self._header is not None:
             message, text = self._header.leftover(ended=ended_by is not None)
             if not text and not (calls and ended_by and message.is_call):
-                if not self._header.empty:
+                if not self._header.untouched:
                     self._header = Header()
                 return []
             self._begin(message)

@@ -66,8 +66,9 @@ class Header:
         self._length = 0
 
     @property
-    def empty(self) -> bool:
-        return not self._length
+    def untouched(self) -> bool:
+        """Whether nothing at all has been written."""
+        return self._first and not self._length
 
     def add(self, text: str) -> str:
         """Take what still belongs to a header; the rest is text of a message without one."""
@@ -118,7 +119,7 @@ class Header:
         ended: by a special token; otherwise it was cut, and may be the beginning of a header.
         """
         possible = self.plausible()
-        reading = _Reading(self, whole=False, blanks=possible)
+        reading = _Reading(self, whole=False, blanks=possible, ended=ended)
         message, rest = reading.message(), reading.rest
         if self._first and not self._parts:
             return self._without_marks(message, rest, possible, ended)
@@ -162,11 +163,11 @@ class _Reading:
     """The fields of a header.
 
     whole: ``<|message|>`` came, so that all of it is header; otherwise what means nothing is text.
-    blanks: whether a function's name may hold blanks.
+    blanks: whether a function's name may hold blanks. ended: nothing more comes.
     """
 
-    def __init__(self, header: Header, whole: bool, blanks: bool) -> None:
-        self._whole, self._blanks = whole, blanks
+    def __init__(self, header: Header, whole: bool, blanks: bool, ended: bool = False) -> None:
+        self._whole, self._blanks, self._ended = whole, blanks, ended
         self._author = "assistant"
         self._channel: str | None = None
         self._recipient: str | None = None
@@ -225,8 +226,10 @@ class _Reading:
         at = 0
         if not self._whole or _TO.search(text):
             found = _CONSTRAINT.match(text)
+            if found and self._is_text(found[1]):
+                found = None
             if found:
-                self._constraint = self._constraint or found[1]
+                self._constraint = found[1]
                 at = found.end()
             return self._read_items(text, at)
         if self._constraint:
@@ -234,6 +237,12 @@ class _Reading:
         else:
             self._constraint = text.strip()
         return ""
+
+    def _is_text(self, kind: str) -> bool:
+        """Whether what may be a content type is not: there is one, or nothing comes behind it."""
+        if self._constraint not in ("", kind):
+            return True
+        return self._ended and self._recipient in _NOBODY and kind not in _TYPES
 
     def _read_items(self, text: str, at: int, in_author: bool = False) -> str:
         """Recipients and content types, in any order; what is left."""

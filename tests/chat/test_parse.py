@@ -1,6 +1,7 @@
 """`gptoss.chat.parse`: whatever is written, whole, cut or in any pieces."""
 
 import re
+from time import perf_counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,8 +42,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(
     lambda text: not SPECIAL.search(text)
 )
 NAMES = st.from_regex(r"functions\.[A-Za-z0-9_-]{1,12}", fullmatch=True)
-SAID = st.builds(Message, st.just("assistant"), st.sampled_from(["analysis", "commentary", "final"]),
-                 content=TEXT)  # fmt: skip
+CHANNELS = st.sampled_from(["analysis", "commentary", "final"])
+SAID = st.builds(Message, st.just("assistant"), CHANNELS, content=TEXT)
 CALLED = st.builds(
     Message, st.just("assistant"), st.just("commentary"), NAMES,
     st.sampled_from([None, "json", "code", f"{CONSTRAIN}json"]), TEXT.filter(str.strip),
@@ -79,22 +80,21 @@ def test_a_cut_of_what_is_well_formed(messages, data):
     cut = data.draw(st.integers(0, len(tokens)))
     found, ends = take(tokens[:cut])
     whole = [WORDS.encode(written(message)) for message in messages]
-    complete = next(
-        (i for i in range(len(messages)) if sum(map(len, whole[: i + 1])) > cut), len(messages)
-    )
+    complete = 0
+    while complete < len(messages) and len(whole[complete]) <= cut:
+        cut -= len(whole[complete])
+        complete += 1
     assert found[:complete] == messages[:complete]
-    assert len(found) in (complete, complete + 1)
-    if len(found) > complete:
-        last = found[-1]
-        assert fields(last) == fields(messages[complete]) and ends[-1] is None
-        said = messages[complete].content.encode()
-        assert last.content.rstrip("\ufffd").encode() == said[: len(last.content.encode())][
-            : len(last.content.rstrip("\ufffd").encode())
+    begun = (
+        complete < len(messages) and WORDS.special_tokens["<|message|>"] in whole[complete][:cut]
+    )
+    assert len(found) == complete + begun
+    if begun:
+        assert fields(found[-1]) == fields(messages[complete]) and ends[-1] is None
+        content = whole[complete][:cut][
+            whole[complete].index(WORDS.special_tokens["<|message|>"]) :
         ]
-    else:
-        marker = whole[complete].index(WORDS.special_tokens["<|message|>"]) if (
-            complete < len(messages)) else 0  # fmt: skip
-        assert cut - sum(map(len, whole[:complete])) <= marker
+        assert found[-1].content == bytes(content[1:]).decode(errors="replace")
 
 
 @settings(max_examples=300, deadline=None)
@@ -110,7 +110,7 @@ def test_whatever_is_written(parts, data):
         assert message.channel in ("analysis", "commentary", "final", None)
         assert message.channel is not None or not message.from_model
         assert not SPECIAL.search(message.content)
-    check_nothing_is_lost(text, messages)
+    check_nothing_is_lost(text, parse(text + "<|end|>"))
     if data is not None:
         parser = MarkedParser()
         pieces = []
@@ -127,15 +127,26 @@ def test_whatever_is_written(parts, data):
         check_pieces(pieces, messages)
 
 
+NAMING = ("<|channel|>", "<|start|>")
+
+
 def check_nothing_is_lost(text, messages):
-    """Each word is in a field or in a content, or is one that only headers are made of."""
+    """Letters that no word of a header has are in a content or a field, as often as in the text.
+
+    But for those in the names of channels and of authors who say nothing, and where a recipient's
+    name stands.
+    """
     kept = "".join(
         f"{m.author} {m.channel} {m.recipient} {m.content_type} {m.content}\n" for m in messages
     )
-    for part in SPECIAL.split(text)[::2]:
-        for word in re.findall(r"[{}\"\w:?.]*[é€?{}\"1.][\w:?.]*", part):
-            if not re.search("to=|functions|python", part):
-                assert word in kept or word in re.sub(r"\s", "", kept), (word, text, messages)
+    letters, token = "", ""
+    for i, part in enumerate(SPECIAL.split(text.replace("<|startoftext|>", ""))):
+        if i % 2:
+            token = part
+        elif not re.search(r"to=|functions\.", part):
+            letters += re.sub(r"^\s*\S+", "", part) if token in NAMING else part
+    for letter in "é€?{1Tb":
+        assert kept.count(letter) >= letters.count(letter), (letter, text, messages)
 
 
 @settings(max_examples=200, deadline=None)
@@ -146,13 +157,13 @@ def test_a_cut_of_anything(parts, data):
     cut = data.draw(st.integers(0, len(tokens)))
     before, whole = take(tokens[:cut])[0], take(tokens)[0]
     assert len(before) <= len(whole) + 1
-    assert before[:-1] == whole[: len(before) - 1]
+    assert before[:-1] == whole[: max(len(before) - 1, 0)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_without_special_tokens_is_the_answer(text):
-    if re.fullmatch(r"( (to?)?)?|\s*to=.*", text, re.DOTALL):
+    if SPECIAL.search(text) or re.fullmatch(r"( (to?)?)?|\s*to=.*", text, re.DOTALL):
         return  # the beginning of a header
     for found in (parse(text), parse(WORDS.encode(text), WORDS)):
         assert found == [Message("assistant", "final", content=text)]
@@ -173,8 +184,14 @@ WORDS.vocab_size = 256 + len(WORDS.special_tokens)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, HARMONY_SIZE - 1) | st.sampled_from([200002, 200003, 200005, 200006,
-       200007, 200008, 200012]), max_size=40), parts=PARTS)  # fmt: skip
+@given(
+    tokens=st.lists(
+        st.integers(0, HARMONY_SIZE - 1)
+        | st.sampled_from([200002, 200003, *range(200005, 200013)]),
+        max_size=40,
+    ),
+    parts=PARTS,
+)
 def test_any_tokens_of_the_published_vocabulary(published, tokens, parts):
     parse(tokens)
     take(tokens, published)
@@ -205,11 +222,13 @@ def test_special_tokens_that_mean_nothing():
     text = "<|channel|>final<|message|>a<|reserved_200014|>b<|endofprompt|><|nothing|>"
     assert [m.content for m in parse(text)] == ["ab<|nothing|>"]
     # A vocabulary of its own has its own.
-    assert [m.content for m in parse(text, WORDS)] == ["a<|reserved_200014|>b<|endofprompt|><|nothing|>"]
+    (message,) = parse(text, WORDS)
+    assert message.content == "a<|reserved_200014|>b<|endofprompt|><|nothing|>"
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 5, b"text", 1.5, [1.5], ["a"], [None], [-1], [WORDS.vocab_size], [True], [2**80]]
+    "wrong",
+    [None, 5, b"text", 1.5, [1.5], ["a"], [None], [-1], [WORDS.vocab_size], [True], [2**80]],
 )
 def test_what_is_neither_text_nor_tokens(wrong):
     with pytest.raises(Error, match="parse: expected"):
@@ -231,21 +250,6 @@ def test_long_texts_take_time_in_proportion():
     for text in ("a" * 300_000, "to=" * 100_000, "<|channel|>" * 30_000, " " * 300_000,
                  "<|channel|><|constrain|>" * 15_000, "<|channel|>x<|constrain|>" * 15_000,
                  "<|start|>assistant" * 15_000, "<|message|><|channel|>" * 15_000):  # fmt: skip
-        with Clock(5):
-            parse(text)
-
-
-class Clock:
-    """Fails where it takes more seconds than it may: many times what it takes."""
-
-    def __init__(self, seconds):
-        self._seconds = seconds
-
-    def __enter__(self):
-        from time import perf_counter
-
-        self._now = perf_counter
-        self._began = perf_counter()
-
-    def __exit__(self, *error):
-        assert self._now() - self._began < self._seconds
+        began = perf_counter()
+        parse(text)
+        assert perf_counter() - began < 5  # a hundred times what it takes
