@@ -161,6 +161,13 @@ class MarkedParser:
         return [*pieces, piece]
 
 
+def check_vocabulary(tokenizer: Tokenizer) -> None:
+    """Raises Error where a vocabulary lacks special tokens of harmony."""
+    missing = [name for name in REQUIRED if name not in tokenizer.special_tokens]
+    if missing:
+        raise Error(f"tokenizer: expected harmony's special tokens, lacks {' '.join(missing)}")
+
+
 class HarmonyParser:
     """Messages out of the tokens that follow a prompt which ends with ``<|start|>assistant``.
 
@@ -174,9 +181,7 @@ class HarmonyParser:
         Raises:
             Error: the vocabulary lacks harmony's special tokens.
         """
-        missing = [name for name in REQUIRED if name not in tokenizer.special_tokens]
-        if missing:
-            raise Error(f"tokenizer: expected harmony's special tokens, lacks {' '.join(missing)}")
+        check_vocabulary(tokenizer)
         self._names = {token: name for name, token in tokenizer.special_tokens.items()}
         self._new_decoder = tokenizer.stream
         self._decoder = tokenizer.stream()

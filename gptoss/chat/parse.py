@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
 from types import SimpleNamespace
 from typing import SupportsIndex
 
 from gptoss.chat.conversation import Message
-from gptoss.chat.harmony import REQUIRED, HarmonyParser, MarkedParser
+from gptoss.chat.harmony import REQUIRED, MarkedParser, check_vocabulary
 from gptoss.errors import Error, shown
 from gptoss.tokenizer import HARMONY_SIZE, Tokenizer, load_tokenizer
 
@@ -42,9 +43,16 @@ def parse(
     if isinstance(tokens_or_text, str):
         return _parse_text(tokens_or_text, tokenizer)
     tokenizer = tokenizer or _published()
-    parser = HarmonyParser(tokenizer)
-    for token in _checked(tokens_or_text, tokenizer.vocab_size):
-        parser.push(token)
+    check_vocabulary(tokenizer)
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    parser = MarkedParser()
+    tokens = _checked(tokens_or_text, tokenizer.vocab_size)
+    for special, run in groupby(tokens, key=names.__contains__):
+        if special:
+            for token in run:
+                parser.special(names[token])
+        else:
+            parser.text(tokenizer.decode(run))
     parser.finish()
     return parser.messages
 
@@ -52,7 +60,7 @@ def parse(
 def _parse_text(text: str, tokenizer: Tokenizer | None) -> list[Message]:
     names = _PUBLISHED
     if tokenizer is not None:
-        HarmonyParser(tokenizer)  # Error where it lacks harmony's
+        check_vocabulary(tokenizer)
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
         names = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -66,7 +74,7 @@ def _parse_text(text: str, tokenizer: Tokenizer | None) -> list[Message]:
     return parser.messages
 
 
-def _checked(tokens: Iterable[SupportsIndex], size: int) -> Iterable[int]:
+def _checked(tokens: Iterable[SupportsIndex], size: int) -> Iterator[int]:
     if isinstance(tokens, (bytes, bytearray)) or not isinstance(tokens, Iterable):
         raise Error(f"parse: expected text or token ids, found {shown(tokens)}")
     for token in tokens:

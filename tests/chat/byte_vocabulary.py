@@ -13,10 +13,14 @@ class Bytes:
 
     special_tokens = {name: 256 + i for i, name in enumerate(NAMES)}  # noqa: RUF012
     nothing = 256 + len(NAMES)
+    vocab_size = nothing + 1
+    _table = [bytes([i]) for i in range(256)] + [name.encode() for name in NAMES] + [b""]
 
     def stream(self):
-        table = [bytes([i]) for i in range(256)] + [name.encode() for name in NAMES] + [b""]
-        return StreamDecoder(table)
+        return StreamDecoder(self._table)
+
+    def decode(self, tokens):
+        return b"".join(self._table[token] for token in tokens).decode(errors="replace")
 
     def encode(self, text):
         """Names of special tokens are the tokens."""

@@ -109,7 +109,8 @@ def test_the_clients_own_parser(client, engine):
 
 
 def test_any_json_object(client, engine):
-    bias = {**likely_ends(engine), str(engine.tokenizer.encode("}")[0]): 15}
+    ends = {str(engine.tokenizer.encode(letter)[0]): 15 for letter in '}"'}
+    bias = {**likely_ends(engine), **ends}
     done = client.chat.completions.create(
         model="nano", messages=ASKED, response_format={"type": "json_object"}, seed=2,
         max_tokens=400, logit_bias=bias,
@@ -152,7 +153,8 @@ def test_a_call_that_must_be(client, engine, seed, stream):
 
 
 def test_any_call_that_must_be(client, engine):
-    bias = {**likely_ends(engine), str(engine.tokenizer.encode("}")[0]): 15}
+    ends = {str(engine.tokenizer.encode(letter)[0]): 15 for letter in '}"'}
+    bias = {**likely_ends(engine), **ends}
     names = set()
     for seed in range(6):
         done = client.chat.completions.create(
