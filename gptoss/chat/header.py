@@ -48,7 +48,7 @@ _TYPE = re.compile(rf"\s*({'|'.join(_TYPES)})(?=\s|$)")
 _CHANNEL_HERE = re.compile(rf"\s*({_ANY_CHANNEL})(?=\s|$)")
 _CHANNEL_NAME = re.compile(r"\s*(?!to=|functions\.)(\S+?)(?=\s|$|to=|functions\.)")
 _CONSTRAINT = re.compile(r"\s*(?!to=|functions\.)([\w/+.\-]+)(?=[\s{\[\"]|$)")
-_TO_BEGUN = re.compile(r" (?:to?)?|\s*to=\s?")
+_TO_BEGUN = re.compile(r"(?:assistant)? +(?:to?)?|(?:assistant)?\s*to=\s?")
 _ANYTHING = re.compile(r"\s*(\S+?)(?=\s|$|to=)")
 
 
@@ -123,18 +123,17 @@ class Header:
         message, rest = reading.message(), reading.rest
         if self._first and not self._parts:
             return self._without_marks(message, rest, possible, ended)
-        word = rest.strip()
         if not possible:
             return message, rest
         if self._parts and not message.is_call and self.fields().is_call:
             return self.fields(), ""  # whom to call stands behind a word that means nothing
         if self._parts:
-            begun = any(name.startswith(word) for name in (*CHANNELS, *_TYPES, "to=", FUNCTIONS))
+            begun = _goes_on(rest)
         elif ended:
-            begun = not word
+            begun = not rest.strip()
         else:
-            begun = any(name.startswith(word) for name in (*ROLES, *CHANNELS, *_TYPES, "to="))
-            begun = begun or (self._begun and _AUTHOR_WORD.fullmatch(word) is not None)
+            begun = _goes_on(rest, ROLES)
+            begun = begun or (self._begun and _AUTHOR_WORD.fullmatch(rest.strip()) is not None)
         return message, "" if begun else rest
 
     def _without_marks(
@@ -220,7 +219,11 @@ class _Reading:
             self._channel = channel
         if self._whole:
             return self._read_items(text, found.end())
-        return self._read_items(text, found.start(1) + length) if length else text
+        if length:
+            return self._read_items(text, found.start(1) + length)
+        # A word that is no channel is text, unless it is the name of one that is being written.
+        cut = self._blanks and not self._ended
+        return "" if cut and _goes_on(self._read_items(text, found.end())) else text
 
     def _read_type(self, text: str) -> str:
         at = 0
@@ -281,6 +284,15 @@ class _Reading:
         if self._recipient in (None, FUNCTIONS):
             self._recipient = name or self._recipient
         return found.start(1) + len(name)
+
+
+def _goes_on(text: str, names: tuple[str, ...] = ()) -> bool:
+    """Whether a header may go on with this, the last word of which may be half written."""
+    words = text.split() or [""]
+    begun = (*CHANNELS, *_TYPES, *names, "to=", FUNCTIONS)
+    return all(word in (*CHANNELS, *_TYPES) for word in words[:-1]) and any(
+        name.startswith(words[-1]) for name in begun
+    )
 
 
 def _can_be_author(text: str, begun: bool) -> bool:
