@@ -6,8 +6,8 @@ tool said are messages of their own, told apart by author, channel and recipient
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -117,3 +117,22 @@ class Conversation:
                     f"{shown(name)}",
                     field="built_in",
                 )
+
+
+def settled(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, each of the assistant's in a channel.
+
+    What has none is a preamble where a call follows before anybody else speaks, and else an answer:
+    clients send a turn as one message or as several.
+    """
+    found: list[Message] = []
+    calls_follow = False
+    for message in reversed(messages):
+        if not message.from_model:
+            calls_follow = False
+        elif message.is_call:
+            calls_follow = True
+        elif message.channel is None:
+            message = replace(message, channel=COMMENTARY if calls_follow else FINAL)
+        found.append(message)
+    return found[::-1]

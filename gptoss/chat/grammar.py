@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from gptoss.chat.messages import Tool
+from gptoss.chat.conversation import Tool
 from gptoss.errors import Error
 from gptoss.request import Grammar, json_rule
 

@@ -1,122 +1,199 @@
-"""Messages and tools of a conversation, checked."""
+"""Messages and tools as OpenAI's chat API has them, made into those of a conversation."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from gptoss.chat.harmony import ROLES
+from gptoss.chat.conversation import (
+    ANALYSIS,
+    COMMENTARY,
+    FUNCTIONS,
+    ROLES,
+    Message,
+    Tool,
+    settled,
+)
+from gptoss.chat.text import valid_text
 from gptoss.errors import Error, shown
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a tool that is declared
 _THINKING = ("reasoning", "reasoning_content", "thinking")
+JSON_TYPE = "<|constrain|>json"
+# Namespaces of tools that the models were taught, and call whether they are declared or not.
+_TAUGHT = ("browser", "container", "python")
 
-
-# A schema is read by a recursive function that is not ours.
+# A schema is read by recursive functions, some of which are not ours.
 _SCHEMA_DEPTH, _SCHEMA_NODES = 32, 4096
 
 _bad_message = partial(Error, field="messages")
 _bad_tool = partial(Error, field="tools")
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of a function that an assistant message made."""
+def parse_messages(raw: object, declared: Collection[str] = ()) -> list[Message]:
+    """Messages as OpenAI's chat API has them, as those of a conversation.
 
-    id: str
-    name: str
-    arguments: str
+    An assistant's message becomes several: its thinking ("reasoning", "reasoning_content" or
+    "thinking"), its content (a preamble where a call follows before anybody else speaks, else the
+    answer), and its calls. What a tool said belongs to the nearest earlier call with its id, which
+    may be any JSON value, or to the function that it names. Content is a string or a list of parts
+    of type "text", which become lines; images and sounds are refused. Texts that are not Unicode
+    are mended (see `valid_text`). `Message`s among them are taken as they are.
 
+    Args:
+        raw: a list of objects.
+        declared: names of the tools that are declared, for calls of that name.
 
-@dataclass(frozen=True)
-class ChatMessage:
-    """A checked message. `thinking`: an assistant's, before its content or its calls."""
-
-    role: str
-    content: str = ""
-    thinking: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    call_id: str | None = None  # of the call that a tool answers
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A function that the model may call. parameters: its JSON schema, or None.
-
-    strict: whether arguments must fit the schema; otherwise they are what the model writes.
-    """
-
-    name: str
-    description: str = ""
-    parameters: Mapping[str, Any] | None = None
-    strict: bool = False
-
-
-def parse_messages(raw: object) -> list[ChatMessage]:
-    """Messages as the OpenAI API has them, checked.
-
-    Content is a string or a list of parts of type "text"; images and sounds are refused. An
-    assistant's thinking may stand in "reasoning", "reasoning_content" or "thinking". Raises Error
-    that names the message, what was expected and what was found.
+    Raises:
+        Error: it names the message, what was expected and what was found.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
         raise _bad_message(f"messages: expected a list of at least one message, found {shown(raw)}")
-    messages = [_parse_message(item, f"messages[{i}]") for i, item in enumerate(raw)]
-    known = {call.id: call.name for message in messages for call in message.calls}
-    for i, message in enumerate(messages):
-        if message.role == "tool" and message.name is None and message.call_id not in known:
-            raise _bad_message(
-                f"messages[{i}].tool_call_id: expected the id of an earlier call, found "
-                f"{shown(message.call_id)}"
-            )
-    return messages
-
-
-def _parse_message(item: object, where: str) -> ChatMessage:
-    if not isinstance(item, Mapping):
-        raise _bad_message(f"{where}: expected an object, found {shown(item)}")
-    role = item.get("role")
-    if role not in ROLES:
-        raise _bad_message(f"{where}.role: expected one of {', '.join(ROLES)}, found {shown(role)}")
-    thinking = next((item[key] for key in _THINKING if item.get(key)), "")
-    if not isinstance(thinking, str):
-        raise _bad_message(f"{where}: reasoning: expected a string, found {shown(thinking)}")
-    calls = _parse_calls(item.get("tool_calls"), f"{where}.tool_calls")
-    if role != "assistant" and (thinking or calls):
-        raise _bad_message(
-            f"{where}: reasoning and tool_calls: expected in assistant messages only"
-        )
-    content = item.get("content")
-    if content is None and not calls and not thinking:
-        raise _bad_message(f"{where}.content: expected a string, found none")
-    name = item.get("name")
-    if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
-        raise _bad_message(f"{where}.name: expected letters, digits, _ and -, found {shown(name)}")
-    return ChatMessage(
-        role=role,
-        content=_text_of(content, f"{where}.content"),
-        thinking=thinking,
-        calls=calls,
-        call_id=item.get("tool_call_id"),
-        name=name,
+    reader = _Reader(declared)
+    return settled(
+        [message for i, item in enumerate(raw) for message in reader.read(item, f"messages[{i}]")]
     )
+
+
+def call_recipient(name: str, declared: Collection[str] = ()) -> str:
+    """Whom a call of this name is for, as a model writes it.
+
+    That is a function, unless it is one of the tools that models were taught, such as
+    "browser.search", and no declared function.
+    """
+    if name in declared or name.partition(".")[0] not in _TAUGHT:
+        return name if name.startswith(FUNCTIONS) else FUNCTIONS + name
+    return name
+
+
+def call_name(recipient: str | None) -> str:
+    """What the API calls a call for this recipient: the reverse of `call_recipient`."""
+    return (recipient or "").removeprefix(FUNCTIONS)
+
+
+def id_key(value: object) -> str | None:
+    """What stands for the id of a call, which may be any JSON value; None for none."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)[:256]
+
+
+class _Reader:
+    """Reads messages in their order; calls are remembered for their results."""
+
+    def __init__(self, declared: Collection[str]) -> None:
+        self._declared = declared
+        self._recipients: dict[str, str] = {}  # of the last call of an id
+
+    def read(self, item: object, where: str) -> Iterator[Message]:
+        if isinstance(item, Message):
+            if item.is_call and item.call_id is not None:
+                self._recipients[item.call_id] = str(item.recipient)
+            yield item
+            return
+        if not isinstance(item, Mapping):
+            raise _bad_message(f"{where}: expected an object, found {shown(item)}")
+        role = item.get("role")
+        role = "tool" if role == "function" else role
+        if not isinstance(role, str) or role not in ROLES:
+            raise _bad_message(
+                f"{where}.role: expected one of {', '.join(ROLES)}, found {shown(role)}"
+            )
+        thinking = next((item[key] for key in _THINKING if item.get(key)), "")
+        if not isinstance(thinking, str):
+            raise _bad_message(f"{where}: reasoning: expected a string, found {shown(thinking)}")
+        calls = list(self._calls(item.get("tool_calls"), f"{where}.tool_calls"))
+        if role != "assistant" and (thinking or calls):
+            raise _bad_message(
+                f"{where}: reasoning and tool_calls: expected in assistant messages only"
+            )
+        content = item.get("content")
+        if content is None and isinstance(item.get("refusal"), str):
+            content = item["refusal"]
+        if content is None and not calls and not thinking:
+            raise _bad_message(f"{where}.content: expected a string, found none")
+        text = _text_of(content, f"{where}.content")
+        if role == "tool":
+            yield self._result(item, text, where)
+        elif role != "assistant":
+            yield Message(role, content=text)
+        else:
+            if thinking:
+                yield Message(role, ANALYSIS, content=valid_text(thinking))
+            if text:  # `settled` says in which channel
+                yield Message(role, COMMENTARY if calls else None, content=text)
+            yield from calls
+
+    def _calls(self, raw: object, where: str) -> Iterator[Message]:
+        if raw is None:
+            return
+        if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+            raise _bad_message(f"{where}: expected a list, found {shown(raw)}")
+        for i, item in enumerate(raw):
+            function = item.get("function") if isinstance(item, Mapping) else None
+            if not isinstance(function, Mapping):
+                raise _bad_message(
+                    f"{where}[{i}].function: expected an object, found {shown(function)}"
+                )
+            name, arguments = function.get("name"), function.get("arguments")
+            if not isinstance(name, str):
+                raise _bad_message(
+                    f"{where}[{i}].function.name: expected a string, found {shown(name)}"
+                )
+            if isinstance(arguments, Mapping):  # as other servers have it
+                arguments = _dumped(arguments, f"{where}[{i}].function.arguments")
+            if not isinstance(arguments, (str, type(None))):
+                raise _bad_message(
+                    f"{where}[{i}].function.arguments: expected a string of JSON, found "
+                    f"{shown(arguments)}"
+                )
+            assert isinstance(item, Mapping)
+            key, recipient = id_key(item.get("id")), call_recipient(name, self._declared)
+            if key is not None:
+                self._recipients[key] = recipient
+            yield Message(
+                "assistant",
+                COMMENTARY,
+                valid_text(recipient),
+                JSON_TYPE,
+                valid_text(arguments or "{}"),
+                call_id=key,
+            )
+
+    def _result(self, item: Mapping[str, Any], text: str, where: str) -> Message:
+        key = id_key(item.get("tool_call_id"))
+        author = self._recipients.get(key) if key is not None else None
+        if author is None:
+            name = item.get("name", item.get("tool_name"))
+            if not isinstance(name, str) or not name:
+                raise _bad_message(
+                    f"{where}.tool_call_id: expected the id of an earlier call, found "
+                    f"{shown(item.get('tool_call_id'))}"
+                )
+            author = call_recipient(name, self._declared)
+        return Message(
+            valid_text(author), COMMENTARY, "assistant", content=text, call_id=key
+        )
 
 
 def _text_of(content: object, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
+        return valid_text(content)
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise _bad_message(f"{where}: expected a string or a list of parts, found {shown(content)}")
     texts = []
     for i, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(valid_text(part))
+            continue
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "input_text", "output_text", "refusal"):
             raise _bad_message(
@@ -126,39 +203,23 @@ def _text_of(content: object, where: str) -> str:
         text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):
             raise _bad_message(f"{where}[{i}].text: expected a string, found {shown(text)}")
-        texts.append(text)
-    return "".join(texts)
+        texts.append(valid_text(text))
+    return "\n".join(texts)
 
 
-def _parse_calls(raw: object, where: str) -> tuple[ToolCall, ...]:
-    if raw is None:
-        return ()
-    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
-        raise _bad_message(f"{where}: expected a list, found {shown(raw)}")
-    calls = []
-    for i, item in enumerate(raw):
-        function = item.get("function") if isinstance(item, Mapping) else None
-        if not isinstance(function, Mapping):
-            raise _bad_message(
-                f"{where}[{i}].function: expected an object, found {shown(function)}"
-            )
-        name, arguments = function.get("name"), function.get("arguments", "{}")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise _bad_message(
-                f"{where}[{i}].function.name: expected letters, digits, _ and -, found "
-                f"{shown(name)}"
-            )
-        if not isinstance(arguments, str):
-            raise _bad_message(
-                f"{where}[{i}].function.arguments: expected a string of JSON, found "
-                f"{shown(arguments)}"
-            )
-        calls.append(ToolCall(str(item.get("id")), name, arguments))
-    return tuple(calls)
+def _dumped(value: Mapping[str, Any], where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _bad_message(f"{where}: expected JSON: {error}") from None
 
 
 def parse_tools(raw: object) -> list[Tool]:
-    """Tools as the OpenAI API has them: {"type": "function", "function": {…}}. Raises Error."""
+    """Tools as the OpenAI API has them: {"type": "function", "function": {…}}, or `Tool`s.
+
+    Raises:
+        Error: it names the tool, what was expected and what was found.
+    """
     if raw is None:
         return []
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
@@ -166,6 +227,9 @@ def parse_tools(raw: object) -> list[Tool]:
     tools: list[Tool] = []
     for i, item in enumerate(raw):
         where = f"tools[{i}]"
+        if isinstance(item, Tool):
+            tools.append(item)
+            continue
         if not isinstance(item, Mapping) or item.get("type") != "function":
             kind = item.get("type") if isinstance(item, Mapping) else item
             raise _bad_tool(f"{where}.type: expected function, found {shown(kind)}")
@@ -195,7 +259,7 @@ def parse_tools(raw: object) -> list[Tool]:
             raise _bad_tool(
                 f"{where}.function.strict: expected true or false, found {shown(strict)}"
             )
-        tools.append(Tool(name, description, parameters, strict))
+        tools.append(Tool(name, valid_text(description), parameters, strict))
     return tools
 
 

@@ -57,7 +57,8 @@ class Tokenizer:
     """The tokenizer of one model. May be used by several threads at once.
 
     vocab_size: ids in the model's tables, some of which may map to nothing. special_tokens: name →
-    id. eos_ids: ids that end a text.
+    id. eos_ids: ids that end a text. conversation_format: how the model takes conversations, as its
+    files say it: "harmony", "none" where it was taught none, or None where they say nothing.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -65,6 +66,7 @@ class Tokenizer:
         self.vocab_size = vocabulary.vocab_size
         self.special_tokens = dict(vocabulary.special_tokens)
         self.eos_ids = vocabulary.eos_ids
+        self.conversation_format = vocabulary.conversation_format
         self._source = vocabulary.source
         self._table = vocabulary.token_table()
         self._plain = dict(vocabulary.plain_tokens)

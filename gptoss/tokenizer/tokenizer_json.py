@@ -16,6 +16,7 @@ from gptoss.errors import Error, shown
 from gptoss.tokenizer.vocabulary import (
     HARMONY_END,
     Vocabulary,
+    conversation_format,
     dump_ranks,
     is_o200k,
     is_token_id,
@@ -32,10 +33,10 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     """The vocabulary in `path`, for a model with `vocab_size` ids. Raises Error.
 
     The end of a text is tokenizer_config.json's "eos_token" where that lies beside it, and, where
-    they exist, `<|return|>` and `<|call|>`.
+    they exist, `<|return|>` and `<|call|>`. Its "conversation_format" is read, too.
     """
     data = files.read_object(path, _LIMIT)
-    if data.get("normalizer") is not None:
+    if data.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}):
         raise _unsupported(path, "normalizer", "none", data["normalizer"])
     pattern = _pattern(path, data.get("pre_tokenizer"))
     model = _model(path, data.get("model"))
@@ -49,7 +50,9 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
             apart |= {token for token in ranks if len(_merge_to_two(token, ranks)) > 2}
         _check_merges(path, ranks, model.get("merges", []), apart)
     names = [*HARMONY_END] if all(name in special for name in HARMONY_END) else []
-    if eos := _eos_token(path.with_name("tokenizer_config.json"), special | plain):
+    config_path = path.with_name("tokenizer_config.json")
+    config = files.read_object(config_path) if config_path.is_file() else {}
+    if eos := _eos_token(config_path, config.get("eos_token"), special | plain):
         names.append(eos)
     return Vocabulary(
         source=str(path),
@@ -59,6 +62,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
         special_tokens=special,
         plain_tokens=plain,
         eos_ids=frozenset((special | plain)[name] for name in names),
+        conversation_format=conversation_format(config, config_path),
     )
 
 
@@ -253,11 +257,8 @@ def _merge_to_two(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     return [token[start:end] for start, end in enumerate(ends) if end]
 
 
-def _eos_token(path: Path, added: Collection[str]) -> str | None:
-    """The name of the token that ends a text, from tokenizer_config.json."""
-    if not path.is_file():
-        return None
-    value = files.read_object(path).get("eos_token")
+def _eos_token(path: Path, value: object, added: Collection[str]) -> str | None:
+    """The name of the token that ends a text, as tokenizer_config.json has it."""
     if isinstance(value, dict):
         value = value.get("content")
     if value is not None and (not isinstance(value, str) or value not in added):

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -21,6 +21,8 @@ from gptoss.errors import Error, shown
 O200K_FILE = "o200k_base.tiktoken"
 O200K_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+CONVERSATION_FORMATS = ("harmony", "none")
+_KEYS = {"pattern", "special_tokens", "eos_token", "bos_token", "conversation_format"}
 HARMONY_SIZE = 201_088  # ids, those of reserved special tokens included
 
 # How o200k splits text into pieces, as published in tiktoken: words (the case changes at most once,
@@ -66,7 +68,8 @@ class Vocabulary:
     ranks: token bytes → id, lowest merged first. pattern: the regular expression (in tiktoken's
     dialect) whose matches are encoded one by one. special_tokens: name → id, recognised in text
     only where allowed. plain_tokens: name → id, added tokens that are recognised in any text.
-    eos_ids: ids that end a text.
+    eos_ids: ids that end a text. conversation_format: what the model's files say of how it takes
+    conversations, one of CONVERSATION_FORMATS; None: nothing.
     """
 
     source: str
@@ -76,6 +79,7 @@ class Vocabulary:
     special_tokens: Mapping[str, int]
     plain_tokens: Mapping[str, int]
     eos_ids: frozenset[int]
+    conversation_format: str | None = None
 
     def __post_init__(self) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
@@ -210,8 +214,8 @@ def read_rank_directory(directory: Path, vocab_size: int) -> Vocabulary | None:
     """The vocabulary whose rank file lies in `directory`; None where there is no such file.
 
     `tokenizer_config.json` beside it tells the rest: "pattern", "special_tokens" (name → id),
-    "eos_token" and "bos_token" (names, or null; encoding adds neither). Without one the file has
-    to be o200k_base.tiktoken. Raises Error.
+    "eos_token" and "bos_token" (names, or null; encoding adds neither), "conversation_format" (see
+    `conversation_format`). Without a pattern the file has to be o200k_base.tiktoken. Raises Error.
     """
     path = _rank_file(directory)
     if path is None:
@@ -227,7 +231,21 @@ def read_rank_directory(directory: Path, vocab_size: int) -> Vocabulary | None:
             f"{hashlib.sha256(data).hexdigest()}); a vocabulary of your own also needs "
             f"{config_path.name} with the keys pattern, special_tokens and eos_token"
         )
-    return harmony(data, str(path), vocab_size)
+    found = harmony(data, str(path), vocab_size)
+    return replace(found, conversation_format=conversation_format(config, config_path))
+
+
+def conversation_format(config: Mapping[str, Any], path: Path) -> str | None:
+    """What a tokenizer_config.json, read from `path`, says of conversations: "harmony"; "none" of a
+    model that was not taught any; None where it says nothing. Raises Error for anything else.
+    """
+    found = config.get("conversation_format")
+    if found is not None and (not isinstance(found, str) or found not in CONVERSATION_FORMATS):
+        raise Error(
+            f"{path}: conversation_format: expected {' or '.join(CONVERSATION_FORMATS)}, found "
+            f"{shown(found)}"
+        )
+    return found
 
 
 def read_bytes(path: Path) -> bytes:
@@ -258,7 +276,7 @@ def _rank_file(directory: Path) -> Path | None:
 def _own(
     path: Path, ranks: dict[bytes, int], config_path: Path, config: dict[str, Any], vocab_size: int
 ) -> Vocabulary:
-    unknown = sorted(config.keys() - {"pattern", "special_tokens", "eos_token", "bos_token"})
+    unknown = sorted(config.keys() - _KEYS)
     if unknown:
         names = ", ".join(shown(key) for key in unknown[:20])
         warnings.warn(f"{config_path}: unknown keys ignored: {names}", stacklevel=4)
@@ -303,6 +321,7 @@ def _own(
         special_tokens=special,
         plain_tokens={},
         eos_ids=frozenset() if eos is None else frozenset({special[eos]}),
+        conversation_format=conversation_format(config, config_path),
     )
 
 
