@@ -138,7 +138,7 @@ def test_as_many_as_may():
     with serving(app) as address:
         answer = httpx.post(f"{address}{COMPLETIONS}", json={"prompt": "a"})
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-        assert answer.json()["error"]["code"] == "too_many_requests"
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
         assert httpx.post(f"{address}/tokenize", json={}).status_code == 200
         router.release(taken[0])
         assert httpx.post(f"{address}{COMPLETIONS}", json={"prompt": "a"}).status_code == 200

@@ -85,12 +85,14 @@ class Answer:
         parser: Callable[[], HarmonyParser] | None = None,
         stop: tuple[str, ...] = (),
         can_call: bool = False,
+        one_call: bool = False,
         prompt_ids: Sequence[Sequence[int]] = (),
     ) -> None:
-        """parser, stop, can_call: as of `Choice`."""
+        """parser, stop, can_call, one_call: as of `Choice`."""
         self.streams = streams
         self.prompt_ids = prompt_ids
-        self._parser, self._stop, self._can_call = parser, stop, can_call
+        self._parser, self._stop = parser, stop
+        self._can_call, self._one_call = can_call, one_call
         self._merged: Merged[Delta] = Merged(streams)
         self._choices: dict[int, Choice] = {}
         self._completion = 0
@@ -109,6 +111,7 @@ class Answer:
         may_call: Sequence[Tool] | None = None,
         must_call: bool = False,
         hold: bool = True,
+        one_call: bool = False,
     ) -> Answer:
         """The answer to a conversation.
 
@@ -119,13 +122,24 @@ class Answer:
             may_call: of the conversation's tools those that may be called; None: all of them.
             must_call: whether one of them must be.
             hold: whether calls of tools that are not declared are made impossible.
+            one_call: whether a choice ends with its first call.
 
         Raises:
             Error: conversation or parameters do not suit the model.
         """
         rendered = chat.render(conversation)
-        tools = conversation.tools if may_call is None else may_call
-        grammar = chat.grammar(tools, answer, must_call, hold=hold)
+        grammar = None
+        if not conversation.continues:
+            tools = conversation.tools if may_call is None else may_call
+            grammar = chat.grammar(tools, answer, must_call, hold=hold)
+        elif answer is not None or must_call:
+            # Of its beginning nobody knows whether it fits.
+            field, what = ("tool_choice", "tool_choice") if must_call else ("grammar", "answer")
+            raise Error(
+                f"{what}: expected nothing of a message that is gone on with "
+                "(continue_final_message)",
+                field=field,
+            )
         harmony = isinstance(chat, HarmonyChat)
         stop = params.stop_strings if harmony else ()
         if harmony:
@@ -147,6 +161,7 @@ class Answer:
             parser=parser if harmony else None,
             stop=stop,
             can_call=bool(conversation.tools),
+            one_call=one_call,
             prompt_ids=[rendered.ids],
         )
 
@@ -220,7 +235,9 @@ class Answer:
             choice = self._choices.get(index)
             if choice is None:
                 parser = None if self._parser is None else self._parser()
-                choice = Choice(index, parser, self._stop, can_call=self._can_call)
+                choice = Choice(
+                    index, parser, self._stop, can_call=self._can_call, one_call=self._one_call
+                )
                 self._choices[index] = choice
                 yield Begin(index)
             if choice.ended:
@@ -232,6 +249,17 @@ class Answer:
             known = (self._choices.get(i) for i in range(first, first + stream.choices))
             if all(each is not None and each.ended for each in known):
                 stream.cancel()
+
+
+def counts(usage: Usage) -> dict[str, Any]:
+    """Numbers of tokens, as chat completions and completions have them."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.thinking},
+    }
 
 
 def head(prefix: str, kind: str, model: str) -> Event:

@@ -46,9 +46,10 @@ class Choice:
         stop: strings that end the answer where it is text for the user; thinking, calls and
             headers may hold them.
         can_call: whether there is anything to call. Where there is not, a call is text.
+        one_call: whether it ends with its first call.
 
     Attributes:
-        ended: nothing more is to be taken: it is over, or a stop string was met.
+        ended: nothing more is to be taken, whatever the model goes on to write.
         thinking: how many tokens of thinking there were.
     """
 
@@ -59,13 +60,14 @@ class Choice:
         stop: tuple[str, ...] = (),
         *,
         can_call: bool = False,
+        one_call: bool = False,
     ) -> None:
         self.index = index
         self.ended = False
         self.thinking = 0
         self._parser = parser
         self._stop = stop
-        self._can_call = can_call
+        self._can_call, self._one_call = can_call, one_call
         self._messages = 0
         self._open: _Open | None = None
         self._calls: list[bool] = []  # of each that has ended: whether it is whole
@@ -146,7 +148,7 @@ class Choice:
             self._give(message, text, ends, whole or stopped, self._logprobs_until(message, text))
         if ends:
             self._open = None
-        if stopped:
+        if stopped or (self._one_call and self._calls and self._calls[-1]):
             self._finish("stop")
 
     def _begin(self, message: Message) -> _Open | None:
@@ -163,7 +165,7 @@ class Choice:
         return _Open(number, "text", channel, stop=StopMatcher(self._stop))
 
     def _logprobs_until(self, message: _Open, text: str) -> tuple[TokenLogprob, ...]:
-        """Those of the tokens that text which is given now begins with or holds the beginning of."""
+        """Those of the tokens that begin in text which is given now."""
         message.passed += len(text)
         found = []
         while self._held and self._held[0][0] < message.passed:

@@ -56,12 +56,14 @@ def refuse_unsupported(body: Mapping[str, Any], names: Sequence[str]) -> None:
             raise ApiError(f"{name}: this server cannot do that", field=name, code="unsupported")
 
 
-def flag(body: Mapping[str, Any], name: str) -> bool:
-    """A field that is true or false; false where it is missing."""
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is true or false; `default` where it is missing or null."""
     value = body.get(name)
-    if value is not None and not isinstance(value, bool):
+    if value is None:
+        return default
+    if not isinstance(value, bool):
         raise ApiError(f"{name}: expected true or false, found {shown(value)}", field=name)
-    return bool(value)
+    return value
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -89,7 +91,7 @@ def field_names(names: Mapping[str, str]) -> Iterator[None]:
         name = names.get(error.field or "")
         if name is None or name == error.field:
             raise
-        raise ApiError(f"{name}: {error}", field=name) from None
+        raise ApiError(f"{name}: {error}", field=name, code=error.code) from None
 
 
 _GUIDES: dict[str, Callable[[Any], Grammar]] = {
