@@ -49,14 +49,8 @@ from gptoss.server.http import (
 )
 from gptoss.server.static import page_routes
 
-# What Python says of a request that it cannot work on.
-_HOSTILE_WORDS = {
-    RecursionError: "it is nested too deep",
-    UnicodeEncodeError: "it holds text that is not Unicode",
-    UnicodeDecodeError: "it holds text that is not Unicode",
-    OverflowError: "it holds a number that is too large",
-}
-_HOSTILE = tuple(_HOSTILE_WORDS)
+# What Python raises where a request is beyond what it can work on, and nobody saw it coming.
+_HOSTILE = (RecursionError, UnicodeError, OverflowError)
 _IGNORED_LENGTH = 1000  # characters of a header
 _HEADER_SAFE = "!#$&'()*+./:=?@[]_~-"
 _GRACE = 5.0  # seconds that a client has to read why its answer ended
@@ -154,21 +148,21 @@ class _Server:
         return self._chat
 
     async def _chat_completions(self, request: Request) -> Response:
-        chat = self._format()
+        engine, chat, model = self._async, self._format(), self._options.model_name
         return await self._answer(
-            request, lambda *given: ChatRequest(self._async, chat, *given, self._options.model_name)
+            request, lambda body, caller: ChatRequest(engine, chat, body, caller, model)
         )
 
     async def _responses(self, request: Request) -> Response:
-        chat = self._format()
+        engine, chat, model = self._async, self._format(), self._options.model_name
         return await self._answer(
-            request,
-            lambda *given: ResponsesRequest(self._async, chat, *given, self._options.model_name),
+            request, lambda body, caller: ResponsesRequest(engine, chat, body, caller, model)
         )
 
     async def _completions(self, request: Request) -> Response:
+        engine, model = self._async, self._options.model_name
         return await self._answer(
-            request, lambda *given: CompletionRequest(self._async, *given, self._options.model_name)
+            request, lambda body, caller: CompletionRequest(engine, body, caller, model)
         )
 
     async def _answer(
@@ -197,10 +191,11 @@ class _Server:
         try:
             # On another thread: to render and to split a long text takes a while.
             surface = await asyncio.to_thread(submit)
-        except _HOSTILE as error:  # no Error of ours saw it coming; it is the request's fault
+        except _HOSTILE as error:
             self._running -= 1
-            log.warning("a request could not be read: %r", error)
-            raise ApiError(f"body: it cannot be read: {_HOSTILE_WORDS[type(error)]}") from None
+            log.warning("a request could not be worked on: %r", error)
+            words = "nested too deep" if isinstance(error, RecursionError) else "out of bounds"
+            raise ApiError(f"body: expected values that can be worked on, found {words}") from None
         except BaseException:
             self._running -= 1
             raise
