@@ -23,3 +23,4 @@ from gptoss.chat.messages import Tool as Tool
 from gptoss.chat.messages import parse_messages as parse_messages
 from gptoss.chat.messages import parse_tools as parse_tools
 from gptoss.chat.parse import parse as parse
+from gptoss.chat.conversation import Conversation as Conversation

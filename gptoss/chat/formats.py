@@ -64,8 +64,12 @@ class PlainChat:
         self._tokenizer = tokenizer
         self.stop_ids = tokenizer.eos_ids
 
+    def render(self, conversation: Any) -> Any:
+        from types import SimpleNamespace
+        return SimpleNamespace(ids=self.prompt(conversation.messages, ChatOptions(conversation.effort, conversation.tools, conversation.built_in, conversation.today)))
+
     def grammar(
-        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False, *, hold: bool=False
     ) -> Grammar | None:
         """What such a model may write, where its answer must be something: just that."""
         return answer
@@ -96,11 +100,15 @@ class HarmonyChat:
         self.stop_ids = frozenset((special["<|return|>"], special["<|call|>"]))
         self._tokenizer = tokenizer
 
-    def parser(self) -> HarmonyParser:
-        return HarmonyParser(self._tokenizer)
+    def parser(self, continues: bool = False) -> HarmonyParser:
+        return HarmonyParser(self._tokenizer, continues)
+
+    def render(self, conversation: Any) -> Any:
+        from types import SimpleNamespace
+        return SimpleNamespace(ids=self.prompt(conversation.messages, ChatOptions(conversation.effort, conversation.tools, conversation.built_in, conversation.today)))
 
     def grammar(
-        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False, *, hold: bool=False
     ) -> Grammar | None:
         """What a model may write so that its answer fits a grammar, and its calls their schemas.
 

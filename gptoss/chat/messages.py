@@ -44,6 +44,9 @@ class ChatMessage:
     call_id: str | None = None  # of the call that a tool answers
     name: str | None = None
 
+    @property
+    def from_model(self): return self.role == "assistant"
+    is_call = False
 
 @dataclass(frozen=True)
 class Tool:
