@@ -124,7 +124,7 @@ def test_models_tokens_and_health(client, address, engine):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}],
                                   "tool_choice": "required"}, 400, "expected tools to choose"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}],
-                                  "reasoning_effort": "huge"}, 400, "reasoning effort: expected"),
+                                  "reasoning_effort": "huge"}, 400, "reasoning_effort: expected"),
         ("/tokenize", {"prompt": 5}, 400, "prompt: expected a string"),
         ("/detokenize", {"tokens": [10**9]}, 400, "tokens: expected a list of ids"),
         ("/v1/nothing", {}, 404, "/v1/nothing"),
