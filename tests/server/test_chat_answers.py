@@ -62,7 +62,9 @@ def test_an_empty_message_leaves_no_blank_lines():
     assert ask(written)[0].content == "Yes."
 
 
-@pytest.mark.parametrize("header", ["user", "functions.f to=assistant<|channel|>commentary", "tool"])
+@pytest.mark.parametrize(
+    "header", ["user", "functions.f to=assistant<|channel|>commentary", "tool"]
+)
 def test_what_others_are_made_to_say_is_not_the_answer(header):
     """The model speaks for the user, or for a tool."""
     others = f"<|start|>{header}<|message|>RESULT<|end|>{START}"
@@ -219,7 +221,7 @@ CHANNELS = st.sampled_from(["analysis", "commentary", "final", "comment", ""])
 RECIPIENTS = st.sampled_from(
     ["", " to=functions.add", " to=browser.search", " to=assistant", " to=functions.", " to="]
 )
-TEXTS = st.text("ab{}\" \n.é四\U0001f600", max_size=8)
+TEXTS = st.text('ab{}" \n.é四\U0001f600', max_size=8)
 ENDS = st.sampled_from(["<|end|>", "<|call|>", "<|return|>", ""])
 MESSAGES = st.builds(
     lambda channel, to, kind, text, end: message(f"{channel}{to}{kind}", text, end),
@@ -240,7 +242,7 @@ WRITTEN = st.lists(MESSAGES, max_size=4).map(START.join) | st.lists(PIECES, max_
     finish=st.sampled_from(["stop", "length"]),
     cut=st.none() | st.integers(1, 80),
     tools=st.sampled_from([[], [TOOL]]),
-    stop=st.lists(st.text("ab{}\" \n", min_size=1, max_size=3), max_size=2),
+    stop=st.lists(st.text('ab{}" \n', min_size=1, max_size=3), max_size=2),
     n=st.integers(1, 2),
     one_call=st.booleans(),
 )

@@ -138,9 +138,7 @@ def test_what_cannot_be_answered_is_named(address, engine, path, body, status, m
     settle(engine)
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}', b"null"]
-)
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b"null"])
 def test_bodies_that_are_none(address, body):
     answer = httpx.post(f"{address}/v1/completions", content=body)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
