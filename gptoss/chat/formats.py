@@ -66,26 +66,10 @@ class PlainChat:
 
     def render(self, conversation: Any) -> Any:
         from types import SimpleNamespace
-
-        return SimpleNamespace(
-            ids=self.prompt(
-                conversation.messages,
-                ChatOptions(
-                    conversation.effort,
-                    conversation.tools,
-                    conversation.built_in,
-                    conversation.today,
-                ),
-            )
-        )
+        return SimpleNamespace(ids=self.prompt(conversation.messages, ChatOptions(conversation.effort, conversation.tools, conversation.built_in, conversation.today)))
 
     def grammar(
-        self,
-        tools: Sequence[Tool],
-        answer: Grammar | None,
-        must_call: bool = False,
-        *,
-        hold: bool = False,
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False, *, hold: bool=False
     ) -> Grammar | None:
         """What such a model may write, where its answer must be something: just that."""
         return answer
@@ -121,26 +105,10 @@ class HarmonyChat:
 
     def render(self, conversation: Any) -> Any:
         from types import SimpleNamespace
-
-        return SimpleNamespace(
-            ids=self.prompt(
-                conversation.messages,
-                ChatOptions(
-                    conversation.effort,
-                    conversation.tools,
-                    conversation.built_in,
-                    conversation.today,
-                ),
-            )
-        )
+        return SimpleNamespace(ids=self.prompt(conversation.messages, ChatOptions(conversation.effort, conversation.tools, conversation.built_in, conversation.today)))
 
     def grammar(
-        self,
-        tools: Sequence[Tool],
-        answer: Grammar | None,
-        must_call: bool = False,
-        *,
-        hold: bool = False,
+        self, tools: Sequence[Tool], answer: Grammar | None, must_call: bool = False, *, hold: bool=False
     ) -> Grammar | None:
         """What a model may write so that its answer fits a grammar, and its calls their schemas.
 

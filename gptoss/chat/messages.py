@@ -45,11 +45,8 @@ class ChatMessage:
     name: str | None = None
 
     @property
-    def from_model(self):
-        return self.role == "assistant"
-
+    def from_model(self): return self.role == "assistant"
     is_call = False
-
 
 @dataclass(frozen=True)
 class Tool:
