@@ -132,6 +132,8 @@ class Answer:
         if not conversation.continues:
             tools = conversation.tools if may_call is None else may_call
             grammar = chat.grammar(tools, answer, must_call, hold=hold)
+            if grammar is not None:
+                grammar = replace(grammar, parts=_parts(tools, answer))
         elif answer is not None or must_call:
             # Of its beginning nobody knows whether it fits.
             field, what = ("tool_choice", "tool_choice") if must_call else ("grammar", "answer")
@@ -249,6 +251,16 @@ class Answer:
             known = (self._choices.get(i) for i in range(first, first + stream.choices))
             if all(each is not None and each.ended for each in known):
                 stream.cancel()
+
+
+def _parts(tools: Iterable[Tool], answer: Grammar | None) -> tuple[Grammar, ...]:
+    """What is enforced behind thinking and headers."""
+    schemas = [
+        replace(Grammar.json(tool.parameters), what=f"tools: {tool.name}", field="tools")
+        for tool in tools
+        if tool.strict and tool.parameters is not None
+    ]
+    return tuple(schemas) if answer is None else (answer, *schemas)
 
 
 def counts(usage: Usage) -> dict[str, Any]:
