@@ -15,11 +15,16 @@ class Error(ValueError):
         field: the option, the parameter or the field of a request that is at fault, by its name
             alone, for programs; None where it is something else. Code that raises an error again
             with more to say passes it on.
+        code: what is wrong, for programs that have to tell it from everything else, by the name
+            that OpenAI's API has for it, such as "context_length_exceeded"; mostly None.
     """
 
-    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, field: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
 
 
 def shown(value: object) -> str:

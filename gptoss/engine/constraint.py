@@ -23,7 +23,7 @@ class CompiledGrammar:
     def __init__(self, grammar: Grammar, words: GrammarVocabulary) -> None:
         library = load_llguidance()
         self._words = words
-        self._what = grammar.what
+        self._grammar = grammar
         self._matcher = library.LLMatcher(
             words.tokenizer,
             library.LLMatcher.grammar_from_lark(grammar.source),
@@ -31,16 +31,17 @@ class CompiledGrammar:
             limits=parser_limits(library),
         )
         if self._matcher.is_error():
-            raise Error(f"{grammar.what}: {first_line(self._matcher.get_error())}", field="grammar")
+            message = f"{grammar.what}: {first_line(self._matcher.get_error())}"
+            raise Error(message, field=grammar.field)
         # A rule that leads to nothing but itself is found out only by asking how a text begins.
         try:
             self.begin().mask()
         except Error as error:
-            raise Error(f"{error}: no text can begin", field="grammar") from None
+            raise Error(f"{error}: no text can begin", field=grammar.field) from None
 
     def begin(self) -> GrammarState:
         """For a text that has not begun."""
-        return GrammarState(self._matcher.deep_copy(), self._what, self._words)
+        return GrammarState(self._matcher.deep_copy(), self._grammar, self._words)
 
 
 class GrammarState:
@@ -49,9 +50,9 @@ class GrammarState:
     Raises Error in the middle of a text only where the grammar turns out to cost too much.
     """
 
-    def __init__(self, matcher: Any, what: str, words: GrammarVocabulary) -> None:
+    def __init__(self, matcher: Any, grammar: Grammar, words: GrammarVocabulary) -> None:
         self._matcher = matcher
-        self._what = what
+        self._grammar = grammar
         self._words = words
 
     @property
@@ -75,7 +76,8 @@ class GrammarState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise Error(f"{self._what}: {first_line(self._matcher.get_error())}", field="grammar")
+            message = f"{self._grammar.what}: {first_line(self._matcher.get_error())}"
+            raise Error(message, field=self._grammar.field)
 
 
 class GrammarVocabulary:
@@ -101,6 +103,8 @@ class GrammarVocabulary:
         """The grammar for this vocabulary; one that was asked for lately is there already."""
         found = self._compiled.pop(grammar, None)
         if found is None:
+            for part in grammar.parts:
+                CompiledGrammar(part, self)
             found = CompiledGrammar(grammar, self)
         while len(self._compiled) >= _REMEMBERED:
             self._compiled.pop(next(iter(self._compiled)))

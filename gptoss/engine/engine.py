@@ -399,9 +399,11 @@ class Engine:
         context = self._config.context_length
         if prompt >= context:
             raise Error(
-                f"prompt: expected at most {context - 1} tokens (the model's context of {context} "
-                f"holds prompt and output), found {prompt}",
+                # Clients look for these words, OpenAI's, or for the code.
+                f"prompt: expected at most {context - 1} tokens (this model's maximum context "
+                f"length is {context} tokens, prompt and output together), found {prompt}",
                 field="prompt",
+                code="context_length_exceeded",
             )
         if max_tokens is None:
             # Not the caller's number: make do with the cache there is.

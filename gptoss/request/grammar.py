@@ -39,11 +39,15 @@ class Grammar:
     """A grammar in the form that llguidance reads. Made by the functions below, which check it.
 
     source: a Lark grammar; names in angle brackets such as ``<|end|>`` are special tokens.
-    what: the kind, for messages.
+    what: the kind, for messages. field: what is at fault where it turns out to fit no text.
+    parts: grammars that are inside of it somewhere. Each has to fit some text of its own, which is
+    not found out of the whole before a text gets there.
     """
 
     source: str
     what: str = "grammar"
+    field: str = "grammar"
+    parts: tuple[Grammar, ...] = ()
 
     @staticmethod
     def json(schema: Mapping[str, Any] | str | bool | None = None) -> Grammar:

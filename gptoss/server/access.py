@@ -17,7 +17,7 @@ log = logging.getLogger("gptoss.access")
 class Access:
     """One request. What was asked and answered is not written down, nor any key."""
 
-    def __init__(self, method: str, path: str, client: str) -> None:
+    def __init__(self, method: str, path: str, client: str, request_id: str = "") -> None:
         self._begun = time.perf_counter()
         self._entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -25,6 +25,8 @@ class Access:
             "method": method,
             "path": path,
         }
+        if request_id:
+            self._entry["request_id"] = request_id
 
     def note(self, **values: Any) -> None:
         """More to say at the end."""

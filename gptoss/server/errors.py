@@ -30,10 +30,16 @@ class ApiError(Error):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message, field=field)
+        super().__init__(message, field=field, code=code)
         self.status = status
-        self.code = code
         self.headers = headers or {}
+
+    @classmethod
+    def of(cls, error: Error, status: int = 400) -> ApiError:
+        """Any error as one of these. status: where it has none of its own."""
+        if isinstance(error, cls):
+            return error
+        return cls(str(error), status, field=error.field, code=error.code)
 
     def body(self) -> dict[str, Any]:
         """The JSON that clients expect."""

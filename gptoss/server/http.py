@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.errors import Error
 from gptoss.server.access import Access
@@ -27,8 +31,66 @@ CLIENT_LEFT = 499  # nginx's; nobody reads it
 # Who asks, as a front tells a replica: an address for the log, and what tells clients apart.
 CLIENT_HEADER, CALLER_HEADER = "x-gptoss-client", "x-gptoss-caller"
 
+# What a request is called, in its answer and in the log: by the client, or by us.
+ID_HEADER = "x-request-id"
+# Keys of a request that mean nothing here.
+IGNORED_HEADER = "x-gptoss-ignored"
+_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
 _Result = TypeVar("_Result")
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def as_json(value: Any) -> str:
+    """JSON that can be sent, whatever texts are in it: what is not Unicode becomes U+FFFD.
+
+    Raises ValueError where a number is not finite, which JSON has no word for.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # halves of surrogate pairs; two that belong together are whole
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+class Json(JSONResponse):
+    """A response of JSON that `as_json` writes."""
+
+    def render(self, content: Any) -> bytes:
+        return as_json(content).encode()
+
+
+class RequestIds:
+    """Middleware: `request.state.request_id`, and the header that tells it to the client."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(ID_HEADER.encode(), b"").decode("latin-1")
+        name = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+        scope.setdefault("state", {})["request_id"] = name
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                rest = [pair for pair in message["headers"] if pair[0].lower() != _ID_BYTES]
+                message = {**message, "headers": [*rest, (_ID_BYTES, name.encode())]}
+            await send(message)
+
+        await self._app(scope, receive, named)
+
+
+_ID_BYTES = ID_HEADER.encode()
+
+
+def request_id(request: Request) -> str:
+    """What `RequestIds` called it; empty where that did not see it."""
+    name: str = getattr(request.state, "request_id", "")
+    return name
 
 
 def guarded(
@@ -46,15 +108,15 @@ def guarded(
 
     async def guarded(request: Request) -> Response:
         status, logged = 500, False
-        access = Access(request.method, request.url.path, client(request))
+        access = Access(request.method, request.url.path, client(request), request_id(request))
         request.state.access = access
         try:
             response = await endpoint(request)
             status, logged = response.status_code, is_logged(response)
         except Error as error:
-            said = error if isinstance(error, ApiError) else ApiError(str(error), field=error.field)
+            said = ApiError.of(error)
             status = said.status
-            response = JSONResponse(said.body(), status, headers=said.headers)
+            response = Json(said.body(), status, headers=said.headers)
         except ClientDisconnect:
             status = CLIENT_LEFT
             response = Response(status_code=status)
@@ -120,7 +182,8 @@ def for_origins(origins: Sequence[str]) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=list(origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", ID_HEADER],
+            expose_headers=[ID_HEADER, IGNORED_HEADER],
         )
     ]
 
@@ -147,10 +210,12 @@ async def no_route(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself, as OpenAI's API says it."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(ApiError(message, error.status_code).body(), error.status_code)
+    return Json(ApiError(message, error.status_code).body(), error.status_code)
 
 
 async def failed(request: Request, error: Exception) -> Response:
     """An error in this server: the details go to the log, and the client is told no more."""
-    log.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return JSONResponse(MISTAKE.body(), 500)
+    name = request_id(request)
+    log.exception("%s %s %s", request.method, request.url.path, name, exc_info=error)
+    # Made outside of all middleware.
+    return Json(MISTAKE.body(), 500, headers={ID_HEADER: name} if name else None)

@@ -1,6 +1,7 @@
 """A model that writes what it is told to, in harmony of single bytes, behind a server."""
 
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import openai
 from byte_vocabulary import WORDS
@@ -20,23 +21,29 @@ class OfBytes(HarmonyChat):
     def __init__(self):
         self.asked = []
 
-    def parser(self):
-        return HarmonyParser(WORDS)
+    def parser(self, continues=False):
+        return HarmonyParser(WORDS, continues)
 
-    def prompt(self, messages, options):
-        self.asked.append((messages, options))
-        return [0] * 7
+    def render(self, conversation):
+        self.asked.append(conversation)
+        return SimpleNamespace(ids=[0] * 7)
+
+    def grammar(self, *given, **named):
+        self.held = named["hold"]
+        return super().grammar(*given, **named)
 
 
 class Scripted:
-    """An AsyncEngine whose model writes `written`, the same for every choice."""
+    """An AsyncEngine whose model writes `written`, the same for every choice. tokens: how many of
+    its tokens, if not all."""
 
-    def __init__(self, written, finish="stop"):
+    def __init__(self, written, finish="stop", tokens=None):
         self.written, self.finish, self.params = written, finish, None
+        self.tokens = tokens
 
     def stream(self, prompt, params, *, loop, priority, client):
         self.params = params
-        tokens = WORDS.encode(self.written)
+        tokens = WORDS.encode(self.written)[: self.tokens]
         deltas = [
             Delta("", (token,), self.finish if i == len(tokens) - 1 else None, index=index,
                   logprobs=(TokenLogprob(token, bytes([token % 256]), -0.5),)

@@ -141,9 +141,9 @@ def worded(request, monkeypatch):
     """Nothing may depend on the words of a message."""
     if request.param == "reworded":
 
-        def init(error, message="", *, field=None):
+        def init(error, message="", *, field=None, code=None):
             ValueError.__init__(error, "so geht das nicht")
-            error.field = field
+            error.field, error.code = field, code
 
         monkeypatch.setattr(Error, "__init__", init)
     return request.param

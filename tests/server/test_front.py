@@ -112,6 +112,19 @@ def test_replicas_learn_who_asks():
     assert replica.calls[-1].headers[CALLER_HEADER] == "127.0.0.1"
 
 
+def test_a_request_has_one_name_here_and_there():
+    """Whoever gave it; also where no replica was asked."""
+    replica = Replica(lambda call: Reply([b"{}"], {**JSON, "X-Request-Id": "other"}))
+    bad = post(headers={"Authorization": "Bearer bad"})
+    for headers in ({}, {"X-Request-Id": "mine"}, {"X-Request-Id": "not mine"}):
+        good = post(headers={"Authorization": "Bearer good", **headers})
+        found, refused = ask([replica], good, bad, api_keys=("good",))
+        (name,) = found.headers.get_list("x-request-id")
+        assert replica.calls[-1].headers["x-request-id"] == name != ""
+        assert (name == "mine") == (headers.get("X-Request-Id") == "mine")
+        assert refused.status_code == 401 and refused.headers["x-request-id"]
+
+
 def test_what_the_front_refuses_it_logs(caplog):
     caplog.set_level("INFO", "gptoss.access")
     requests = [("POST", COMPLETIONS, {"content": b" " * 101}), post()]
@@ -138,7 +151,7 @@ def test_as_many_as_may():
     with serving(app) as address:
         answer = httpx.post(f"{address}{COMPLETIONS}", json={"prompt": "a"})
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-        assert answer.json()["error"]["code"] == "too_many_requests"
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
         assert httpx.post(f"{address}/tokenize", json={}).status_code == 200
         router.release(taken[0])
         assert httpx.post(f"{address}{COMPLETIONS}", json={"prompt": "a"}).status_code == 200

@@ -77,10 +77,10 @@ def test_calls(ask, stream):
 
 def test_tools_are_declared_unless_they_are_not_wanted(ask):
     ask(ANSWER, tools=[TOOL], reasoning_effort="high")
-    _, options = ask.scene.chat.asked[-1]
+    options = ask.scene.chat.asked[-1]
     assert [tool.name for tool in options.tools] == ["add"] and options.effort == "high"
     ask(ANSWER, tools=[TOOL], tool_choice="none")
-    assert ask.scene.chat.asked[-1][1].tools == []
+    assert ask.scene.chat.asked[-1].tools == ()
 
 
 def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
@@ -91,7 +91,7 @@ def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
         {"role": "tool", "tool_call_id": "c1", "content": "4"},
     ]
     ask(ANSWER, messages=messages, tools=[TOOL])
-    shown, _ = ask.scene.chat.asked[-1]
+    shown = ask.scene.chat.asked[-1].messages
     assert shown[1].thinking == "hm" and shown[1].calls[0].name == "add"
     assert shown[2].call_id == "c1"
 

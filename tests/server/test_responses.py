@@ -34,9 +34,9 @@ def test_thinking_and_an_answer(ask):
     assert thinking.type == "reasoning" and thinking.content[0].text == "Let me see."
     assert message.role == "assistant" and message.status == "completed"
     assert found.usage.input_tokens == 7 and found.usage.output_tokens_details.reasoning_tokens > 10
-    messages, options = ask.scene.chat.asked[-1]
-    assert [m.content for m in messages] == ["Be brief.", "Two and two?"]
-    assert options.effort == "low"
+    shown = ask.scene.chat.asked[-1]
+    assert [m.content for m in shown.messages] == ["Be brief.", "Two and two?"]
+    assert shown.effort == "low"
 
 
 def test_the_same_streamed(ask):
@@ -75,7 +75,7 @@ def test_a_call_and_its_answer(ask, stream):
         {"type": "function_call_output", "call_id": call.call_id, "output": "4"},
     ]
     ask(ANSWER, input=asked, tools=[TOOL])
-    shown, _ = ask.scene.chat.asked[-1]
+    shown = ask.scene.chat.asked[-1].messages
     assert [m.role for m in shown] == ["user", "assistant", "assistant", "tool"]
     assert shown[1].thinking == "Let me see." and shown[2].calls[0].arguments == '{"a": 2}'
     assert shown[3].call_id == call.call_id and shown[3].content == "4"

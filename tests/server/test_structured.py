@@ -271,3 +271,31 @@ def test_bombs_do_not_hold_up_others(client, address, engine):
         ]  # fmt: skip
     assert set(statuses) <= {200, 400} and statuses[0] == statuses[1] == 400
     assert sum(len(c.choices[0].delta.content or "") for c in stream if c.choices) > 100
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_the_limit_cuts(client, engine, stream):
+    """Wherever it does, it is not said to be whole."""
+    whole = ask(client, engine, tools=TOOLS, tool_choice="required").choices[0]
+    assert whole.finish_reason == "tool_calls"
+    (called,) = whole.message.tool_calls
+    json.loads(called.function.arguments)
+    begun = 0
+    for limit in range(1, 40, 3):
+        done = ask(
+            client, engine, tools=TOOLS, tool_choice="required", max_tokens=limit, stream=stream
+        )
+        if stream:
+            choices = [chunk.choices[0] for chunk in done if chunk.choices]
+            calls = [call for choice in choices for call in choice.delta.tool_calls or ()]
+            arguments, finish = "".join(call.function.arguments for call in calls), choices[-1]
+        else:
+            calls, finish = done.choices[0].message.tool_calls or (), done.choices[0]
+            arguments = "".join(call.function.arguments for call in calls)
+        if finish.finish_reason == "tool_calls":
+            assert json.loads(arguments) == json.loads(called.function.arguments)
+            break
+        assert finish.finish_reason == "length"
+        assert called.function.arguments.startswith(arguments)
+        begun += bool(calls)
+    assert begun

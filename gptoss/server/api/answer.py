@@ -1,75 +1,290 @@
-"""An answer while it is written, as typed pieces that every surface prints in its own form."""
+"""An answer while it is written: what runs in the engine, read as pieces.
+
+Surfaces print pieces, each in its own form:
+
+    answer = Answer.chat(engine, chat, conversation, params, caller=caller)
+    async for piece in answer:
+        …  # Begin, Part or Finished, each with the number of its choice
+    answer.usage
+
+A surface itself is a `Surface`, which is what the routes know of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, Protocol
 
-from gptoss.request import TokenLogprob
+from gptoss import __version__
+from gptoss.chat import Conversation, HarmonyChat, HarmonyParser, PlainChat, Tool
+from gptoss.engine import Account, AsyncEngine, AsyncStream, Prompt
+from gptoss.errors import Error
+from gptoss.request import Delta, Grammar, SamplingParams, Timing
+from gptoss.server.api.choice import Choice
+from gptoss.server.api.fields import Caller
+from gptoss.server.api.merge import Merged
+from gptoss.server.api.pieces import Begin as Begin
+from gptoss.server.api.pieces import Finish as Finish
+from gptoss.server.api.pieces import Finished as Finished
+from gptoss.server.api.pieces import Kind as Kind
+from gptoss.server.api.pieces import Part as Part
+from gptoss.server.api.pieces import Piece as Piece
+from gptoss.server.api.pieces import Usage as Usage
 
-Kind = Literal["thinking", "text", "call"]
-Finish = Literal["stop", "length", "tool_calls"]
+Event = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Begin:
-    """A choice's first token has come."""
-
-    choice: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """New text of one message of a choice.
+class Surface(Protocol):
+    """A request of one API, checked and submitted; what it answers is read once, either way.
 
     Attributes:
-        choice: which of the n answers.
-        number: which message of that answer, from 0; two messages of a kind are never one.
-        kind: thinking, text for the user, or the arguments of a call.
-        text: what is new; may be empty where a message begins or ends.
-        channel: that the model wrote it in: "analysis", "commentary" or "final".
-        begins, ends: whether it is the message's first part, its last.
-        whole: with `ends`, whether the model ended the message; False: the limit cut it.
-        call_id, name: of a call, in all its parts.
-        logprobs: of the tokens of this text, where asked for.
-        token_ids: those that came since the choice's last piece, headers and ends among them.
+        answer: what runs for it.
+        streams: whether the client wants it as it is written.
+        ignored: keys of the request that mean nothing here, told to the client in a header.
+        named: whether its events are sent with their "type" as name, and no "[DONE]" ends them.
     """
 
-    choice: int
-    number: int
-    kind: Kind
-    text: str
-    channel: str = "final"
-    begins: bool = False
-    ends: bool = False
-    whole: bool = True
-    call_id: str = ""
-    name: str = ""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    token_ids: tuple[int, ...] = ()
+    answer: Answer
+    streams: bool
+    ignored: Sequence[str]
+    named: bool
+
+    async def whole(self) -> Event:
+        """The answer, when it is done. Raises Error."""
+        ...
+
+    def events(self) -> AsyncIterator[Event]:
+        """The objects of a stream, in order."""
+        ...
+
+    def failed(self, error: dict[str, Any]) -> list[Event]:
+        """What ends a stream that an error ended. error: {"message", "type", "param", "code"}."""
+        ...
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A choice is done.
+class Answer:
+    """The answers to one request, of one prompt or several.
 
-    reason: "length" where the limit cut it, calls or not; "tool_calls" where it ended with whole
-    calls; else "stop". token_ids: as of a `Part`.
+    To be iterated once, by one task: pieces of all choices as they come. Choice c of prompt p of n
+    choices each has the number p·n + c. A stop string that was met in all choices of a prompt ends
+    its work.
+
+    Attributes:
+        prompt_ids: the tokens of each prompt, where they are known here: of a conversation.
+        streams: what runs in the engine, one for each prompt.
     """
 
-    choice: int
-    reason: Finish
-    token_ids: tuple[int, ...] = ()
+    def __init__(
+        self,
+        streams: Sequence[AsyncStream],
+        *,
+        parser: Callable[[], HarmonyParser] | None = None,
+        stop: tuple[str, ...] = (),
+        can_call: bool = False,
+        one_call: bool = False,
+        prompt_ids: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """parser, stop, can_call, one_call: as of `Choice`."""
+        self.streams = streams
+        self.prompt_ids = prompt_ids
+        self._parser, self._stop = parser, stop
+        self._can_call, self._one_call = can_call, one_call
+        self._merged: Merged[Delta] = Merged(streams)
+        self._choices: dict[int, Choice] = {}
+        self._completion = 0
+
+    @classmethod
+    def chat(
+        cls,
+        engine: AsyncEngine,
+        chat: HarmonyChat | PlainChat,
+        conversation: Conversation,
+        params: SamplingParams,
+        *,
+        caller: Caller,
+        priority: int = 0,
+        answer: Grammar | None = None,
+        may_call: Sequence[Tool] | None = None,
+        must_call: bool = False,
+        hold: bool = True,
+        one_call: bool = False,
+    ) -> Answer:
+        """The answer to a conversation.
+
+        Args:
+            chat: how the model takes conversations.
+            params: without a grammar; stop strings are looked for in text for the user alone.
+            answer: what that text must be; None: anything.
+            may_call: of the conversation's tools those that may be called; None: all of them.
+            must_call: whether one of them must be.
+            hold: whether calls of tools that are not declared are made impossible.
+            one_call: whether a choice ends with its first call.
+
+        Raises:
+            Error: conversation or parameters do not suit the model.
+        """
+        rendered = chat.render(conversation)
+        grammar = None
+        if not conversation.continues:
+            tools = conversation.tools if may_call is None else may_call
+            grammar = chat.grammar(tools, answer, must_call, hold=hold)
+            if grammar is not None:
+                grammar = replace(grammar, parts=_parts(tools, answer))
+        elif answer is not None or must_call:
+            # Of its beginning nobody knows whether it fits.
+            field, what = ("tool_choice", "tool_choice") if must_call else ("grammar", "answer")
+            raise Error(
+                f"{what}: expected nothing of a message that is gone on with "
+                "(continue_final_message)",
+                field=field,
+            )
+        harmony = isinstance(chat, HarmonyChat)
+        stop = params.stop_strings if harmony else ()
+        if harmony:
+            params = replace(params, stop=())
+        stream = engine.stream(
+            rendered.ids,
+            replace(params, grammar=grammar),
+            loop=caller.loop,
+            priority=priority,
+            client=caller.client,
+        )
+
+        def parser() -> HarmonyParser:
+            assert isinstance(chat, HarmonyChat)
+            return chat.parser(conversation.continues)
+
+        return cls(
+            [stream],
+            parser=parser if harmony else None,
+            stop=stop,
+            can_call=bool(conversation.tools),
+            one_call=one_call,
+            prompt_ids=[rendered.ids],
+        )
+
+    @classmethod
+    def texts(
+        cls,
+        engine: AsyncEngine,
+        prompts: Iterable[Prompt],
+        params: SamplingParams,
+        *,
+        caller: Caller,
+        priority: int = 0,
+    ) -> Answer:
+        """How texts go on: all that comes is text. However many, they count as one request.
+
+        Raises Error, with none of them running, where one does not suit the model.
+        """
+        account = Account()
+        streams: list[AsyncStream] = []
+        try:
+            for prompt in prompts:
+                streams.append(
+                    engine.stream(
+                        prompt,
+                        params,
+                        loop=caller.loop,
+                        priority=priority,
+                        client=caller.client,
+                        account=account,
+                    )
+                )
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return cls(streams)
+
+    @property
+    def usage(self) -> Usage:
+        """So far; tokens of the prompt that were cached are known when a choice has ended."""
+        return Usage(
+            prompt=sum(stream.prompt_tokens for stream in self.streams),
+            # Of each prompt those that its choice which came first did not have to compute.
+            cached=sum(
+                min((timing.cached_tokens for timing in stream.timings), default=0)
+                for stream in self.streams
+            ),
+            completion=self._completion,
+            thinking=sum(choice.thinking for choice in self._choices.values()),
+        )
+
+    def timings(self) -> list[Timing]:
+        """Of the texts that came to their end."""
+        return [timing for stream in self.streams for timing in stream.timings]
+
+    def fail(self, error: Error) -> None:
+        """End it with an error; called on the loop's thread."""
+        for stream in self.streams:
+            stream.fail(error)
+
+    def cancel(self) -> None:
+        """Stop what is still running; called on the loop's thread."""
+        self._merged.cancel()
+        for stream in self.streams:
+            stream.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for place, delta in self._merged:
+            first = sum(stream.choices for stream in self.streams[:place])
+            index = first + delta.index
+            choice = self._choices.get(index)
+            if choice is None:
+                parser = None if self._parser is None else self._parser()
+                choice = Choice(
+                    index, parser, self._stop, can_call=self._can_call, one_call=self._one_call
+                )
+                self._choices[index] = choice
+                yield Begin(index)
+            if choice.ended:
+                continue  # after a stop string
+            self._completion += len(delta.token_ids)
+            for piece in choice.take(delta):
+                yield piece
+            stream = self.streams[place]
+            known = (self._choices.get(i) for i in range(first, first + stream.choices))
+            if all(each is not None and each.ended for each in known):
+                stream.cancel()
 
 
-Piece = Begin | Part | Finished
+def _parts(tools: Iterable[Tool], answer: Grammar | None) -> tuple[Grammar, ...]:
+    """What is enforced behind thinking and headers."""
+    schemas = [
+        replace(Grammar.json(tool.parameters), what=f"tools: {tool.name}", field="tools")
+        for tool in tools
+        if tool.strict and tool.parameters is not None
+    ]
+    return tuple(schemas) if answer is None else (answer, *schemas)
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of a request. thinking: those of the completion that were thinking."""
+def counts(usage: Usage) -> dict[str, Any]:
+    """Numbers of tokens, as chat completions and completions have them."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.thinking},
+    }
 
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-    thinking: int = 0
+
+def head(prefix: str, kind: str, model: str) -> Event:
+    """What every object of an answer begins with. prefix: of its id. kind: its "object"."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(16)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": fingerprint(model),
+    }
+
+
+def fingerprint(model: str) -> str:
+    """Changes when answers to the same request with the same seed may."""
+    return f"fp_{blake2b(f'{__version__} {model}'.encode(), digest_size=5).hexdigest()}"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from gptoss.chat import HarmonyChat, PlainChat, load_chat
 from gptoss.engine import AsyncEngine, Engine
 from gptoss.errors import Error, shown
-from gptoss.request import Timing
+from gptoss.server.api.answer import Event, Surface
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.completions import CompletionRequest
 from gptoss.server.api.fields import Caller, parse_body
@@ -31,9 +31,13 @@ from gptoss.server.http import (
     CALLER_HEADER,
     CLIENT_HEADER,
     CLIENT_LEFT,
+    IGNORED_HEADER,
     MISTAKE,
     Endpoint,
+    Json,
+    RequestIds,
     address_of,
+    as_json,
     check_key,
     failed,
     for_origins,
@@ -45,6 +49,10 @@ from gptoss.server.http import (
 )
 from gptoss.server.static import page_routes
 
+# What Python raises where a request is beyond what it can work on, and nobody saw it coming.
+_HOSTILE = (RecursionError, UnicodeError, OverflowError)
+_IGNORED_LENGTH = 1000  # characters of a header
+_HEADER_SAFE = "!#$&'()*+./:=?@[]_~-"
 _GRACE = 5.0  # seconds that a client has to read why its answer ended
 
 
@@ -65,28 +73,6 @@ class ServerOptions:
     timeout: float | None = 3600.0
     body_timeout: float = 60.0
     behind_front: bool = False
-
-
-_Running = TypeVar("_Running", bound="_Work")
-_Result = TypeVar("_Result")
-
-
-class _Work(Protocol):
-    def timings(self) -> list[Timing]: ...
-    def fail(self, error: Error) -> None: ...
-    def cancel(self) -> None: ...
-
-
-class _Answer(_Work, Protocol):
-    object: str
-    chunk_object: str
-    prefix: str
-    streams: bool
-    usage_wanted: bool
-    usage: dict[str, Any]
-
-    def chunks(self) -> AsyncIterator[dict[str, Any]]: ...
-    def join(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
 
 
 def create_app(engine: Engine, options: ServerOptions) -> Starlette:
@@ -122,7 +108,7 @@ class _Server:
                 Route("/health", self._health, methods=get),
                 *page_routes(),
             ],
-            middleware=for_origins(options.origins),
+            middleware=[Middleware(RequestIds), *for_origins(options.origins)],
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
@@ -161,101 +147,91 @@ class _Server:
             raise ApiError(f"this model cannot chat here: {self._chat}", 503)
         return self._chat
 
-    async def _responses(self, request: Request) -> Response:
-        body = await self._body(request)
-        chat, caller, name = self._format(), self._caller(request), self._options.model_name
-        answer = await self._submit(
-            body, lambda: ResponsesRequest(self._async, chat, body, caller, name)
-        )
-        if answer.streams:
-            return self._stream(request, answer, _named_events(answer))
-        found = await self._whole(request, answer, answer.response())
-        return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
-
     async def _chat_completions(self, request: Request) -> Response:
-        body = await self._body(request)
-        chat, caller = self._format(), self._caller(request)
+        engine, chat, model = self._async, self._format(), self._options.model_name
         return await self._answer(
-            request, body, lambda: ChatRequest(self._async, chat, body, caller)
+            request, lambda body, caller: ChatRequest(engine, chat, body, caller, model)
+        )
+
+    async def _responses(self, request: Request) -> Response:
+        engine, chat, model = self._async, self._format(), self._options.model_name
+        return await self._answer(
+            request, lambda body, caller: ResponsesRequest(engine, chat, body, caller, model)
         )
 
     async def _completions(self, request: Request) -> Response:
-        body = await self._body(request)
-        caller = self._caller(request)
+        engine, model = self._async, self._options.model_name
         return await self._answer(
-            request, body, lambda: CompletionRequest(self._async, body, caller)
+            request, lambda body, caller: CompletionRequest(engine, body, caller, model)
         )
 
-    async def _submit(self, body: dict[str, Any], submit: Callable[[], _Running]) -> _Running:
+    async def _answer(
+        self, request: Request, submit: Callable[[dict[str, Any], Caller], Surface]
+    ) -> Response:
+        body = await self._body(request)
+        caller = self._caller(request)
+        surface = await self._submit(body, lambda: submit(body, caller))
+        headers = ignored_header(surface.ignored)
+        if surface.streams:
+            return self._stream(request, surface, headers)
+        found = await self._whole(request, surface)
+        return Response(status_code=CLIENT_LEFT) if found is None else Json(found, headers=headers)
+
+    async def _submit(self, body: dict[str, Any], submit: Callable[[], Surface]) -> Surface:
         """The running request. Raises ApiError where it is invalid or may not run now."""
         self._check_model(body.get("model"))
         if self._running >= self._options.max_requests:
             raise ApiError(
                 f"{self._running} requests are running, which is as many as may; come again",
                 429,
-                code="too_many_requests",
+                code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
         self._running += 1
         try:
             # On another thread: to render and to split a long text takes a while.
-            answer = await asyncio.to_thread(submit)
+            surface = await asyncio.to_thread(submit)
+        except _HOSTILE as error:
+            self._running -= 1
+            log.warning("a request could not be worked on: %r", error)
+            words = "nested too deep" if isinstance(error, RecursionError) else "out of bounds"
+            raise ApiError(f"body: expected values that can be worked on, found {words}") from None
         except BaseException:
             self._running -= 1
             raise
         seconds = self._options.timeout
         if seconds is not None:
             late = ApiError(f"the answer took longer than {seconds:g} seconds", 504, code="timeout")
-            self._timers[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, late)
-        return answer
+            timer = asyncio.get_running_loop().call_later(seconds, surface.answer.fail, late)
+            self._timers[surface] = timer
+        return surface
 
-    def _stream(self, request: Request, answer: _Work, events: AsyncIterator[str]) -> Response:
+    def _stream(self, request: Request, surface: Surface, headers: dict[str, str]) -> Response:
         request.state.access.note(stream=True)
         # A client that does not read what it is sent is cut off a little later than one that does.
         seconds = self._options.timeout
         return _EventStream(
-            events,
-            lambda status: self._end(request, answer, status),
+            _events(surface),
+            lambda status: self._end(request, surface, status),
             None if seconds is None else seconds + _GRACE,
+            headers,
         )
 
-    async def _whole(
-        self, request: Request, answer: _Work, result: Awaitable[_Result]
-    ) -> _Result | None:
+    async def _whole(self, request: Request, surface: Surface) -> Event | None:
         """The answer when it is done; None when the client leaves first."""
         try:
-            return await unless_left(request, result)
-        except ApiError:
-            raise
+            return await unless_left(request, surface.whole())
         except Error as error:  # the request was fit to run: this is not its fault
-            raise ApiError(str(error), 500) from None
+            raise ApiError.of(error, 500) from None
         finally:
-            self._end(request, answer)
+            self._end(request, surface)
 
-    async def _answer(
-        self, request: Request, body: dict[str, Any], submit: Callable[[], _Answer]
-    ) -> Response:
-        answer = await self._submit(body, submit)
-        head = {
-            "id": f"{answer.prefix}-{secrets.token_hex(16)}",
-            "created": int(time.time()),
-            "model": self._options.model_name,
-        }
-        if answer.streams:
-            return self._stream(request, answer, _events(answer, head))
-        choices = await self._whole(request, answer, _all(answer))
-        if choices is None:
-            return Response(status_code=CLIENT_LEFT)
-        return JSONResponse(
-            {**head, "object": answer.object, "choices": answer.join(choices),
-             "usage": answer.usage}
-        )  # fmt: skip
-
-    def _end(self, request: Request, answer: _Work, status: int | None = None) -> None:
+    def _end(self, request: Request, surface: Surface, status: int | None = None) -> None:
         """The answer is sent or given up. status: of a stream, whose log line is written here."""
         self._running -= 1
+        answer = surface.answer
         answer.cancel()
-        timer = self._timers.pop(answer, None)
+        timer = self._timers.pop(surface, None)
         if timer is not None:
             timer.cancel()
         self._metrics.generated(answer.timings())
@@ -284,11 +260,11 @@ class _Server:
         }
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._describe()]})
+        return Json({"object": "list", "data": [self._describe()]})
 
     async def _model(self, request: Request) -> Response:
         self._check_model(request.path_params["name"])
-        return JSONResponse(self._describe())
+        return Json(self._describe())
 
     async def _tokenize(self, request: Request) -> Response:
         body = await self._body(request)
@@ -297,7 +273,7 @@ class _Server:
             raise ApiError(f"prompt: expected a string, found {shown(text)}", field="prompt")
         # On another thread, as all that may take a while: streams go on meanwhile.
         tokens = await asyncio.to_thread(self._engine.tokenizer.encode, text)
-        return JSONResponse({"tokens": tokens, "count": len(tokens)})
+        return Json({"tokens": tokens, "count": len(tokens)})
 
     async def _detokenize(self, request: Request) -> Response:
         tokens = (await self._body(request)).get("tokens")
@@ -307,13 +283,13 @@ class _Server:
         ):
             raise ApiError(f"tokens: expected a list of ids below {size}", field="tokens")
         text = await asyncio.to_thread(self._engine.tokenizer.decode, tokens)
-        return JSONResponse({"prompt": text})
+        return Json({"prompt": text})
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "running": self._running})
+        return Json({"status": "ok", "running": self._running})
 
 
 class _EventStream(StreamingResponse):
@@ -322,9 +298,13 @@ class _EventStream(StreamingResponse):
     """
 
     def __init__(
-        self, events: AsyncIterator[str], at_end: Callable[[int], None], seconds: float | None
+        self,
+        events: AsyncIterator[str],
+        at_end: Callable[[int], None],
+        seconds: float | None,
+        headers: dict[str, str],
     ) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._at_end = at_end
         self._seconds = seconds
@@ -344,41 +324,38 @@ class _EventStream(StreamingResponse):
             self._at_end(self.status_code if self._complete else CLIENT_LEFT)
 
 
-async def _events(answer: _Answer, head: dict[str, Any]) -> AsyncIterator[str]:
-    head = {**head, "object": answer.chunk_object}
-    empty = {"usage": None} if answer.usage_wanted else {}
+async def _events(surface: Surface) -> AsyncIterator[str]:
+    """What is sent of a stream. Whatever goes wrong, an event of its protocol says so."""
     try:
-        async for choice in answer.chunks():
-            yield _event({**head, "choices": [choice], **empty})
-        if answer.usage_wanted:
-            yield _event({**head, "choices": [], "usage": answer.usage})
-        yield "data: [DONE]\n\n"
-    except Error as error:  # the status is long sent: the stream itself has to say it
-        yield _event(_as_api_error(error).body())
+        async for event in surface.events():
+            yield _event(event, surface.named)
+        if not surface.named:
+            yield "data: [DONE]\n\n"
+        return
+    except Error as error:  # the status is long sent
+        said = ApiError.of(error, 500)
     except Exception:
         log.exception("a stream ended")
-        yield _event(MISTAKE.body())
+        said = MISTAKE
+    for event in surface.failed(said.body()["error"]):
+        yield _event(event, surface.named)
 
 
-async def _named_events(answer: ResponsesRequest) -> AsyncIterator[str]:
-    """Events of the responses API: each has its name before it."""
-    try:
-        async for event in answer.events():
-            yield f"event: {event['type']}\n{_event(event)}"
-    except Exception as error:
-        if not isinstance(error, Error):
-            log.exception("a stream ended")
-        said = _as_api_error(error) if isinstance(error, Error) else MISTAKE
-        yield f"event: error\n{_event({**said.body()['error'], 'type': 'error'})}"
+def _event(value: Event, named: bool) -> str:
+    name = f"event: {value['type']}\n" if named else ""
+    return f"{name}data: {as_json(value)}\n\n"
 
 
-def _as_api_error(error: Error) -> ApiError:
-    return error if isinstance(error, ApiError) else ApiError(str(error), 500)
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """The header that tells a client what of its request meant nothing here.
 
-
-async def _all(answer: _Answer) -> list[dict[str, Any]]:
-    return [choice async for choice in answer.chunks()]
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    Names are any text: what may not stand in a header is percent-encoded, and a long list is cut.
+    """
+    said = ""
+    for name in names:
+        written = quote(name.encode("utf-8", "replace"), safe=_HEADER_SAFE)
+        more = f"{said}, {written}" if said else written
+        if len(more) > _IGNORED_LENGTH:
+            return {IGNORED_HEADER: f"{said}, ..." if said else "..."}
+        said = more
+    return {IGNORED_HEADER: said} if said else {}

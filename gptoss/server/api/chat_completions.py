@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from gptoss.chat import (
-    ANALYSIS,
-    ChatOptions,
-    HarmonyChat,
-    HarmonyParser,
-    Message,
-    PlainChat,
-    Tool,
-    parse_messages,
-    parse_tools,
+from gptoss.chat import Conversation, HarmonyChat, Message, PlainChat, parse_messages, parse_tools
+from gptoss.engine import AsyncEngine
+from gptoss.errors import shown
+from gptoss.request import TokenLogprob
+from gptoss.server.api.answer import (
+    Answer,
+    Begin,
+    Event,
+    Finish,
+    Finished,
+    Kind,
+    Part,
+    Piece,
+    counts,
+    head,
 )
-from gptoss.engine import AsyncEngine, StopMatcher
-from gptoss.errors import Error, shown
-from gptoss.request import Delta, Timing, TokenLogprob
+from gptoss.server.api.effort import effort_of
 from gptoss.server.api.fields import (
     Caller,
     answer_grammar,
@@ -31,20 +33,37 @@ from gptoss.server.api.fields import (
     refuse_unsupported,
     sampling_params,
     stop_strings,
-    wants_usage,
 )
+from gptoss.server.api.tool_choice import choose
 from gptoss.server.errors import ApiError
 
 _UNSUPPORTED = ("audio", "functions", "function_call", "prediction")
-_FUNCTIONS = "functions."
+_LIMITS = ("max_completion_tokens", "max_tokens")
+# Between messages of a kind, which this API has one text for.
+_BETWEEN = "\n\n"
+# JSON has no infinity; OpenAI says this of what a model rules out.
+_LEAST_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What of an answer is printed, and how.
+
+    thinking: whether it is. token_ids: whether those of prompt and answer are. usage: whether a
+    last chunk tells the numbers of tokens; each_usage: whether every chunk does.
+    """
+
+    thinking: bool = True
+    token_ids: bool = False
+    usage: bool = False
+    each_usage: bool = False
+    echoed: str = ""  # what the answer begins with, before the model's own words
 
 
 class ChatRequest:
-    """A request that has been checked and submitted; `chunks` gives the answer piece by piece."""
+    """A request that has been checked and submitted; a `Surface`."""
 
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    prefix = "chatcmpl"
+    named = False
 
     def __init__(
         self,
@@ -52,228 +71,212 @@ class ChatRequest:
         chat: HarmonyChat | PlainChat,
         body: Mapping[str, Any],
         caller: Caller,
-        names: Mapping[str, str] | None = None,
+        model: str,
     ) -> None:
-        """names: what the API calls fields for which it has other names than chat completions."""
+        """model: what clients call it. Raises Error, ApiError."""
         refuse_unsupported(body, _UNSUPPORTED)
-        names = names or {}
-        asks, answer = answer_grammar(body, names.get("response_format", "response_format"))
-        priority = priority_of(body)
+        self.ignored: Sequence[str] = ()
         self.streams = flag(body, "stream")
-        self.usage_wanted = wants_usage(body)
-        self._chat = chat
-        self._logprobs = flag(body, "logprobs")
-        harmony = isinstance(chat, HarmonyChat)
-        limit = "max_completion_tokens"
-        if body.get(limit) is None:
-            limit = "max_tokens"
+        self._model = model
+        asks, grammar = answer_grammar(body)
+        logprobs = (body.get("top_logprobs") or 0) if flag(body, "logprobs") else None
+        limit = _LIMITS[0] if body.get(_LIMITS[0]) is not None else _LIMITS[1]
         made_of = {"prompt": "messages", "logprobs": "top_logprobs", "grammar": asks}
-        with field_names({**made_of, "max_tokens": limit, **names}):
-            stop = stop_strings(body)
-            # In harmony stop strings are looked for in the answer, not in thinking or headers.
-            self._stop = stop if harmony else ()
-            options = sampling_params(
+        with field_names({**made_of, "max_tokens": limit}):
+            params = sampling_params(
                 body,
                 max_tokens=body.get(limit),
-                logprobs=(body.get("top_logprobs") or 0) if self._logprobs else None,
-                stop=() if harmony else stop,
+                logprobs=logprobs,
+                stop=stop_strings(body),
             )
-            messages = parse_messages(body.get("messages"))
-            tools, may_call, must_call = _chosen(
-                parse_tools(body.get("tools")), body.get("tool_choice")
-            )
-            prompt = chat.prompt(
-                messages,
-                ChatOptions(
-                    effort=body.get("reasoning_effort") or "medium",
-                    tools=tools,
-                    today=date.today(),
+            messages = tuple(parse_messages(body.get("messages")))
+            chosen = choose(parse_tools(body.get("tools")), body.get("tool_choice"))
+            self._shown = _shown(body, messages)
+            self.answer = Answer.chat(
+                engine,
+                chat,
+                Conversation(
+                    messages,
+                    chosen.declared,
+                    effort_of(body),
+                    date.today(),
+                    continues=_continues(body),
                 ),
+                params,
+                caller=caller,
+                priority=priority_of(body),
+                answer=grammar,
+                may_call=chosen.may_call,
+                must_call=chosen.must_call,
+                hold=not flag(body, "allow_undeclared_calls"),
+                one_call=not flag(body, "parallel_tool_calls", True),
             )
-            self._has_tools = bool(tools)
-            self._stream = engine.stream(
-                prompt,
-                replace(options, grammar=chat.grammar(may_call, answer, must_call)),
-                loop=caller.loop,
-                priority=priority,
-                client=caller.client,
-            )
-        self.usage: dict[str, Any] = {}
-        self._completion = self._thinking = 0
 
-    def timings(self) -> list[Timing]:
-        """Of the texts that came to their end."""
-        return list(self._stream.timings)
-
-    def fail(self, error: Error) -> None:
-        """End it with an error."""
-        self._stream.fail(error)
-
-    def cancel(self) -> None:
-        """Stop what is still running."""
-        self._stream.cancel()
-
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """Choices with something new in them, in the form of a streamed answer."""
-        choices: dict[int, _Choice] = {}
-        async for delta in self._stream:
-            self._completion += len(delta.token_ids)
-            choice = choices.get(delta.index)
-            if choice is None:
-                choice = choices[delta.index] = self._choice(delta.index)
-                yield choice.first()
-            if choice.ended:
-                continue  # after a stop string
-            for piece in choice.take(delta):
-                yield piece
-            self._thinking += choice.thinks and len(delta.token_ids)
-            if all(c.ended for c in choices.values()) and len(choices) == self._stream.choices:
-                self._stream.cancel()
-        prompt = self._stream.prompt_tokens
-        self.usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": self._completion,
-            "total_tokens": prompt + self._completion,
-            "prompt_tokens_details": {"cached_tokens": _cached(self._stream.timings)},
-            "completion_tokens_details": {"reasoning_tokens": self._thinking},
+    async def whole(self) -> Event:
+        """The answer, when it is done. Raises Error."""
+        choices: dict[int, _Message] = {}
+        async for piece in self.answer:
+            if isinstance(piece, Begin):
+                choices[piece.choice] = _Message(self._shown)
+            else:
+                choices[piece.choice].add(piece)
+        whole = {
+            **head("chatcmpl", "chat.completion", self._model),
+            "choices": [{"index": i, **choices[i].choice()} for i in sorted(choices)],
+            "usage": counts(self.answer.usage),
         }
+        if self._shown.token_ids:
+            whole["prompt_token_ids"] = list(self.answer.prompt_ids[0])
+        return whole
 
-    def _choice(self, index: int) -> _Choice:
-        parser = self._chat.parser() if isinstance(self._chat, HarmonyChat) else None
-        return _Choice(index, parser, self._stop, self._logprobs, self._has_tools)
+    async def events(self) -> AsyncIterator[Event]:
+        """The chunks of a stream."""
+        shown = self._shown
+        start = head("chatcmpl", "chat.completion.chunk", self._model)
+        choices: dict[int, _Deltas] = {}
+        async for piece in self.answer:
+            first = not choices
+            if isinstance(piece, Begin):
+                choices[piece.choice] = _Deltas(shown)
+            for delta in choices[piece.choice].of(piece):
+                chunk = {**start, "choices": [{"index": piece.choice, **delta}]}
+                if first and shown.token_ids:
+                    chunk["prompt_token_ids"] = list(self.answer.prompt_ids[0])
+                if shown.usage:
+                    chunk["usage"] = counts(self.answer.usage) if shown.each_usage else None
+                first = False
+                yield chunk
+        if shown.usage:
+            yield {**start, "choices": [], "usage": counts(self.answer.usage)}
 
-    @staticmethod
-    def join(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The choices of a whole answer, out of the pieces."""
-        whole: dict[int, dict[str, Any]] = {}
-        for piece in choices:
-            message: dict[str, Any] = {"role": "assistant", "content": None}
-            mine = whole.setdefault(piece["index"], {"index": piece["index"], "message": message,
-                                                     "logprobs": None})  # fmt: skip
-            message, delta = mine["message"], piece["delta"]
-            for name in ("content", "reasoning_content"):
-                if delta.get(name) is not None:
-                    message[name] = (message.get(name) or "") + delta[name]
-            for call in delta.get("tool_calls", ()):
-                calls = message.setdefault("tool_calls", [])
-                if call["index"] == len(calls):
-                    function = dict(call["function"])
-                    calls.append({"id": call["id"], "type": "function", "function": function})
-                else:
-                    calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
-            if piece["logprobs"]:
-                mine["logprobs"] = mine["logprobs"] or {"content": []}
-                mine["logprobs"]["content"] += piece["logprobs"]["content"]
-            mine["finish_reason"] = piece["finish_reason"]
-        for choice in whole.values():
-            message = choice["message"]
-            message["content"] = message["content"] or (None if "tool_calls" in message else "")
-        return [whole[index] for index in sorted(whole)]
+    def failed(self, error: dict[str, Any]) -> list[Event]:
+        """What ends a stream that an error ended."""
+        return [{"error": error}]
 
 
-class _Choice:
-    """One answer while it is written."""
+class _Spaced:
+    """The texts of an answer's messages as one for each kind, a blank line between messages."""
 
-    def __init__(
+    def __init__(self, shown: _Shown) -> None:
+        # The message that each kind's last text was of; the first one goes on with what is echoed.
+        self._last: dict[Kind, int] = {"text": 0} if shown.echoed else {}
+
+    def of(self, part: Part) -> str:
+        if not part.text or part.kind == "call":
+            return part.text
+        before = self._last.get(part.kind, part.number)
+        self._last[part.kind] = part.number
+        return part.text if before == part.number else _BETWEEN + part.text
+
+
+class _Message:
+    """One answer, collected."""
+
+    def __init__(self, shown: _Shown) -> None:
+        self._shown, self._spaced = shown, _Spaced(shown)
+        self._texts: dict[Kind, str] = {"text": shown.echoed}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[dict[str, Any]] = []
+        self._ids: list[int] = []
+        self._finish: Finish | None = None
+
+    def add(self, piece: Part | Finished) -> None:
+        self._ids += piece.token_ids
+        if isinstance(piece, Finished):
+            self._finish = piece.reason
+        elif piece.kind == "call":
+            call = self._calls.setdefault(piece.number, _call(piece, ""))
+            call["function"]["arguments"] += piece.text
+        else:
+            self._texts[piece.kind] = self._texts.get(piece.kind, "") + self._spaced.of(piece)
+            if piece.kind == "text":
+                self._logprobs += map(_logprob, piece.logprobs)
+
+    def choice(self) -> dict[str, Any]:
+        content = self._texts["text"]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": content or (None if self._calls else ""),
+            "refusal": None,
+            "annotations": [],
+        }
+        thinking = self._texts.get("thinking")
+        if thinking and self._shown.thinking:
+            message |= _thinking(thinking)
+        if self._calls:
+            message["tool_calls"] = list(self._calls.values())
+        found = {
+            "message": message,
+            "logprobs": _all(self._logprobs),
+            "finish_reason": self._finish,
+        }
+        return {**found, "token_ids": self._ids} if self._shown.token_ids else found
+
+
+class _Deltas:
+    """One answer, as it comes."""
+
+    def __init__(self, shown: _Shown) -> None:
+        self._shown, self._spaced = shown, _Spaced(shown)
+        self._calls: dict[int, int] = {}  # of each message that is one: which of the calls
+        self._ids: list[int] = []  # that were not printed yet
+
+    def of(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds, as choices of a chunk without their index."""
+        if isinstance(piece, Begin):
+            first = self._choice({"role": "assistant", "content": ""})
+            echoed = self._shown.echoed
+            return [first, self._choice({"content": echoed})] if echoed else [first]
+        self._ids += piece.token_ids
+        if isinstance(piece, Finished):
+            return [self._choice({}, finish=piece.reason)]
+        delta = self._delta(piece)
+        if not delta:
+            return []
+        logprobs = [_logprob(token) for token in piece.logprobs] if piece.kind == "text" else []
+        return [self._choice(delta, logprobs)]
+
+    def _delta(self, part: Part) -> dict[str, Any]:
+        text = self._spaced.of(part)
+        if part.kind == "call":
+            if part.begins:
+                number = self._calls[part.number] = len(self._calls)
+                return {"tool_calls": [{"index": number, **_call(part, text)}]}
+            function = {"arguments": text}
+            calls = [{"index": self._calls[part.number], "function": function}]
+            return {"tool_calls": calls} if text else {}
+        if part.kind == "thinking":
+            return _thinking(text) if text and self._shown.thinking else {}
+        return {"content": text} if text or part.logprobs else {}
+
+    def _choice(
         self,
-        index: int,
-        parser: HarmonyParser | None,
-        stop: tuple[str, ...],
-        logprobs: bool,
-        has_tools: bool,
-    ) -> None:
-        self.index = index
-        self.ended = False
-        self.thinks = False  # the last token was of thinking
-        self._parser = parser
-        self._stop = StopMatcher(stop)
-        self._logprobs = logprobs
-        self._has_tools = has_tools
-        self._calls: list[Message] = []
-        self._held: list[TokenLogprob] = []  # of tokens whose text is still to come
-
-    def first(self) -> dict[str, Any]:
-        """The piece that says who speaks."""
-        return self._piece({"role": "assistant", "content": ""})
-
-    def take(self, delta: Delta) -> list[dict[str, Any]]:
-        """The pieces that a token adds; the last one has a finish_reason."""
-        if self._parser is None:
-            logprobs = delta.logprobs if self._logprobs else None
-            changes = {"content": delta.text} if delta.text or logprobs else {}
-            self.ended = delta.finish_reason is not None
-            if not changes and not self.ended:
-                return []
-            return [self._piece(changes, logprobs, delta.finish_reason)]
-        pieces: list[dict[str, Any]] = []
-        written = [piece for token in delta.token_ids for piece in self._parser.push(token)]
-        if delta.finish_reason is not None:
-            written += self._parser.finish()
-        written = [piece for piece in written if piece.message.from_model]
-        self.thinks = any(piece.message.channel == ANALYSIS for piece in written)
-        special = any(map(self._parser.is_special, delta.token_ids))
-        if self._logprobs and not special:
-            self._held += delta.logprobs or ()
-        for piece in written:
-            changes = self._changes(piece.message, piece.text)
-            if changes:
-                pieces.append(self._piece(changes, self._take_held("content" in changes)))
-            if self.ended:
-                return [*pieces, self._piece({}, finish="stop")]
-        if special:
-            self._take_held(False)  # of a header
-        if delta.finish_reason is not None:
-            rest = self._stop.flush()
-            if rest:
-                pieces.append(self._piece({"content": rest}, self._take_held(True)))
-            self.ended = True
-            finish = "tool_calls" if self._calls else delta.finish_reason
-            pieces.append(self._piece({}, finish=finish))
-        return pieces
-
-    def _take_held(self, in_answer: bool) -> tuple[TokenLogprob, ...] | None:
-        """What was held back: of all tokens since the last text, if that is the answer's."""
-        held, self._held = self._held, []
-        return tuple(held) if in_answer else None
-
-    def _changes(self, message: Message, text: str) -> dict[str, Any]:
-        # A call where nothing can be called is shown as what it is: text of the model.
-        if message.is_call and self._has_tools:
-            return self._call(message, text)
-        if not text:
-            return {}
-        if message.channel == ANALYSIS:
-            return {"reasoning_content": text}
-        text, self.ended = self._stop.push(text)
-        return {"content": text} if text else {}
-
-    def _call(self, message: Message, text: str) -> dict[str, Any]:
-        begins = not any(call is message for call in self._calls)
-        if begins:
-            self._calls.append(message)
-        elif not text:
-            return {}
-        number = next(i for i, call in enumerate(self._calls) if call is message)
-        call: dict[str, Any] = {"index": number, "function": {"arguments": text}}
-        if begins:
-            name = (message.recipient or "").removeprefix(_FUNCTIONS)
-            call |= {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
-            call["function"] = {"name": name, "arguments": text}
-        return {"tool_calls": [call]}
-
-    def _piece(
-        self,
-        changes: dict[str, Any],
-        logprobs: tuple[TokenLogprob, ...] | None = None,
-        finish: str | None = None,
+        delta: dict[str, Any],
+        logprobs: Sequence[dict[str, Any]] = (),
+        finish: Finish | None = None,
     ) -> dict[str, Any]:
-        found = {"content": [_logprob(token) for token in logprobs]} if logprobs else None
-        return {
-            "index": self.index,
-            "delta": changes,
-            "logprobs": found,
+        found: dict[str, Any] = {
+            "delta": delta,
+            "logprobs": _all(logprobs),
             "finish_reason": finish,
         }
+        if self._shown.token_ids:
+            found["token_ids"], self._ids = self._ids, []
+        return found
+
+
+def _thinking(text: str) -> dict[str, str]:
+    """Under the name that vLLM and Ollama have for it, and that of llama.cpp and DeepSeek."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _call(part: Part, arguments: str) -> dict[str, Any]:
+    function = {"name": part.name, "arguments": arguments}
+    return {"id": part.call_id, "type": "function", "function": function}
+
+
+def _all(logprobs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return {"content": list(logprobs), "refusal": None} if logprobs else None
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
@@ -281,56 +284,37 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
 
 
 def _one(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+    logprob = max(token.logprob, _LEAST_LOGPROB)
+    return {"token": token.text, "logprob": logprob, "bytes": list(token.bytes)}
 
 
-def _cached(timings: Iterable[Timing]) -> int:
-    """Tokens of the prompt that the prefix cache had for the choice that came first."""
-    return min((timing.cached_tokens for timing in timings), default=0)
-
-
-def _chosen(tools: list[Tool], choice: object) -> tuple[list[Tool], list[Tool], bool]:
-    """(tools that are declared, those of them that may be called, whether one must be)."""
-    if choice is None or choice == "auto":
-        return tools, tools, False
-    if choice == "none":
-        return [], [], False
-    if choice == "required":
-        may_call = tools
-    else:
-        may_call, must_call = _named(tools, choice)
-        if not must_call:
-            return may_call, may_call, False
-    if not may_call:
-        raise ApiError("tool_choice: expected tools to choose from, found none", field="tools")
-    return tools, may_call, True
-
-
-def _named(tools: list[Tool], choice: object) -> tuple[list[Tool], bool]:
-    """(the tools that a choice names, whether one must be called)."""
-    if not isinstance(choice, Mapping) or choice.get("type") not in ("function", "allowed_tools"):
+def _shown(body: Mapping[str, Any], messages: Sequence[Message]) -> _Shown:
+    options = body.get("stream_options")
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
         raise ApiError(
-            f"tool_choice: expected auto, none, required or a function, found {shown(choice)}",
-            field="tool_choice",
+            f"stream_options: expected an object, found {shown(options)}", field="stream_options"
         )
-    listed: object = [choice]
-    must_call = True
-    if choice["type"] == "allowed_tools":
-        allowed = choice.get("allowed_tools", choice)  # the responses API has no inner object
-        listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
-        must_call = isinstance(allowed, Mapping) and allowed.get("mode") == "required"
-    if not isinstance(listed, list):
-        raise ApiError("tool_choice.tools: expected a list", field="tool_choice")
-    known = {tool.name: tool for tool in tools}
-    found = []
-    for each in listed:
-        function = each.get("function", each) if isinstance(each, Mapping) else None
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if not isinstance(name, str) or name not in known:
-            raise ApiError(
-                f"tool_choice: expected one of {', '.join(known) or 'no tools'}, found "
-                f"{shown(name)}",
-                field="tool_choice",
-            )
-        found.append(known[name])
-    return found, must_call
+    last = messages[-1]
+    echoes = flag(body, "echo") and last.from_model and not last.is_call
+    return _Shown(
+        thinking=flag(body, "include_reasoning", True),
+        token_ids=flag(body, "return_token_ids"),
+        usage=flag(options, "include_usage"),
+        each_usage=flag(options, "continuous_usage_stats"),
+        echoed=last.content if echoes else "",
+    )
+
+
+def _continues(body: Mapping[str, Any]) -> bool:
+    """Whether the last message is to be gone on with, as vLLM's clients ask for it."""
+    continues = flag(body, "continue_final_message")
+    adds = flag(body, "add_generation_prompt", not continues)
+    if continues == adds:
+        wanted = "false with" if continues else "true without"
+        raise ApiError(
+            f"add_generation_prompt: expected {wanted} continue_final_message",
+            field="add_generation_prompt",
+        )
+    return continues

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from gptoss.engine import Account, AsyncEngine, AsyncStream, Prompt
-from gptoss.errors import Error, shown
-from gptoss.request import Delta, Timing, TokenLogprob
+from gptoss.engine import AsyncEngine, Prompt
+from gptoss.errors import shown
+from gptoss.request import TokenLogprob
+from gptoss.server.api.answer import Answer, Event, Part, counts, head
 from gptoss.server.api.fields import (
     Caller,
     answer_grammar,
@@ -19,7 +20,6 @@ from gptoss.server.api.fields import (
     stop_strings,
     wants_usage,
 )
-from gptoss.server.api.merge import Merged
 from gptoss.server.errors import ApiError
 
 _UNSUPPORTED = ("suffix", "best_of")
@@ -27,22 +27,24 @@ _MAX_PROMPTS = 64
 
 
 class CompletionRequest:
-    """A request that has been checked and submitted; `chunks` gives the answer piece by piece."""
+    """A request that has been checked and submitted; a `Surface`."""
 
-    object = "text_completion"
-    chunk_object = "text_completion"
-    prefix = "cmpl"
+    named = False
 
-    def __init__(self, engine: AsyncEngine, body: Mapping[str, Any], caller: Caller) -> None:
+    def __init__(
+        self, engine: AsyncEngine, body: Mapping[str, Any], caller: Caller, model: str
+    ) -> None:
+        """model: what clients call it. Raises Error, ApiError."""
         refuse_unsupported(body, _UNSUPPORTED)
+        self.ignored: Sequence[str] = ()
         self.streams = flag(body, "stream")
-        self.usage_wanted = wants_usage(body)
-        logprobs = body.get("logprobs")
+        self._usage_wanted = wants_usage(body)
+        self._model = model
         asks, answer = answer_grammar(body)
         params = sampling_params(
             body,
             max_tokens=16 if body.get("max_tokens") is None else body["max_tokens"],
-            logprobs=logprobs,
+            logprobs=body.get("logprobs"),
             stop=stop_strings(body),
             grammar=answer,
         )
@@ -50,82 +52,56 @@ class CompletionRequest:
         prompts = _prompts(body.get("prompt"))
         if flag(body, "echo"):
             raise ApiError("echo: this server cannot do that", field="echo", code="unsupported")
-        self._params = params
-        self.usage: dict[str, Any] = {}
-        self._streams: list[AsyncStream] = []
-        self._merged = Merged(self._streams)
-        account = Account()  # however many prompts, one request
-        try:
-            with field_names({"grammar": asks}):
-                for prompt in prompts:
-                    self._streams.append(
-                        engine.stream(
-                            prompt,
-                            params,
-                            loop=caller.loop,
-                            priority=priority,
-                            client=caller.client,
-                            account=account,
-                        )
-                    )
-        except Error:
-            self.cancel()
-            raise
+        with field_names({"grammar": asks}):
+            self.answer = Answer.texts(engine, prompts, params, caller=caller, priority=priority)
 
-    def timings(self) -> list[Timing]:
-        """Of the texts that came to their end."""
-        return [timing for stream in self._streams for timing in stream.timings]
-
-    def fail(self, error: Error) -> None:
-        """End it with an error."""
-        for stream in self._streams:
-            stream.fail(error)
-
-    def cancel(self) -> None:
-        """Stop what is still running."""
-        self._merged.cancel()
-        for stream in self._streams:
-            stream.cancel()
-
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """Choices with new text, of all prompts as it comes, in the form of a streamed answer."""
-        completion = 0
+    async def whole(self) -> Event:
+        """The answer, when it is done. Raises Error."""
+        choices: dict[int, dict[str, Any]] = {}
         offsets: dict[int, int] = {}
-        async for place, delta in self._merged:
-            completion += len(delta.token_ids)
-            if delta.text or delta.finish_reason or delta.logprobs:
-                yield self._choice(delta, place * self._params.n + delta.index, offsets)
-        prompt = sum(stream.prompt_tokens for stream in self._streams)
-        self.usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
-
-    def _choice(self, delta: Delta, index: int, offsets: dict[int, int]) -> dict[str, Any]:
-        at = offsets.get(index, 0)
-        offsets[index] = at + len(delta.text)
-        return {
-            "index": index,
-            "text": delta.text,
-            "logprobs": _logprobs(delta.logprobs, at) if delta.logprobs else None,
-            "finish_reason": delta.finish_reason,
-        }
-
-    @staticmethod
-    def join(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The choices of a whole answer, out of the pieces."""
-        whole: dict[int, dict[str, Any]] = {}
-        for piece in choices:
-            mine = whole.setdefault(piece["index"], {**piece, "text": "", "logprobs": None})
-            mine["text"] += piece["text"]
-            mine["finish_reason"] = piece["finish_reason"]
-            if piece["logprobs"]:
+        async for piece in self.answer:
+            if not isinstance(piece, Part):
+                continue
+            new = _choice(piece, offsets)
+            mine = choices.setdefault(piece.choice, {**new, "text": "", "logprobs": None})
+            mine["text"] += new["text"]
+            mine["finish_reason"] = new["finish_reason"]
+            if new["logprobs"]:
                 if mine["logprobs"] is None:
-                    mine["logprobs"] = {name: [] for name in piece["logprobs"]}
-                for name, values in piece["logprobs"].items():
+                    mine["logprobs"] = {name: [] for name in new["logprobs"]}
+                for name, values in new["logprobs"].items():
                     mine["logprobs"][name] += values
-        return [whole[index] for index in sorted(whole)]
+        return {
+            **head("cmpl", "text_completion", self._model),
+            "choices": [choices[index] for index in sorted(choices)],
+            "usage": counts(self.answer.usage),
+        }
+
+    async def events(self) -> AsyncIterator[Event]:
+        """The chunks of a stream."""
+        start = head("cmpl", "text_completion", self._model)
+        empty = {"usage": None} if self._usage_wanted else {}
+        offsets: dict[int, int] = {}
+        async for piece in self.answer:
+            if isinstance(piece, Part):
+                yield {**start, "choices": [_choice(piece, offsets)], **empty}
+        if self._usage_wanted:
+            yield {**start, "choices": [], "usage": counts(self.answer.usage)}
+
+    def failed(self, error: dict[str, Any]) -> list[Event]:
+        """What ends a stream that an error ended."""
+        return [{"error": error}]
+
+
+def _choice(part: Part, offsets: dict[int, int]) -> dict[str, Any]:
+    at = offsets.get(part.choice, 0)
+    offsets[part.choice] = at + len(part.text)
+    return {
+        "index": part.choice,
+        "text": part.text,
+        "logprobs": _logprobs(part.logprobs, at) if part.logprobs else None,
+        "finish_reason": ("stop" if part.whole else "length") if part.ends else None,
+    }
 
 
 def _prompts(raw: object) -> list[Prompt]:

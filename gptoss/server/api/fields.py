@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,14 +40,36 @@ class Caller:
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
-    """The object that a request's body is. Raises ApiError."""
+    """The object that a request's body is, in which all text is Unicode: halves of surrogate pairs,
+    which JavaScript's strings may end with, are U+FFFD. Raises ApiError.
+    """
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_no_number)
+        if _MAYBE_HALF.search(data):
+            body = _mended(body)
     except (ValueError, RecursionError) as error:
         raise ApiError(f"body: expected JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(f"body: expected an object, found {shown(body)}")
     return body
+
+
+# An escape that a surrogate may be, or a byte that may begin one; in UTF-16 and 32 any byte may.
+_MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed|\x00|[\xfe\xff]")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(key): _mended(item) for key, item in value.items()}
+    return value
 
 
 def refuse_unsupported(body: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -56,12 +79,14 @@ def refuse_unsupported(body: Mapping[str, Any], names: Sequence[str]) -> None:
             raise ApiError(f"{name}: this server cannot do that", field=name, code="unsupported")
 
 
-def flag(body: Mapping[str, Any], name: str) -> bool:
-    """A field that is true or false; false where it is missing."""
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is true or false; `default` where it is missing or null."""
     value = body.get(name)
-    if value is not None and not isinstance(value, bool):
+    if value is None:
+        return default
+    if not isinstance(value, bool):
         raise ApiError(f"{name}: expected true or false, found {shown(value)}", field=name)
-    return bool(value)
+    return value
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -89,7 +114,7 @@ def field_names(names: Mapping[str, str]) -> Iterator[None]:
         name = names.get(error.field or "")
         if name is None or name == error.field:
             raise
-        raise ApiError(f"{name}: {error}", field=name) from None
+        raise ApiError(f"{name}: {error}", field=name, code=error.code) from None
 
 
 _GUIDES: dict[str, Callable[[Any], Grammar]] = {
@@ -138,12 +163,13 @@ def answer_grammar(
 
 
 def _of_format(wanted: object, name: str) -> Grammar | None:
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else wanted
-    if kind not in _FORMATS:
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if not isinstance(wanted, Mapping) or kind not in _FORMATS:
         raise ApiError(
-            f"{name}: expected type {', '.join(_FORMATS)}, found {shown(kind)}", field=name
+            f"{name}: expected type {', '.join(_FORMATS)}, found "
+            f"{shown(kind if isinstance(wanted, Mapping) else wanted)}",
+            field=name,
         )
-    assert isinstance(wanted, Mapping)
     if kind == "text":
         return None
     if kind == "json_object":

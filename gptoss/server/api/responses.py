@@ -9,8 +9,8 @@ from typing import Any
 
 from gptoss.chat import HarmonyChat, PlainChat, parse_messages
 from gptoss.engine import AsyncEngine
-from gptoss.errors import Error, shown
-from gptoss.request import Timing
+from gptoss.errors import shown
+from gptoss.server.api.answer import counts
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.fields import Caller, field_names, flag, refuse_unsupported
 from gptoss.server.errors import ApiError
@@ -36,7 +36,9 @@ Event = dict[str, Any]
 
 
 class ResponsesRequest:
-    """A request that has been checked and submitted; `events` gives the answer as it is written."""
+    """A request that has been checked and submitted; a `Surface`."""
+
+    named = True
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class ResponsesRequest:
     ) -> None:
         refuse_unsupported(body, _UNSUPPORTED)
         self.streams = flag(body, "stream")
-        self._chat = ChatRequest(engine, chat, _as_chat(body), caller, _NAMES)
+        with field_names(_NAMES):
+            self._chat = ChatRequest(engine, chat, _as_chat(body), caller, model)
+        self.answer, self.ignored = self._chat.answer, self._chat.ignored
         self._body = body
         self._head = {
             "id": f"resp_{secrets.token_hex(16)}",
@@ -58,19 +62,7 @@ class ResponsesRequest:
         }
         self._items: list[dict[str, Any]] = []
 
-    def timings(self) -> list[Timing]:
-        """Of the texts that came to their end."""
-        return self._chat.timings()
-
-    def fail(self, error: Error) -> None:
-        """End it with an error."""
-        self._chat.fail(error)
-
-    def cancel(self) -> None:
-        """Stop what is still running."""
-        self._chat.cancel()
-
-    async def response(self) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """The whole answer."""
         last: Event = {}
         async for event in self.events():
@@ -85,12 +77,17 @@ class ResponsesRequest:
             yield {**event, "sequence_number": number}
             number += 1
 
+    def failed(self, error: dict[str, Any]) -> list[Event]:
+        """What ends a stream that an error ended."""
+        return [{**error, "type": "error"}]
+
     async def _unnumbered(self) -> AsyncIterator[Event]:
         for kind in ("created", "in_progress"):
-            yield {"type": f"response.{kind}", "response": self._whole("in_progress")}
+            yield {"type": f"response.{kind}", "response": self._response("in_progress")}
         open_item: _Item | None = None
         finish = None
-        async for choice in self._chat.chunks():
+        async for chunk in self._chat.events():
+            (choice,) = chunk["choices"]
             finish = choice["finish_reason"] or finish
             for kind, key, text, call in _parts(choice["delta"]):
                 if open_item is None or open_item.key != key:
@@ -108,10 +105,10 @@ class ResponsesRequest:
                 yield event
         cut = finish == "length"
         kind = "incomplete" if cut else "completed"
-        yield {"type": f"response.{kind}", "response": self._whole(kind)}
+        yield {"type": f"response.{kind}", "response": self._response(kind)}
 
-    def _whole(self, status: str) -> dict[str, Any]:
-        body, usage = self._body, self._chat.usage
+    def _response(self, status: str) -> dict[str, Any]:
+        body, usage = self._body, counts(self.answer.usage)
         reasoning = body.get("reasoning")
         effort = reasoning.get("effort") if isinstance(reasoning, Mapping) else None
         return {
@@ -141,7 +138,7 @@ class ResponsesRequest:
                 "output_tokens_details": usage["completion_tokens_details"],
                 "total_tokens": usage["total_tokens"],
             }
-            if usage
+            if status != "in_progress"
             else None,
         }
 

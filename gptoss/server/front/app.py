@@ -17,6 +17,7 @@ from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,7 +31,9 @@ from gptoss.server.http import (
     CALLER_HEADER,
     CLIENT_HEADER,
     CLIENT_LEFT,
+    ID_HEADER,
     Endpoint,
+    RequestIds,
     address_of,
     check_key,
     failed,
@@ -39,6 +42,7 @@ from gptoss.server.http import (
     knows_key,
     no_route,
     read_body,
+    request_id,
     unless_left,
 )
 
@@ -130,7 +134,7 @@ class _Front:
                 Route("/health", self._health, methods=["GET"]),
                 Route("/{path:path}", self._guarded(self._pass_on), methods=["GET", "POST"]),
             ],
-            middleware=for_origins(options.origins),
+            middleware=[Middleware(RequestIds), *for_origins(options.origins)],
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
@@ -174,7 +178,7 @@ class _Front:
             f"{sum(self._router.running)} requests are running, which is as many as may; "
             "come again",
             429,
-            code="too_many_requests",
+            code="rate_limit_exceeded",
             headers={"Retry-After": "1"},
         )
 
@@ -208,6 +212,7 @@ class _Front:
         }
         host = address_of(request)
         headers[CLIENT_HEADER] = headers[CALLER_HEADER] = host
+        headers[ID_HEADER] = request_id(request)
         if self._options.api_keys:
             given = request.headers.get("authorization", "").encode()
             headers[CALLER_HEADER] = blake2b(given, digest_size=16).hexdigest()
