@@ -27,6 +27,7 @@ from gptoss.chat.harmony import Piece as Piece
 from gptoss.chat.messages import JSON_TYPE as JSON_TYPE
 from gptoss.chat.messages import call_name as call_name
 from gptoss.chat.messages import call_recipient as call_recipient
+from gptoss.chat.messages import dump_messages as dump_messages
 from gptoss.chat.messages import id_key as id_key
 from gptoss.chat.messages import parse_messages as parse_messages
 from gptoss.chat.messages import parse_tools as parse_tools

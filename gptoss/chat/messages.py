@@ -84,6 +84,42 @@ def id_key(value: object) -> str | None:
         return repr(value)[:256]
 
 
+def dump_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The reverse of `parse_messages`: messages as OpenAI's chat API has them.
+
+    An assistant's thinking stands in "reasoning". Calls without an id get one of their place.
+    """
+    found: list[dict[str, Any]] = []
+    ids: dict[str, str] = {}  # recipient of the last call → its id
+    for i, message in enumerate(messages):
+        if message.role == "tool":
+            name = call_name(message.author)
+            call_id = message.call_id or ids.get(message.author, f"call_{i}")
+            found.append(
+                {"role": "tool", "tool_call_id": call_id, "name": name, "content": message.content}
+            )
+            continue
+        if not message.from_model:
+            found.append({"role": message.role, "content": message.content})
+            continue
+        last = found[-1] if found and found[-1]["role"] == "assistant" else None
+        if message.channel == ANALYSIS and not message.is_call:
+            found.append({"role": "assistant", "content": "", "reasoning": message.content})
+        elif message.is_call:
+            if last is None:
+                found.append(last := {"role": "assistant", "content": ""})
+            call_id = ids[str(message.recipient)] = message.call_id or f"call_{i}"
+            function = {"name": call_name(message.recipient), "arguments": message.content}
+            last.setdefault("tool_calls", []).append(
+                {"id": call_id, "type": "function", "function": function}
+            )
+        elif last is not None and not last["content"] and "tool_calls" not in last:
+            last["content"] = message.content
+        else:
+            found.append({"role": "assistant", "content": message.content})
+    return found
+
+
 class _Reader:
     """Reads messages in their order; calls are remembered for their results."""
 
@@ -177,9 +213,7 @@ class _Reader:
                     f"{shown(item.get('tool_call_id'))}"
                 )
             author = call_recipient(name, self._declared)
-        return Message(
-            valid_text(author), COMMENTARY, "assistant", content=text, call_id=key
-        )
+        return Message(valid_text(author), COMMENTARY, "assistant", content=text, call_id=key)
 
 
 def _text_of(content: object, where: str) -> str:

@@ -14,7 +14,7 @@ from gptoss.cli.arguments import add_model
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
-    from gptoss.chat import ChatMessage, HarmonyChat, PlainChat
+    from gptoss.chat import Conversation, HarmonyChat, Message, PlainChat
     from gptoss.request import SamplingParams
 
 NAME = "chat"
@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         seed=arguments.seed,
     )
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    # A byte that is no UTF-8 must not end the conversation.
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     if terminal:
         _edit_lines()
     with open_engine(arguments) as engine:
@@ -133,7 +135,7 @@ def command(session: Session, text: str) -> bool:
 
 
 class Session:
-    """A conversation with a model. Messages are those of the OpenAI API."""
+    """A conversation with a model, of `Message`s as the model wrote them."""
 
     def __init__(
         self,
@@ -147,20 +149,23 @@ class Session:
         self.chat = chat
         self.params = params
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[Message] = []
         self.set_effort(effort)
 
     def set_effort(self, effort: str) -> None:
-        from gptoss.chat import ChatOptions
+        from gptoss.chat import Conversation
 
-        self._options = ChatOptions(effort=effort, today=date.today())
+        Conversation((), effort=effort)  # which checks it
+        self.effort = effort
 
     def save(self, path: Path) -> None:
-        """All of it as JSON: {"messages": […]}."""
+        """All of it as JSON, as OpenAI's API has it: {"messages": […]}."""
+        from gptoss.chat import dump_messages
+
         if not path.name:
             raise Error("/save: expected the name of a file")
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        text = json.dumps({"messages": system + self.messages}, ensure_ascii=False, indent=2)
+        messages = dump_messages([*self._instructions(), *self.messages])
+        text = json.dumps({"messages": messages}, ensure_ascii=False, indent=2)
         try:
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
@@ -168,35 +173,44 @@ class Session:
 
     def answer(self, text: str) -> Iterator[tuple[str, str]]:
         """(channel, new text) while the model writes. A stop in between keeps what was written."""
-        self.messages.append({"role": "user", "content": text})
+        from gptoss.chat import HarmonyChat, Message, valid_text
+
+        self.messages.append(Message("user", content=valid_text(text)))
         prompt = self._prompt()
-        written = {"analysis": "", "commentary": "", "final": ""}
+        write = self._in_harmony if isinstance(self.chat, HarmonyChat) else self._plainly
+        yield from write(prompt)
+
+    def _plainly(self, prompt: list[int]) -> Iterator[tuple[str, str]]:
+        from gptoss.chat import FINAL, Message
+
+        written = ""
         try:
-            for channel, piece in self._write(prompt):
-                written[channel] += piece
-                yield channel, piece
+            with self.engine.stream(prompt, self.params) as stream:
+                for delta in stream:
+                    if delta.text:
+                        written += delta.text
+                        yield FINAL, delta.text
         finally:
-            message = {"role": "assistant", "content": written["commentary"] + written["final"]}
-            if written["analysis"]:
-                message["reasoning"] = written["analysis"]
-            self.messages.append(message)
+            self.messages.append(Message("assistant", FINAL, content=written))
 
-    def _write(self, prompt: list[int]) -> Iterator[tuple[str, str]]:
-        from gptoss.chat import HarmonyChat
+    def _in_harmony(self, prompt: list[int]) -> Iterator[tuple[str, str]]:
+        from gptoss.chat import FINAL, HarmonyChat
 
-        with self.engine.stream(prompt, self.params) as stream:
-            if not isinstance(self.chat, HarmonyChat):
-                yield from (("final", delta.text) for delta in stream if delta.text)
-                return
-            parser = self.chat.parser()
-            for delta in stream:
-                for token in delta.token_ids:
-                    for piece in parser.push(token):
-                        if piece.message.from_model:
-                            yield piece.message.channel or "final", piece.text
+        assert isinstance(self.chat, HarmonyChat)
+        parser = self.chat.parser()
+        try:
+            with self.engine.stream(prompt, self.params) as stream:
+                for delta in stream:
+                    for token in delta.token_ids:
+                        for piece in parser.push(token):
+                            if piece.message.from_model:
+                                yield piece.message.channel or FINAL, piece.text
             for piece in parser.finish():
                 if piece.message.from_model:
-                    yield piece.message.channel or "final", piece.text
+                    yield piece.message.channel or FINAL, piece.text
+        finally:
+            # What somebody else says is not the model's to write.
+            self.messages += [m for m in parser.messages if m.from_model and m.content]
 
     def _prompt(self) -> list[int]:
         """As much of the conversation as leaves room for an answer: old messages go first.
@@ -206,11 +220,11 @@ class Session:
         room = self.engine.info()["context_length"] - min(self.params.max_tokens or 1, 256)
         first = 0
         while True:
-            ids = self.chat.prompt(self._checked(first), self._options)
+            ids = self.chat.render(self._conversation(first)).ids
             if len(ids) <= room:
                 return ids
             later = [i for i in range(first + 1, len(self.messages))
-                     if self.messages[i]["role"] == "user"]  # fmt: skip
+                     if self.messages[i].role == "user"]  # fmt: skip
             if not later:
                 self.messages.pop()
                 raise Error(
@@ -219,13 +233,16 @@ class Session:
                 )
             first = later[0]
 
-    def _checked(self, first: int) -> list[ChatMessage]:
-        from gptoss.chat import parse_messages
+    def _conversation(self, first: int) -> Conversation:
+        from gptoss.chat import Conversation
 
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        # An answer that was stopped before its first word is not a message.
-        said = [m for m in self.messages[first:] if m["content"] or m.get("reasoning")]
-        return parse_messages(system + said)
+        messages = (*self._instructions(), *self.messages[first:])
+        return Conversation(messages, effort=self.effort, today=date.today())
+
+    def _instructions(self) -> list[Message]:
+        from gptoss.chat import Message, valid_text
+
+        return [Message("system", content=valid_text(self.system))] if self.system else []
 
 
 class _Printer:

@@ -1,6 +1,7 @@
 """`gptoss chat`: messages out of lines, commands, what is kept of a conversation."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ from byte_vocabulary import WORDS
 from waiting import WORK
 
 from gptoss import Engine, Error, SamplingParams
+from gptoss.chat.conversation import Message
 from gptoss.chat.formats import HarmonyChat, load_chat
 from gptoss.chat.harmony import HarmonyParser
+from gptoss.chat.render import Rendered
 from gptoss.cli.chat import Session, command, read_messages
 from gptoss.request.result import Delta
 
@@ -54,20 +57,20 @@ def session(engine):
 def test_an_answer_goes_on_with_the_conversation(session, engine):
     written = "".join(text for _, text in session.answer("Once upon a time"))
     assert written and session.messages == [
-        {"role": "user", "content": "Once upon a time"},
-        {"role": "assistant", "content": written},
+        Message("user", content="Once upon a time"),
+        Message("assistant", "final", content=written),
     ]
     (again,) = engine.generate("Once upon a time", session.params)
     assert again.text == written
     list(session.answer("The end."))
-    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    assert [m.role for m in session.messages] == ["user", "assistant"] * 2
 
 
 def test_what_was_written_before_a_stop_stays(session):
     answer = session.answer("Once upon a time")
     _, first = next(answer)
     answer.close()
-    assert session.messages[-1] == {"role": "assistant", "content": first}
+    assert session.messages[-1] == Message("assistant", "final", content=first)
 
 
 def test_old_messages_go_when_there_is_no_room(session, engine):
@@ -88,14 +91,14 @@ def test_commands(session, capsys, tmp_path):
     assert command(session, "/system Be brief.") and session.system == "Be brief."
     assert command(session, "/system")
     assert capsys.readouterr().out == "Be brief.\n"
-    session.messages.append({"role": "user", "content": "Ü"})
+    session.messages.append(Message("user", content="Ü"))
     command(session, f"/save {tmp_path / 'talk.json'}")
     saved = json.loads((tmp_path / "talk.json").read_text("utf-8"))
     assert [m["content"] for m in saved["messages"]] == ["Be brief.", "Ü"]
     command(session, "/reset")
     assert session.messages == [] and session.system == "Be brief."
     command(session, "/effort high")
-    assert session._options.effort == "high"
+    assert session.effort == "high"
     for wrong, message in [
         ("/effort extreme", "one of low, medium, high"),
         ("/save", "name of a file"),
@@ -127,12 +130,12 @@ class OfBytes(HarmonyChat):
     def __init__(self, words):
         self.words, self.seen = words, []
 
-    def parser(self):
-        return HarmonyParser(self.words)
+    def parser(self, continues=False):
+        return HarmonyParser(self.words, continues)
 
-    def prompt(self, messages, options):
-        self.seen.append(messages)
-        return [0]
+    def render(self, conversation):
+        self.seen.append(conversation.messages)
+        return Rendered([(False, "?")], WORDS)
 
 
 def test_thinking_is_told_apart_and_remembered():
@@ -145,9 +148,38 @@ def test_thinking_is_told_apart_and_remembered():
     pieces = list(session.answer("Well?"))
     assert "".join(text for channel, text in pieces if channel == "analysis") == "hm"
     assert "".join(text for channel, text in pieces if channel == "final") == "Yes."
-    assert session.messages[-1] == {"role": "assistant", "content": "Yes.", "reasoning": "hm"}
+    assert session.messages[1:] == [
+        Message("assistant", "analysis", content="hm"),
+        Message("assistant", "final", content="Yes."),
+    ]
     list(session.answer("Sure?"))
-    assert [m.role for m in chat.seen[-1]] == ["system", "user", "assistant", "user"]
+    assert [m.role for m in chat.seen[-1]] == ["system", "user", "assistant", "assistant", "user"]
+
+
+def test_a_preamble_is_no_part_of_the_answer():
+    engine = Scripted(
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+        "<|channel|>final<|message|>Yes.<|return|>"
+    )
+    session = Session(engine, OfBytes(engine.words), SamplingParams())
+    list(session.answer("Well?"))
+    assert [(m.channel, m.content) for m in session.messages[1:]] == [
+        ("commentary", "I look."),
+        ("final", "Yes."),
+    ]
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX", "en_US.UTF-8"])
+def test_bytes_that_are_no_text_do_not_end_a_conversation(locale, tmp_path):
+    saved = tmp_path / "saved.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "gptoss", "chat", "--max-tokens", "4", "--temperature", "0"],
+        input=b"caf\xe9 \xf0\x9f\nOnce upon a time\n/save " + str(saved).encode() + b"\n",
+        capture_output=True, timeout=WORK, env={**os.environ, "LC_ALL": locale},
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    said = [m["content"] for m in json.loads(saved.read_text("utf-8"))["messages"]]
+    assert said[0].startswith("caf\ufffd") and said[2] == "Once upon a time"
 
 
 def test_the_program():

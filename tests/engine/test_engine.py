@@ -92,7 +92,10 @@ def test_empty_text_without_a_start_token(engine, monkeypatch):
         (None, "NoneType"),
         ({1: 2}, "dict"),
         ("a\ud800", "lone surrogate at index 1"),
-        ([0] * CONTEXT, f"at most {CONTEXT - 1} tokens.*length is {CONTEXT} tokens.*found {CONTEXT}"),
+        (
+            [0] * CONTEXT,
+            f"at most {CONTEXT - 1} tokens.*length is {CONTEXT} tokens.*found {CONTEXT}",
+        ),
     ],
 )
 def test_bad_prompts(engine, prompt, message):

@@ -89,8 +89,9 @@ class ChatRequest:
                 logprobs=logprobs,
                 stop=stop_strings(body),
             )
-            messages = tuple(parse_messages(body.get("messages")))
-            chosen = choose(parse_tools(body.get("tools")), body.get("tool_choice"))
+            tools = parse_tools(body.get("tools"))
+            messages = tuple(parse_messages(body.get("messages"), [tool.name for tool in tools]))
+            chosen = choose(tools, body.get("tool_choice"))
             self._shown = _shown(body, messages)
             self.answer = Answer.chat(
                 engine,
