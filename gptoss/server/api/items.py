@@ -57,7 +57,9 @@ def parse_items(
     if not isinstance(raw, list) or not raw:
         raise _bad("input", "a string or a list of items", raw)
     reader = _Reader(frozenset(declared), held)
-    messages += [message for i, item in enumerate(raw) for message in reader.read(item, f"input[{i}]")]
+    messages += [
+        message for i, item in enumerate(raw) for message in reader.read(item, f"input[{i}]")
+    ]
     return _with_channels(messages)
 
 
@@ -87,9 +89,7 @@ class _Reader:
         elif kind == "item_reference":
             yield from self._reference(item, where)
         else:
-            raise _bad(
-                where, "a message, reasoning, function_call or function_call_output", kind
-            )
+            raise _bad(where, "a message, reasoning, function_call or function_call_output", kind)
 
     def _message(self, item: Item, where: str) -> Iterator[Message]:
         role, phase = item.get("role"), item.get("phase")
