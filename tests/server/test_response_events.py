@@ -56,20 +56,40 @@ def call(number, *texts, name="weather", **more):
     return message(number, "call", *texts, **more)
 
 
-async def given_one_by_one(pieces):
-    for piece in pieces:
-        if isinstance(piece, BaseException):
-            raise piece
-        yield piece
+class Given:
+    """An answer whose pieces are given; an error among them is raised."""
+
+    usage = USAGE
+
+    def __init__(self, pieces):
+        self._pieces = pieces
+
+    async def __aiter__(self):
+        for piece in self._pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+
+def response_of(*pieces, **options):
+    return Response(Given(pieces), ECHO, **options)
+
+
+async def told(response):
+    """The events as they are sent: nothing may change in one afterwards."""
+    try:
+        async for event in response.events():
+            yield json.loads(json.dumps(event))
+    except ApiError as error:
+        for event in response.failed(error.body()["error"]):
+            yield json.loads(json.dumps(event))
 
 
 def events_of(*pieces, **options):
     """The events, each checked against OpenAI's types."""
 
     async def all_of():
-        told = Response(ECHO, **options).events(given_one_by_one(pieces), lambda: USAGE)
-        # As they are sent: nothing may change in an event afterwards.
-        return [json.loads(json.dumps(event)) async for event in told]
+        return [event async for event in told(response_of(*pieces, **options))]
 
     events = asyncio.run(all_of())
     for number, event in enumerate(events):
@@ -81,7 +101,7 @@ def events_of(*pieces, **options):
 
 
 def whole_of(*pieces, **options):
-    found = asyncio.run(Response(ECHO, **options).whole(given_one_by_one(pieces), lambda: USAGE))
+    found = asyncio.run(response_of(*pieces, **options).whole())
     check_response(found)
     return found
 
@@ -287,37 +307,34 @@ class TestFailures:
     """After the first event only events can say that something failed."""
 
     @pytest.mark.parametrize(
-        ("error", "code", "message"),
+        ("error", "code"),
         [
-            (Error("no luck"), "server_error", "no luck"),
-            (ApiError("later", 429), "rate_limit_exceeded", "later"),
-            (ApiError("too late", 504, code="timeout"), "server_error", "too late"),
-            (RuntimeError("secret"), "server_error", "the server made a mistake"),
+            (ApiError("no luck", 500), "server_error"),
+            (ApiError("later", 429, code="rate_limit_exceeded"), "rate_limit_exceeded"),
+            (ApiError("too late", 504, code="timeout"), "server_error"),
+            (ApiError("too long", field="input"), "invalid_prompt"),
         ],
     )
     @pytest.mark.parametrize("before", [0, 1, 2, 3, 7, len(PIECES)])
-    def test_they_say_it(self, error, code, message, before):
-        events = events_of(*PIECES[:before], error)
-        said, failed = events[-2:]
+    def test_they_say_it(self, error, code, before):
+        *events, said, failed = events_of(*PIECES[:before], error)
+        assert [event["type"] for event in events[:2]] == [
+            "response.created", "response.in_progress",
+        ]  # fmt: skip
         assert (said["type"], failed["type"]) == ("error", "response.failed")
-        assert message in said["message"] and said["error"]["message"] == said["message"]
+        assert said["error"]["message"] == said["message"] == str(error)
+        assert said["code"] == (error.code or code) and said["param"] == error.field
         response = failed["response"]
-        assert response["status"] == "failed" and "secret" not in json.dumps(events)
-        assert response["error"] == {"code": code, "message": said["message"]}
-        assert "in_progress" not in {item["status"] for item in response["output"]}
+        assert response["status"] == "failed"
+        assert response["error"] == {"code": code, "message": str(error)}
+        assert response["id"] == events[0]["response"]["id"]
+        done = [e["item"] for e in events if e["type"] == "response.output_item.done"]
+        assert response["output"][: len(done)] == done
+        assert all(item["status"] == "incomplete" for item in response["output"][len(done) :])
 
-    def test_before_that_an_error_is_an_error(self):
+    def test_the_whole_raises_it(self):
         with pytest.raises(Error, match="no luck"):
             whole_of(*PIECES, Error("no luck"))
-
-    def test_a_client_that_leaves_is_no_failure(self):
-        async def read_some():
-            told = Response(ECHO).events(given_one_by_one(PIECES), lambda: USAGE)
-            async for _ in told:
-                break
-            await told.aclose()
-
-        asyncio.run(read_some())
 
 
 MADE = {

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
 
-from gptoss.errors import Error
 from gptoss.server.api.answer import Finished, Part, Piece, Usage
 from gptoss.server.api.response_output import Event, Output
-from gptoss.server.errors import ApiError
-from gptoss.server.http import MISTAKE, log
 
-# Of the codes that OpenAI's API has for a response that failed, those of ours, by HTTP status.
-_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+# Of the codes that OpenAI's API has for a response that failed, those of ours, by type of error.
+_CODES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}
+_OTHER = "server_error"
+
+
+class Pieces(AsyncIterable[Piece], Protocol):
+    """An `Answer` of one choice, as much of it as is needed here."""
+
+    @property
+    def usage(self) -> Usage: ...
 
 
 class Response:
-    """One response, printed from the pieces of an answer of one choice.
+    """One response, printed from the pieces of an answer.
 
     Args:
+        pieces: the answer, which is read once.
         echo: the fields that only repeat the request.
         packs: whether thinking comes as `encrypted_content` too.
         done: is given each item that has come to its end.
@@ -28,94 +34,85 @@ class Response:
 
     def __init__(
         self,
+        pieces: Pieces,
         echo: Mapping[str, Any],
         *,
         packs: bool = False,
         done: Callable[[Mapping[str, Any]], None] = lambda item: None,
     ) -> None:
+        self._pieces, self._echo, self._done = pieces, echo, done
         self._head = {
             "id": f"resp_{secrets.token_hex(16)}",
             "object": "response",
             "created_at": int(time.time()),
         }
-        self._echo = echo
         self._output = Output(packs)
-        self._done = done
-        self._usage: Usage | None = None
+        self._number = 0  # of the next event
 
-    async def whole(
-        self, pieces: AsyncIterator[Piece], usage: Callable[[], Usage]
-    ) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """The response when it is done. Raises what `pieces` raise."""
         last: Event = {}
-        async for event in self._told(pieces, usage):
+        async for event in self.events():
             last = event
         found: dict[str, Any] = last["response"]
         return found
 
-    async def events(
-        self, pieces: AsyncIterator[Piece], usage: Callable[[], Usage]
-    ) -> AsyncIterator[Event]:
-        """What happens, in order; the last event holds the response, completed, cut or failed."""
-        number = 0
-        try:
-            async for event in self._told(pieces, usage):
-                yield {**event, "sequence_number": number}
-                number += 1
-        except Exception as error:  # the status is long sent: the events themselves have to say it
-            for event in self._failed(error):
-                yield {**event, "sequence_number": number}
-                number += 1
-
-    async def _told(
-        self, pieces: AsyncIterator[Piece], usage: Callable[[], Usage]
-    ) -> AsyncIterator[Event]:
-        yield self._event("created", "in_progress")
-        yield self._event("in_progress", "in_progress")
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens, in order; the last event holds the whole response. Raises what `pieces`
+        raise.
+        """
+        for name in ("created", "in_progress"):
+            yield self._numbered(self._event(name, "in_progress"))
         status = "completed"
-        async for piece in pieces:
+        async for piece in self._pieces:
             if isinstance(piece, Part):
                 for event in self._output.take(piece):
                     if event["type"] == "response.output_item.done":
                         self._done(event["item"])
-                    yield event
+                    yield self._numbered(event)
             elif isinstance(piece, Finished) and piece.reason == "length":
                 status = "incomplete"
-        self._usage = usage()
-        yield self._event(status, status)
+        yield self._numbered(self._event(status, status, usage=self._pieces.usage))
 
-    def _failed(self, error: Exception) -> Iterator[Event]:
-        """An `error` event, then the failed response, as OpenAI's server has it. The former has
-        its message where OpenAI's types have it, and where its server and so its clients do.
+    def failed(self, error: Mapping[str, Any]) -> list[Event]:
+        """The events after an error ended the others: an `error`, then the failed response, as
+        OpenAI's server sends them. The former says it twice: where OpenAI's types have it, and
+        where its server and so many clients do.
+
+        error: {"message", "type", "param", "code"}.
         """
-        if not isinstance(error, Error):
-            log.exception("a stream ended", exc_info=error)
-            error = MISTAKE
-        elif not isinstance(error, ApiError):
-            error = ApiError(str(error), 500)
-        said = error.body()["error"]
-        code = _CODES.get(error.status, "server_error")
-        flat = {"code": said["code"] or code, "message": said["message"], "param": said["param"]}
-        yield {"type": "error", **flat, "error": {**said, "code": flat["code"]}}
+        code = _CODES.get(error["type"], _OTHER)
+        error = {**error, "code": error["code"] or code}
+        flat = {name: error[name] for name in ("code", "message", "param")}
         self._output.close()
-        yield self._event("failed", "failed", {"code": code, "message": said["message"]})
+        failed = self._event("failed", "failed", error={"code": code, "message": error["message"]})
+        return [self._numbered({"type": "error", **flat, "error": error}), self._numbered(failed)]
 
-    def _event(self, name: str, status: str, error: Mapping[str, Any] | None = None) -> Event:
-        return {"type": f"response.{name}", "response": self._value(status, error)}
+    def _numbered(self, event: Event) -> Event:
+        event = {**event, "sequence_number": self._number}
+        self._number += 1
+        return event
 
-    def _value(self, status: str, error: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {
+    def _event(
+        self,
+        name: str,
+        status: str,
+        *,
+        error: Mapping[str, Any] | None = None,
+        usage: Usage | None = None,
+    ) -> Event:
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        response = {
             **self._head,
+            **self._echo,
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
             "error": error,
-            "incomplete_details": {"reason": "max_output_tokens"}
-            if status == "incomplete"
-            else None,
+            "incomplete_details": cut,
             "output": self._output.items(),
-            "usage": None if self._usage is None else _usage(self._usage),
-            **self._echo,
+            "usage": None if usage is None else _usage(usage),
         }
+        return {"type": f"response.{name}", "response": response}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
