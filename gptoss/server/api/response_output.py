@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptoss.request import TokenLogprob
@@ -196,11 +196,11 @@ _KINDS: Mapping[str, type[_Item]] = {"thinking": _Thinking, "text": _Message, "c
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {**_one(token), "top_logprobs": _many(token.top)}
-
-
-def _many(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    return [_one(token) for token in tokens]
+    """The token that was drawn is among the likely ones, as their last where it is none of them."""
+    top = token.top
+    if top and all(other.token_id != token.token_id for other in top):
+        top = (*top, token)
+    return {**_one(token), "top_logprobs": [_one(other) for other in top]}
 
 
 def _one(token: TokenLogprob) -> dict[str, Any]:

@@ -85,13 +85,12 @@ class ResponsesRequest:
         asks, grammar = answer_grammar(
             {"response_format": form, "structured_outputs": structured}, "text.format"
         )
-        top = body.get("top_logprobs")
         held = memory.add if flag(body, "store", True) else _forget
         with field_names({**_NAMES, "grammar": asks}):
             params = sampling_params(
                 {name: body.get(name) for name in _SAMPLING},
                 max_tokens=body.get("max_output_tokens"),
-                logprobs=(top or 0) if top is not None or _LOGPROBS in included else None,
+                logprobs=_logprobs(body, included),
                 stop=stop_strings(body),
             )
             declared = parse_tools(body.get("tools"))
@@ -148,10 +147,10 @@ def _strictness(tools: list[Tool], raw: object) -> Iterator[list[Tool]]:
     that cannot be done, with those strict alone whose schemas can be kept to; in the end as
     chat completions have it, none of them.
     """
-    assert isinstance(raw, Sequence) or not tools  # it has been read
+    given: Sequence[Any] = raw if isinstance(raw, Sequence) else ()
     undecided = [
-        tool.parameters is not None and given.get("function", given).get("strict") is None
-        for tool, given in zip(tools, raw or (), strict=True)
+        tool.parameters is not None and said.get("function", said).get("strict") is None
+        for tool, said in zip(tools, given, strict=True)
     ]
     if any(undecided):
         each = list(zip(tools, undecided, strict=True))
@@ -185,6 +184,14 @@ def _included(body: Mapping[str, Any]) -> list[str]:
                 field="include",
             )
     return included
+
+
+def _logprobs(body: Mapping[str, Any], included: Sequence[str]) -> Any:
+    """How many alternatives of each token come with it; None: not even its own log-probability."""
+    top = body.get("top_logprobs")
+    if top is None or (type(top) is int and top == 0):
+        return 0 if _LOGPROBS in included else None
+    return top
 
 
 def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
