@@ -16,6 +16,7 @@ from gptoss.server.api.answer import Begin, Finished, Part, Usage
 from gptoss.server.api.encrypted_content import decode_thinking
 from gptoss.server.api.items import parse_items
 from gptoss.server.api.response_events import Response
+from gptoss.server.api.response_output import ThinkingForms
 from gptoss.server.errors import ApiError
 
 ECHO = {
@@ -179,6 +180,15 @@ def joined(events):
         if kind == "content_part.added":
             assert event["content_index"] == len(item["content"])
             item["content"] = [*item["content"], dict(event["part"])]
+        elif kind == "reasoning_summary_part.added":
+            assert event["summary_index"] == len(item["summary"])
+            item["summary"] = [*item["summary"], dict(event["part"])]
+        elif kind == "reasoning_summary_text.delta":
+            item["summary"][event["summary_index"]]["text"] += event["delta"]
+        elif kind == "reasoning_summary_text.done":
+            assert event["text"] == item["summary"][event["summary_index"]]["text"]
+        elif kind == "reasoning_summary_part.done":
+            assert event["part"] == item["summary"][event["summary_index"]]
         elif kind == "function_call_arguments.delta":
             item["arguments"] += event["delta"]
         elif kind.endswith(".delta"):
@@ -213,6 +223,9 @@ TOKENS = st.lists(
 ).map(tuple)  # fmt: skip
 
 
+FORMS = st.builds(ThinkingForms, st.booleans(), st.booleans())
+
+
 @st.composite
 def written(draw):
     """The pieces of any answer."""
@@ -231,12 +244,12 @@ def written(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(written(), st.booleans())
-def test_deltas_joined_are_the_whole(pieces, packs):
-    events = events_of(*pieces, packs=packs)
+@given(written(), FORMS)
+def test_deltas_joined_are_the_whole(pieces, forms):
+    events = events_of(*pieces, thinking=forms)
     response = events[-1]["response"]
     assert joined(events) == response["output"]
-    assert without_ids(whole_of(*pieces, packs=packs)) == without_ids(response)
+    assert without_ids(whole_of(*pieces, thinking=forms)) == without_ids(response)
 
 
 @pytest.mark.parametrize("make", [thinking, preamble, answer, call])
@@ -280,12 +293,21 @@ def test_usage():
 
 
 def test_packed_thinking_is_the_text():
-    events = events_of(*PIECES, STOP, packs=True)
+    events = events_of(*PIECES, STOP, thinking=ThinkingForms(packed=True))
     for event in events:
         if event["type"] == "response.output_item.done" and event["item"]["type"] == "reasoning":
             (part,) = event["item"]["content"]
             assert decode_thinking(event["item"]["encrypted_content"]) == part["text"] != ""
     assert "encrypted_content" not in json.dumps(events_of(*PIECES, STOP))
+
+
+def test_a_summary_is_the_thinking_itself():
+    for item in whole_of(*PIECES, STOP, thinking=ThinkingForms(summary=True))["output"]:
+        if item["type"] == "reasoning":
+            (part,) = item["summary"]
+            assert part == {"type": "summary_text", "text": item["content"][0]["text"]}
+    plain = whole_of(*PIECES, STOP)["output"]
+    assert [item["summary"] for item in plain if item["type"] == "reasoning"] == [[], []]
 
 
 def test_logprobs_of_half_a_character():
@@ -366,12 +388,12 @@ def parts_of(number, said):
 
 
 @settings(max_examples=200, deadline=None)
-@given(turns(), st.booleans(), st.booleans())
-def test_whatever_is_given_is_taken_back(turn, packs, plain):
+@given(turns(), FORMS, st.booleans())
+def test_whatever_is_given_is_taken_back(turn, forms, plain):
     """A turn that is printed and read again is the turn: channels, recipients and texts."""
     pieces = [part for i, said in enumerate(turn) for part in parts_of(i, said)]
-    output = whole_of(*pieces, STOP, packs=packs or not plain)["output"]
-    if not plain:  # clients that keep the packed thinking alone
+    output = whole_of(*pieces, STOP, thinking=forms)["output"]
+    if forms.packed and not plain:  # clients that keep the packed thinking alone
         output = [{**item, "content": None} if item["type"] == "reasoning" else item
                   for item in output]  # fmt: skip
     found = parse_items([{"role": "user", "content": "a"}, *output])[1:]

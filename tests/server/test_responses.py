@@ -250,6 +250,15 @@ class TestLogprobs:
         assert {len(top) for top in tops} == {2, 3}  # some were unlikely
 
 
+@pytest.mark.parametrize("summary", ["auto", "concise", "detailed", None])
+def test_a_summary_of_thinking(ask, summary):
+    events = ask(THINKING + ANSWER, stream=True, reasoning={"summary": summary})
+    kind = "response.reasoning_summary_text.delta"
+    said = "".join(event["delta"] for event in events if event["type"] == kind)
+    assert said == ("Let me see." if summary else "")
+    assert events[-1]["response"]["reasoning"]["summary"] == summary
+
+
 def test_what_a_response_repeats(ask):
     request = {
         "instructions": "Be brief.", "max_output_tokens": 99, "metadata": {"a": "b"},

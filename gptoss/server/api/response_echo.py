@@ -27,7 +27,6 @@ def echo(body: Mapping[str, Any], *, model: str, effort: str) -> dict[str, Any]:
         ApiError: one of the fields that nothing but this reads is none; it names the field.
     """
     reasoning = body.get("reasoning")
-    # As it was asked for; thinking is shown in full, so that no summary is made.
     summary = reasoning.get("summary") if isinstance(reasoning, Mapping) else None
     return {
         "model": model,
@@ -99,9 +98,11 @@ def _metadata(value: object) -> Mapping[str, str]:
 
 def _text(text: object) -> dict[str, Any]:
     given = text if isinstance(text, Mapping) else {}
-    form = given.get("format") or {"type": "text"}
+    form: Mapping[str, Any] = given.get("format") or {"type": "text"}
     if form["type"] == "json_schema":
-        described = form.get("json_schema", form)  # chat completions' form is taken too
+        described: Mapping[str, Any] = form.get(
+            "json_schema", form
+        )  # chat completions' form is taken too
         optional = {
             name: described[name]
             for name in ("description", "strict")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from gptoss.server.api.answer import Finished, Part, Piece, Usage
-from gptoss.server.api.response_output import Event, Output
+from gptoss.server.api.response_output import PLAIN, Event, Output, ThinkingForms
 
 # Of the codes that OpenAI's API has for a response that failed, those of ours, by type of error.
 _CODES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}
@@ -28,7 +28,7 @@ class Response:
     Args:
         pieces: the answer, which is read once.
         echo: the fields that only repeat the request.
-        packs: whether thinking comes as `encrypted_content` too.
+        thinking: the forms in which it comes.
         done: is given each item that has come to its end.
     """
 
@@ -37,7 +37,7 @@ class Response:
         pieces: Pieces,
         echo: Mapping[str, Any],
         *,
-        packs: bool = False,
+        thinking: ThinkingForms = PLAIN,
         done: Callable[[Mapping[str, Any]], None] = lambda item: None,
     ) -> None:
         self._pieces, self._echo, self._done = pieces, echo, done
@@ -46,7 +46,7 @@ class Response:
             "object": "response",
             "created_at": int(time.time()),
         }
-        self._output = Output(packs)
+        self._output = Output(thinking)
         self._number = 0  # of the next event
 
     async def whole(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss.request import TokenLogprob
@@ -14,28 +15,44 @@ from gptoss.server.api.items import PHASES
 Event = dict[str, Any]
 
 
-class Output:
-    """Items made of the parts of an answer, each message of the model an item of its own.
+@dataclass(frozen=True)
+class ThinkingForms:
+    """In which forms thinking comes besides the text itself.
 
-    packs: whether thinking comes as `encrypted_content` too.
+    packed: as `encrypted_content`. summary: as a summary of its own, which is the same text:
+    clients that show no more than summaries ask for one, and nobody is here to write it.
     """
 
-    def __init__(self, packs: bool = False) -> None:
-        self._packs = packs
+    packed: bool = False
+    summary: bool = False
+
+
+PLAIN = ThinkingForms()
+
+
+class Output:
+    """Items made of the parts of an answer, each message of the model an item of its own."""
+
+    def __init__(self, thinking: ThinkingForms) -> None:
+        self._thinking = thinking
         self._items: dict[int, _Item] = {}  # by the number of the message, in the order they began
 
     def take(self, part: Part) -> Iterator[Event]:
         """What a part changes."""
         item = self._items.get(part.number)
         if item is None:
-            item = _KINDS[part.kind](part, len(self._items))
-            if isinstance(item, _Thinking):
-                item.packs = self._packs
+            item = self._item(part)
             self._items[part.number] = item
             yield from item.begin()
         yield from item.add(part)
         if part.ends:
             yield from item.end("completed" if part.whole else "incomplete")
+
+    def _item(self, first: Part) -> _Item:
+        place = len(self._items)
+        if first.kind == "thinking":
+            return _Thinking(first, place, self._thinking)
+        return _Message(first, place) if first.kind == "text" else _Call(first, place)
 
     def close(self) -> None:
         """Nothing more comes, though something was expected."""
@@ -115,19 +132,45 @@ class _WithContent(_Item):
 
 class _Thinking(_WithContent):
     prefix, part_type = "rs", "reasoning_text"
-    packs = False
+
+    def __init__(self, first: Part, place: int, forms: ThinkingForms) -> None:
+        super().__init__(first, place)
+        self._forms = forms
 
     def value(self) -> dict[str, Any]:
         value = {
             "id": self.id,
             "type": "reasoning",
-            "summary": [],
+            "summary": [self._summary()] if self._forms.summary and self._begun else [],
             "content": self.content(),
             "status": self.status,
         }
-        if self.packs:
+        if self._forms.packed:
             value["encrypted_content"] = encode_thinking(self.text)
         return value
+
+    def begin(self) -> Iterator[Event]:
+        yield from super().begin()
+        yield from self._of_summary("part.added", part=self._summary())
+
+    def add(self, part: Part) -> Iterator[Event]:
+        yield from super().add(part)
+        if part.text:
+            yield from self._of_summary("text.delta", delta=part.text)
+
+    def end(self, status: str) -> Iterator[Event]:
+        yield from self._of_summary("text.done", text=self.text)
+        yield from self._of_summary("part.done", part=self._summary())
+        yield from super().end(status)
+
+    def _summary(self) -> dict[str, Any]:
+        return {"type": "summary_text", "text": self.text}
+
+    def _of_summary(self, kind: str, **values: Any) -> Iterator[Event]:
+        if self._forms.summary:
+            event = self._event(f"response.reasoning_summary_{kind}", **values)
+            del event["content_index"]
+            yield {**event, "summary_index": 0}
 
 
 class _Message(_WithContent):
@@ -190,9 +233,6 @@ class _Call(_Item):
         kind, name = "response.function_call_arguments.done", self._first.name
         yield self._event(kind, item_id=self.id, name=name, arguments=self.text)
         yield from super().end(status)
-
-
-_KINDS: Mapping[str, type[_Item]] = {"thinking": _Thinking, "text": _Message, "call": _Call}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.items import parse_items
 from gptoss.server.api.response_echo import echo, tool_object
 from gptoss.server.api.response_events import Response
+from gptoss.server.api.response_output import ThinkingForms
 from gptoss.server.api.tool_choice import choose
 from gptoss.server.errors import ApiError
 
@@ -127,7 +128,8 @@ class ResponsesRequest:
                     if error.field != "tools" or tools == declared:
                         raise
         repeated["tools"] = [tool_object(tool) for tool in tools]
-        self._response = Response(self.answer, repeated, packs=_PACKED in included, done=held)
+        forms = ThinkingForms(_PACKED in included, repeated["reasoning"]["summary"] is not None)
+        self._response = Response(self.answer, repeated, thinking=forms, done=held)
 
     async def whole(self) -> Event:
         """The response, when it is done. Raises Error."""
