@@ -310,6 +310,39 @@ def test_choices_of_tools_in_the_form_of_this_api(ask, choice, shown):
     assert found.to_dict()["tool_choice"] == shown
 
 
+@pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (None, 2), (False, 1)])
+def test_parallel_calls(ask, parallel, calls):
+    two = CALL.replace("<|call|>", "<|end|><|start|>assistant") + CALL
+    found = ask(two, tools=[TOOL], parallel_tool_calls=parallel)
+    assert [item.type for item in found.output] == ["function_call"] * calls
+    assert found.parallel_tool_calls is (parallel is not False) and found.status == "completed"
+    assert len({item.call_id for item in found.output}) == calls
+
+
+@pytest.mark.parametrize("allowed", [False, None, True])
+def test_calls_are_held_to_declared_tools(ask, allowed):
+    ask(CALL, tools=[TOOL], extra_body={"allow_undeclared_calls": allowed})
+    assert ask.scene.chat.held is (allowed is not True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "effort"),
+    [
+        ({"reasoning": {"effort": "high"}}, "high"),
+        ({"reasoning": {"effort": "minimal"}}, "low"),
+        ({"reasoning": {"effort": "xhigh"}}, "high"),
+        ({"reasoning": {"effort": None}}, "medium"),
+        ({"reasoning_effort": "high"}, "high"),
+        ({"reasoning_effort": "high", "reasoning": {"effort": "low"}}, "low"),
+        ({"chat_template_kwargs": {"reasoning_effort": "low"}}, "low"),
+        ({"think": "low"}, "low"),
+    ],
+)
+def test_efforts_in_all_their_names(ask, asked, effort):
+    found = ask(ANSWER, extra_body=asked)
+    assert ask.scene.chat.asked[-1].effort == found.reasoning.effort == effort
+
+
 class TestStrictness:
     """Tools are strict here where they do not say otherwise, as far as they can be."""
 
