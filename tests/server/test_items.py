@@ -93,7 +93,7 @@ def test_a_phase_says_it_itself(phase, channel, after, otherwise):
     assert found[1] == channel or (phase is None and found[1] == otherwise)
 
 
-IDS = ["call_0", "", 5, 5.5, None, True, {"a": [1]}, ["x"], "5"]
+IDS = ["call_0", "", 5, 5.5, True, {"a": [1]}, ["x"], "5"]
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -113,9 +113,12 @@ def test_a_result_belongs_to_the_nearest_earlier_call_of_its_id(name):
         read(USER, result("1"), call("late"))
 
 
-def test_ids_of_different_types_are_different():
-    with pytest.raises(ApiError, match=r"input\[1\].call_id"):
-        read({**CALL, "call_id": 5}, {**RESULT, "call_id": "5"})
+def test_a_result_without_an_id_belongs_to_the_tool_that_it_names():
+    result = {**RESULT, "call_id": None}
+    assert read(CALL, {**result, "name": "clock"})[1][0] == "functions.clock"
+    for more in ({}, {"name": ""}, {"name": 5}):
+        with pytest.raises(ApiError, match=r"input\[1\].call_id: expected that of an earlier"):
+            read({**CALL, "call_id": None}, {**result, **more})
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,26 @@ def test_packed_thinking_that_was_changed_is_refused(data):
 
 def test_an_unpaired_surrogate_in_thinking():
     assert decode_thinking(encode_thinking("a\ud800b")) == "a?b"
+
+
+def test_halves_of_characters_are_mended_everywhere():
+    half, whole, pair = "a\ud83d", "a\ufffd", "\ud83d\ude00"
+    thought = {"type": "reasoning", "content": [{"text": half}]}
+    call = {**CALL, "name": half, "arguments": half}
+    user = {"role": "user", "content": [{"type": "input_text", "text": half}]}
+    found = read(
+        user, thought, said(half), call, {**RESULT, "output": half}, said(pair), instructions=half
+    )
+    assert found == [
+        ("developer", None, None, whole),
+        ("user", None, None, whole),
+        ("assistant", "analysis", None, whole),
+        ("assistant", "commentary", None, whole),
+        ("assistant", "commentary", f"functions.{whole}", whole),
+        (f"functions.{whole}", "commentary", "assistant", whole),
+        ("assistant", "final", None, "\U0001f600"),
+    ]
+    assert parse_items(half)[0].content == whole
 
 
 class TestReferences:

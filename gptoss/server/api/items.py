@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from gptoss.chat.conversation import ANALYSIS, COMMENTARY, FINAL, FUNCTIONS, Message
+from gptoss.chat import (
+    ANALYSIS,
+    COMMENTARY,
+    FINAL,
+    JSON_TYPE,
+    Message,
+    call_recipient,
+    id_key,
+    settled,
+    valid_text,
+)
 from gptoss.errors import Error, shown
 from gptoss.server.api.encrypted_content import decode_thinking
 from gptoss.server.errors import ApiError
@@ -19,14 +27,13 @@ PHASES = {COMMENTARY: "commentary", FINAL: "final_answer"}  # of a channel, what
 _CHANNELS = {phase: channel for channel, phase in PHASES.items()}
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-_BUILT_IN = ("browser", "container", "python")  # namespaces of tools that the models were taught
 
 
 def parse_items(
     raw: object,
     *,
     instructions: object = None,
-    declared: Sequence[str] = (),
+    declared: Collection[str] = (),
     held: Held = lambda reference: None,
 ) -> list[Message]:
     """A request's `input` and `instructions` as messages.
@@ -51,22 +58,22 @@ def parse_items(
             f"instructions: expected a string, found {shown(instructions)}", field="instructions"
         )
     if instructions:
-        messages.append(Message("developer", content=instructions))
+        messages.append(Message("developer", content=valid_text(instructions)))
     if isinstance(raw, str):
-        return [*messages, Message("user", content=raw)]
+        return [*messages, Message("user", content=valid_text(raw))]
     if not isinstance(raw, list) or not raw:
         raise _bad("input", "a string or a list of items", raw)
-    reader = _Reader(frozenset(declared), held)
+    reader = _Reader(declared, held)
     messages += [
         message for i, item in enumerate(raw) for message in reader.read(item, f"input[{i}]")
     ]
-    return _with_channels(messages)
+    return settled(messages)
 
 
 class _Reader:
     """Items in their order; calls are remembered for their results."""
 
-    def __init__(self, declared: frozenset[str], held: Held) -> None:
+    def __init__(self, declared: Collection[str], held: Held) -> None:
         self._declared = declared
         self._held = held
         self._recipients: dict[str, str] = {}  # of the last call of an id
@@ -117,7 +124,7 @@ class _Reader:
             texts = texts or [unpacked]
         texts = texts or summary
         if texts:
-            yield Message("assistant", ANALYSIS, content="\n".join(texts))
+            yield Message("assistant", ANALYSIS, content=valid_text("\n".join(texts)))
 
     def _call(self, item: Item, where: str) -> Message:
         name, arguments = item.get("name"), item.get("arguments")
@@ -127,22 +134,28 @@ class _Reader:
             arguments = "{}"
         if not isinstance(arguments, str):
             raise _bad(f"{where}.arguments", "a string of JSON", arguments)
-        call = _id(item.get("call_id"), f"{where}.call_id")
-        self._recipients[call] = recipient = _recipient(name, self._declared)
+        call, recipient = id_key(item.get("call_id")), call_recipient(name, self._declared)
+        if call is not None:
+            self._recipients[call] = recipient
         return Message(
-            "assistant", COMMENTARY, recipient, "<|constrain|>json", arguments, call_id=call
+            "assistant",
+            COMMENTARY,
+            valid_text(recipient),
+            JSON_TYPE,
+            valid_text(arguments),
+            call_id=call,
         )
 
     def _result(self, item: Item, where: str) -> Message:
         name, output = item.get("name"), item.get("output")
-        call = _id(item.get("call_id"), f"{where}.call_id")
-        author = self._recipients.get(call)
-        if author is None and isinstance(name, str):  # whose call may lie before the input
-            author = _recipient(name, self._declared)
+        call = id_key(item.get("call_id"))
+        author = None if call is None else self._recipients.get(call)
+        if author is None and isinstance(name, str) and name:  # whose call may lie before the input
+            author = call_recipient(name, self._declared)
         if author is None:
             raise _bad(f"{where}.call_id", "that of an earlier function_call", item.get("call_id"))
         text = "" if output is None else _text(output, f"{where}.output")
-        return Message(author, COMMENTARY, "assistant", content=text, call_id=call)
+        return Message(valid_text(author), COMMENTARY, "assistant", content=text, call_id=call)
 
     def _reference(self, item: Item, where: str) -> Iterator[Message]:
         name = item.get("id")
@@ -157,34 +170,6 @@ class _Reader:
                 "as clients send it with store=false",
                 field="input",
             )
-
-
-def _with_channels(messages: list[Message]) -> list[Message]:
-    """Assistant's messages that do not say so are preambles or answers, by what follows them."""
-    calls = False  # whether a call follows in the same turn
-    for i in reversed(range(len(messages))):
-        message = messages[i]
-        if not message.from_model:
-            calls = False
-        elif message.is_call:
-            calls = True
-        elif message.channel is None:
-            messages[i] = replace(message, channel=COMMENTARY if calls else FINAL)
-    return messages
-
-
-def _recipient(name: str, declared: frozenset[str]) -> str:
-    if name in declared or not (name.startswith(FUNCTIONS) or name.split(".")[0] in _BUILT_IN):
-        return FUNCTIONS + name
-    return name
-
-
-def _id(value: object, where: str) -> str:
-    """An id of a call, which may be any JSON value: as text, the same for equal values only."""
-    try:
-        return json.dumps(value, sort_keys=True)
-    except (RecursionError, ValueError):
-        raise _bad(where, "an id", value) from None
 
 
 def _thinking(parts: object, where: str) -> list[str]:
@@ -205,7 +190,7 @@ def _thinking(parts: object, where: str) -> list[str]:
 
 def _text(content: object, where: str) -> str:
     if isinstance(content, str):
-        return content
+        return valid_text(content)
     if not isinstance(content, list):
         raise _bad(where, "a string or a list of parts", content)
     texts = []
@@ -217,7 +202,7 @@ def _text(content: object, where: str) -> str:
         if not isinstance(text, str):
             raise _bad(f"{where}[{i}].{_TEXTS[kind]}", "a string", text)
         texts.append(text)
-    return "\n".join(texts)
+    return valid_text("\n".join(texts))
 
 
 def _bad(where: str, expected: str, found: object) -> ApiError:
