@@ -24,6 +24,7 @@ from gptoss.server.api.answer import Event, Surface
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.completions import CompletionRequest
 from gptoss.server.api.fields import Caller, parse_body
+from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.metrics import Metrics
 from gptoss.server.api.responses import ResponsesRequest
 from gptoss.server.errors import ApiError
@@ -94,6 +95,7 @@ class _Server:
         self._running = 0
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
+        self._items = ItemMemory()
         post, get = ["POST"], ["GET"]
         self.app = Starlette(
             routes=[
@@ -156,7 +158,8 @@ class _Server:
     async def _responses(self, request: Request) -> Response:
         engine, chat, model = self._async, self._format(), self._options.model_name
         return await self._answer(
-            request, lambda body, caller: ResponsesRequest(engine, chat, body, caller, model)
+            request,
+            lambda body, caller: ResponsesRequest(engine, chat, body, caller, model, self._items),
         )
 
     async def _completions(self, request: Request) -> Response:

@@ -1,38 +1,62 @@
-"""/v1/responses: conversations as items. Nothing is kept between requests."""
+"""/v1/responses: conversations as items."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
-from gptoss.chat import HarmonyChat, PlainChat, parse_messages
+from gptoss.chat import Conversation, HarmonyChat, PlainChat, Tool, parse_tools
 from gptoss.engine import AsyncEngine
-from gptoss.errors import shown
-from gptoss.server.api.answer import counts
-from gptoss.server.api.chat_completions import ChatRequest
-from gptoss.server.api.fields import Caller, field_names, flag, refuse_unsupported
+from gptoss.errors import Error, shown
+from gptoss.request import Grammar
+from gptoss.server.api.answer import Answer, Event
+from gptoss.server.api.effort import effort_of
+from gptoss.server.api.fields import (
+    Caller,
+    answer_grammar,
+    field_names,
+    flag,
+    priority_of,
+    refuse_unsupported,
+    sampling_params,
+    stop_strings,
+)
+from gptoss.server.api.item_memory import ItemMemory
+from gptoss.server.api.items import parse_items
+from gptoss.server.api.response_echo import echo, tool_object
+from gptoss.server.api.response_events import Response
+from gptoss.server.api.response_output import ThinkingForms
+from gptoss.server.api.tool_choice import choose
 from gptoss.server.errors import ApiError
 
-# A conversation that is kept here, work in the background, tools of OpenAI's own.
+# A conversation that is kept here, work in the background, prompts that OpenAI keeps.
 _UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt")
-_SAME = (
+_SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "logit_bias", "seed", "stop", "tool_choice", "top_logprobs", "priority",
-    "structured_outputs",
+    "repetition_penalty", "logit_bias", "seed",
 )  # fmt: skip
 
-# Fields of the engine, of conversations and of chat completions, as this API calls them.
+# What parts of the engine and of conversations call a field, and what it is called here.
 _NAMES = {
     "prompt": "input",
     "messages": "input",
     "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
+    "logprobs": "top_logprobs",
 }
-
-Event = dict[str, Any]
+_PACKED, _LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
+# The rest is of tools that cannot be declared here, and of images: there is nothing to include.
+_INCLUDABLE = (
+    _PACKED,
+    _LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
 
 
 class ResponsesRequest:
@@ -47,248 +71,135 @@ class ResponsesRequest:
         body: Mapping[str, Any],
         caller: Caller,
         model: str,
+        memory: ItemMemory,
     ) -> None:
+        """model: what clients call it. memory: items of earlier answers, and of this one. Raises
+        Error, ApiError.
+        """
         refuse_unsupported(body, _UNSUPPORTED)
+        self.ignored: Sequence[str] = ()
         self.streams = flag(body, "stream")
-        with field_names(_NAMES):
-            self._chat = ChatRequest(engine, chat, _as_chat(body), caller, model)
-        self.answer, self.ignored = self._chat.answer, self._chat.ignored
-        self._body = body
-        self._head = {
-            "id": f"resp_{secrets.token_hex(16)}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": model,
-        }
-        self._items: list[dict[str, Any]] = []
+        included = _included(body)
+        effort = effort_of(body, "reasoning.effort")
+        form = _object(body, "text").get("format")
+        structured = body.get("structured_outputs")
+        asks, grammar = answer_grammar(
+            {"response_format": form, "structured_outputs": structured}, "text.format"
+        )
+        held = memory.add if flag(body, "store", True) else _forget
+        with field_names({**_NAMES, "grammar": asks}):
+            params = sampling_params(
+                {name: body.get(name) for name in _SAMPLING},
+                max_tokens=body.get("max_output_tokens"),
+                logprobs=_logprobs(body, included),
+                stop=stop_strings(body),
+            )
+            declared = parse_tools(body.get("tools"))
+            messages = parse_items(
+                body.get("input"),
+                instructions=body.get("instructions"),
+                declared=[tool.name for tool in declared],
+                held=memory.get,
+            )
+            choose(declared, body.get("tool_choice"))
+            repeated = echo(body, model=model, effort=effort)
 
-    async def whole(self) -> dict[str, Any]:
-        """The whole answer."""
-        last: Event = {}
-        async for event in self.events():
-            last = event
-        found: dict[str, Any] = last["response"]
-        return found
+            def submit(tools: Sequence[Tool]) -> Answer:
+                chosen = choose(tools, body.get("tool_choice"))
+                return Answer.chat(
+                    engine,
+                    chat,
+                    Conversation(tuple(messages), chosen.declared, effort, date.today()),
+                    params,
+                    caller=caller,
+                    priority=priority_of(body),
+                    answer=grammar,
+                    may_call=chosen.may_call,
+                    must_call=chosen.must_call,
+                    hold=not flag(body, "allow_undeclared_calls"),
+                    one_call=not flag(body, "parallel_tool_calls", True),
+                )
 
-    async def events(self) -> AsyncIterator[Event]:
-        """What happens, in order; the last event holds the whole answer."""
-        number = 0
-        async for event in self._unnumbered():
-            yield {**event, "sequence_number": number}
-            number += 1
+            for tools in _strictness(declared, body.get("tools")):
+                try:
+                    self.answer = submit(tools)
+                    break
+                except Error as error:
+                    if error.field != "tools" or tools == declared:
+                        raise
+        repeated["tools"] = [tool_object(tool) for tool in tools]
+        forms = ThinkingForms(_PACKED in included, repeated["reasoning"]["summary"] is not None)
+        self._response = Response(self.answer, repeated, thinking=forms, done=held)
+
+    async def whole(self) -> Event:
+        """The response, when it is done. Raises Error."""
+        return await self._response.whole()
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens, in order; the last event holds the whole response."""
+        return self._response.events()
 
     def failed(self, error: dict[str, Any]) -> list[Event]:
         """What ends a stream that an error ended."""
-        return [{**error, "type": "error"}]
-
-    async def _unnumbered(self) -> AsyncIterator[Event]:
-        for kind in ("created", "in_progress"):
-            yield {"type": f"response.{kind}", "response": self._response("in_progress")}
-        open_item: _Item | None = None
-        finish = None
-        async for chunk in self._chat.events():
-            (choice,) = chunk["choices"]
-            finish = choice["finish_reason"] or finish
-            for kind, key, text, call in _parts(choice["delta"]):
-                if open_item is None or open_item.key != key:
-                    if open_item is not None:
-                        for event in open_item.end():
-                            yield event
-                    open_item = _Item(kind, key, len(self._items), call)
-                    self._items.append(open_item.value)
-                    for event in open_item.begin():
-                        yield event
-                for event in open_item.add(text):
-                    yield event
-        if open_item is not None:
-            for event in open_item.end():
-                yield event
-        cut = finish == "length"
-        kind = "incomplete" if cut else "completed"
-        yield {"type": f"response.{kind}", "response": self._response(kind)}
-
-    def _response(self, status: str) -> dict[str, Any]:
-        body, usage = self._body, counts(self.answer.usage)
-        reasoning = body.get("reasoning")
-        effort = reasoning.get("effort") if isinstance(reasoning, Mapping) else None
-        return {
-            **self._head,
-            "status": status,
-            "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"}
-            if status == "incomplete"
-            else None,
-            "instructions": body.get("instructions"),
-            "max_output_tokens": body.get("max_output_tokens"),
-            "metadata": body.get("metadata") or {},
-            "output": list(self._items),
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "reasoning": {"effort": effort or "medium", "summary": None},
-            "temperature": body.get("temperature", 1.0),
-            "text": body.get("text") or {"format": {"type": "text"}},
-            "tool_choice": body.get("tool_choice") or "auto",
-            "tools": body.get("tools") or [],
-            "top_p": body.get("top_p", 1.0),
-            "truncation": "disabled",
-            "usage": {
-                "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": usage["prompt_tokens_details"],
-                "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": usage["completion_tokens_details"],
-                "total_tokens": usage["total_tokens"],
-            }
-            if status != "in_progress"
-            else None,
-        }
+        return self._response.failed(error)
 
 
-class _Item:
-    """One item of the output while it is written: a message, thinking, or a call."""
-
-    def __init__(self, kind: str, key: object, place: int, call: Mapping[str, Any] | None) -> None:
-        self.kind, self.key, self._place = kind, key, place
-        mark = secrets.token_hex(16)
-        self._part: dict[str, Any] = {}
-        self.value: dict[str, Any]
-        if kind == "function_call":
-            assert call is not None
-            self.value = {
-                "type": kind,
-                "id": f"fc_{mark}",
-                "call_id": call["id"],
-                "name": call["function"]["name"],
-                "arguments": "",
-                "status": "in_progress",
-            }
-        elif kind == "reasoning":
-            self._part = {"type": "reasoning_text", "text": ""}
-            self.value = {"type": kind, "id": f"rs_{mark}", "summary": [], "content": []}
-        else:
-            self._part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            self.value = {
-                "type": kind,
-                "id": f"msg_{mark}",
-                "role": "assistant",
-                "status": "in_progress",
-                "content": [],
-            }
-
-    def begin(self) -> list[Event]:
-        events = [self._event("response.output_item.added", item=dict(self.value))]
-        if self._part:
-            events.append(self._event("response.content_part.added", part=dict(self._part)))
-            self.value["content"] = [self._part]
-        return events
-
-    def add(self, text: str) -> list[Event]:
-        if not text:
-            return []
-        if self.kind == "function_call":
-            self.value["arguments"] += text
-            return [self._event("response.function_call_arguments.delta", delta=text)]
-        self._part["text"] += text
-        more: dict[str, Any] = {} if self.kind == "reasoning" else {"logprobs": []}
-        return [self._event(f"response.{self._part['type']}.delta", delta=text, **more)]
-
-    def end(self) -> list[Event]:
-        events = []
-        if self.kind != "reasoning":
-            self.value["status"] = "completed"
-        if self.kind == "function_call":
-            arguments, name = self.value["arguments"], self.value["name"]
-            kind = "response.function_call_arguments.done"
-            events.append(self._event(kind, arguments=arguments, name=name))
-        else:
-            more: dict[str, Any] = {} if self.kind == "reasoning" else {"logprobs": []}
-            text = self._part["text"]
-            events.append(self._event(f"response.{self._part['type']}.done", text=text, **more))
-            events.append(self._event("response.content_part.done", part=dict(self._part)))
-        return [*events, self._event("response.output_item.done", item=dict(self.value))]
-
-    def _event(self, kind: str, **values: Any) -> Event:
-        where: Event = {"type": kind, "output_index": self._place}
-        if "item" not in values:
-            where["item_id"] = self.value["id"]
-            if self.kind != "function_call":
-                where["content_index"] = 0
-        return {**where, **values}
+def _strictness(tools: list[Tool], raw: object) -> Iterator[list[Tool]]:
+    """The tools, those strict that do not say what they are: this API's default. Then, for where
+    that cannot be done, with those strict alone whose schemas can be kept to; in the end as
+    chat completions have it, none of them.
+    """
+    given: Sequence[Any] = raw if isinstance(raw, Sequence) else ()
+    undecided = [
+        tool.parameters is not None and said.get("function", said).get("strict") is None
+        for tool, said in zip(tools, given, strict=True)
+    ]
+    if any(undecided):
+        each = list(zip(tools, undecided, strict=True))
+        yield [replace(tool, strict=tool.strict or may) for tool, may in each]
+        yield [replace(tool, strict=tool.strict or (may and _keepable(tool))) for tool, may in each]
+    yield tools
 
 
-def _parts(
-    delta: Mapping[str, Any],
-) -> list[tuple[str, object, str, Mapping[str, Any] | None]]:
-    """(kind of item, what tells items apart, new text, the call) of a chat's delta."""
-    found: list[tuple[str, object, str, Mapping[str, Any] | None]] = []
-    if delta.get("reasoning_content"):
-        found.append(("reasoning", "reasoning", delta["reasoning_content"], None))
-    if delta.get("content"):
-        found.append(("message", "message", delta["content"], None))
-    for call in delta.get("tool_calls", ()):
-        found.append(
-            ("function_call", ("call", call["index"]), call["function"]["arguments"], call)
-        )
-    return found
+def _keepable(tool: Tool) -> bool:
+    try:
+        Grammar.json(tool.parameters)
+    except Error:
+        return False
+    return True
 
 
-def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same request, as chat completions have it. Raises ApiError."""
-    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
-    reasoning = body.get("reasoning")
-    if reasoning is not None and not isinstance(reasoning, Mapping):
-        raise ApiError(
-            f"reasoning: expected an object, found {shown(reasoning)}", field="reasoning"
-        )
-    text = body.get("text")
-    if text is not None and not isinstance(text, Mapping):
-        raise ApiError(f"text: expected an object, found {shown(text)}", field="text")
-    messages = _messages(body.get("input"))
-    if body.get("instructions") is not None:
-        message = {"role": "developer", "content": body["instructions"]}
-        with field_names({"messages": "instructions"}):
-            parse_messages([message])
-        messages.insert(0, message)
-    return {
-        **chat,
-        "messages": messages,
-        "tools": body.get("tools"),
-        "max_tokens": body.get("max_output_tokens"),
-        "reasoning_effort": (reasoning or {}).get("effort"),
-        "response_format": (text or {}).get("format"),
-    }
+def _forget(item: object) -> None:
+    """In place of a memory."""
 
 
-def _messages(raw: object) -> list[dict[str, Any]]:
-    if isinstance(raw, str):
-        return [{"role": "user", "content": raw}]
-    if not isinstance(raw, list) or not raw:
-        raise ApiError(
-            f"input: expected a string or a list of items, found {shown(raw)}", field="input"
-        )
-    messages: list[dict[str, Any]] = []
-    for i, item in enumerate(raw):
-        kind = item.get("type", "message") if isinstance(item, Mapping) else None
-        if kind == "message":
-            messages.append({"role": item.get("role"), "content": item.get("content")})
-        elif kind == "reasoning":
-            parts = item.get("content") or ()
-            texts: list[Any] = [part.get("text") for part in parts if isinstance(part, Mapping)]
-            if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
-                raise ApiError(f"input[{i}].content: expected parts with a text", field="input")
-            messages.append({"role": "assistant", "reasoning": "".join(texts)})
-        elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
-            calls = [{"id": item.get("call_id"), "function": function}]
-            messages.append({"role": "assistant", "tool_calls": calls})
-        elif kind == "function_call_output":
-            output, call = item.get("output"), item.get("call_id")
-            messages.append({"role": "tool", "tool_call_id": call, "content": output})
-        else:
+def _included(body: Mapping[str, Any]) -> list[str]:
+    included = body.get("include")
+    if included is None:
+        return []
+    if not isinstance(included, list):
+        raise ApiError(f"include: expected a list, found {shown(included)}", field="include")
+    for i, name in enumerate(included):
+        if not isinstance(name, str) or name not in _INCLUDABLE:
             raise ApiError(
-                f"input[{i}]: expected a message, reasoning, function_call or "
-                f"function_call_output, found {shown(kind if kind is not None else item)}",
-                field="input",
+                f"include[{i}]: expected one of {', '.join(_INCLUDABLE)}, found {shown(name)}",
+                field="include",
             )
-    # Thinking without a text of its own belongs to what follows; empty thinking to nothing.
-    return [m for m in messages if m.get("content") or m.get("tool_calls") or m.get("reasoning")
-            or m["role"] != "assistant"]  # fmt: skip
+    return included
+
+
+def _logprobs(body: Mapping[str, Any], included: Sequence[str]) -> Any:
+    """How many alternatives of each token come with it; None: not even its own log-probability."""
+    top = body.get("top_logprobs")
+    if top is None or (type(top) is int and top == 0):
+        return 0 if _LOGPROBS in included else None
+    return top
+
+
+def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ApiError(f"{name}: expected an object, found {shown(value)}", field=name)
+    return value
