@@ -281,8 +281,9 @@ class _Reading:
             name = " ".join(words[:length])
         if len(name) > _LONGEST_NAME and not self._whole:
             return None
-        if self._recipient in (None, FUNCTIONS):
-            self._recipient = name or self._recipient
+        # The first one that names a tool: a call is worth more than being told that it is for us.
+        if name and self._recipient in (*_NOBODY, FUNCTIONS):
+            self._recipient = name if name not in _NOBODY else self._recipient or name
         return found.start(1) + len(name)
 
 

@@ -304,3 +304,18 @@ def test_what_is_well_formed_comes_out(turns):
         f"<|channel|>{channel}<|message|>{text}<|end|>" for channel, text in turns
     )
     assert [(m.channel, m.content) for m in parse(written)] == turns
+
+
+@pytest.mark.parametrize(
+    "header, recipient",
+    [
+        ("to=assistant to=functions.f", "functions.f"),
+        ("to=functions.f to=assistant", "functions.f"),
+        ("to=functions. to=functions.f", "functions.f"),
+        ("to=user to=assistant", "user"),
+        ("to= to=user", "user"),
+    ],
+)
+def test_of_several_recipients_the_first_that_is_a_tool(header, recipient):
+    (message,), _ = take(f"<|channel|>commentary {header}<|message|>{{}}<|call|>")
+    assert message.recipient == recipient
