@@ -125,11 +125,11 @@ class _Reader:
 
     def __init__(self, declared: Collection[str]) -> None:
         self._declared = declared
-        self._recipients: dict[str, str] = {}  # of the last call of an id
+        self._recipients: dict[str | None, str] = {}  # of the last call of an id, or of none
 
     def read(self, item: object, where: str) -> Iterator[Message]:
         if isinstance(item, Message):
-            if item.is_call and item.call_id is not None:
+            if item.is_call:
                 self._recipients[item.call_id] = str(item.recipient)
             yield item
             return
@@ -191,8 +191,7 @@ class _Reader:
                 )
             assert isinstance(item, Mapping)
             key, recipient = id_key(item.get("id")), call_recipient(name, self._declared)
-            if key is not None:
-                self._recipients[key] = recipient
+            self._recipients[key] = recipient
             yield Message(
                 "assistant",
                 COMMENTARY,
@@ -204,9 +203,9 @@ class _Reader:
 
     def _result(self, item: Mapping[str, Any], text: str, where: str) -> Message:
         key = id_key(item.get("tool_call_id"))
-        author = self._recipients.get(key) if key is not None else None
+        name = item.get("name") or item.get("tool_name")
+        author = self._recipients.get(key) if key is not None or not name else None
         if author is None:
-            name = item.get("name", item.get("tool_name"))
             if not isinstance(name, str) or not name:
                 raise _bad_message(
                     f"{where}.tool_call_id: expected the id of an earlier call, found "

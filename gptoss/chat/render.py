@@ -47,6 +47,12 @@ class Rendered:
     def __repr__(self) -> str:
         return f"Rendered({self.text!r})"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rendered) and self.segments == other.segments
+
+    def __hash__(self) -> int:
+        return hash(self.segments)
+
     @cached_property
     def text(self) -> str:
         return "".join(text for _, text in self.segments)

@@ -126,7 +126,7 @@ class _Printer:
             return _json(schema["const"])
         values = schema.get("enum")
         if isinstance(values, (list, tuple)) and values:
-            return _unique(f'"{v}"' if isinstance(v, str) else _json(v) for v in values)
+            return " | ".join(f'"{v}"' if isinstance(v, str) else _json(v) for v in values)
         kinds = schema.get("type")
         if isinstance(kinds, (list, tuple)):
             known = [kind for kind in kinds if isinstance(kind, str)]
@@ -156,12 +156,15 @@ class _Printer:
         description = schema.get("description")
         if isinstance(description, str):
             out.append(f"{indent}// {description}\n")
+        rest = schema.get("additionalProperties")
+        if isinstance(rest, Mapping) and rest and not _properties(schema):
+            values = _or_null(self.type(rest, f"{indent}    "), self._resolved(rest))
+            return "".join([*out, f"Record<string, {values}>"])
         out.append("{\n")
         required = schema.get("required")
         required = required if isinstance(required, (list, tuple)) else ()
         for key, value in _properties(schema).items():
             out.append(self._property(f"{key}{'' if key in required else '?'}", value, indent))
-        rest = schema.get("additionalProperties")
         if isinstance(rest, Mapping) and rest:
             out.append(self._property("[key: string]", rest, indent))
         return "".join([*out, f"{indent}}}"])
@@ -436,7 +439,7 @@ def _default(schema: Schema, bare: bool = False) -> str:
     return f"default: {_json(value)}"
 
 
-def _unique(parts: Iterator[str] | Sequence[str]) -> str:
+def _unique(parts: Sequence[str]) -> str:
     return " | ".join(dict.fromkeys(parts))
 
 
