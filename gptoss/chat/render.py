@@ -116,7 +116,7 @@ def head(conversation: Conversation) -> list[Message]:
     """
     system = Message("system", content=_system(conversation))
     leading = conversation.messages[: _leading(conversation.messages)]
-    instructions = "\n\n".join(message.content for message in leading if message.content)
+    instructions = "\n\n".join(message.content for message in leading if message.content.strip())
     sections = ["# Instructions", instructions] if instructions else []
     if conversation.tools:
         sections += ["# Tools", namespace_section("functions", conversation.tools)]
@@ -139,7 +139,7 @@ def body(conversation: Conversation) -> list[Message]:
         if message.channel == ANALYSIS and i < answer:
             continue
         if message.role in ("system", "developer"):
-            if not message.content:
+            if not message.content.strip():
                 continue
             content = f"# Instructions\n\n{message.content}"
             message = replace(message, author="developer", content=content)
