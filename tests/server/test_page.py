@@ -55,8 +55,8 @@ def test_an_answer_appears_with_its_thinking_folded(visit):
     expect(thoughts).to_have_text("Let me see.")
     expect(seen.done.locator(".stats")).to_contain_text("tokens/s")
     expect(seen.page.get_by_role("status")).to_have_text("The answer is complete.")
-    (messages, options) = seen.asked[0]
-    assert [m.content for m in messages] == ["Two and two?"] and options.effort == "medium"
+    asked = seen.asked[0]
+    assert [m.content for m in asked.messages] == ["Two and two?"] and asked.effort == "medium"
 
 
 @in_browser
@@ -96,9 +96,9 @@ def test_a_call_is_shown_and_answered(visit):
         ['{\n  "a": 2\n}', "two", '{\n  "a": 3\n}', "three"]
     )
     expect(page.locator(".call textarea")).to_have_count(0)
-    (messages, options) = seen.asked[1]
-    assert [tool.name for tool in options.tools] == ["add"]
-    user, call, *results = messages
+    asked = seen.asked[1]
+    assert [tool.name for tool in asked.tools] == ["add"]
+    user, call, *results = asked.messages
     assert call.thinking == "Let me see." and [c.arguments for c in call.calls] == [
         '{"a": 2}',
         '{"a": 3}',
@@ -207,7 +207,7 @@ def test_stopping_stops_the_server(visit, how):
     until_none_run(seen.address)
     seen.ask("And three?")
     expect(seen.done.locator(".text")).to_have_text("Five.")
-    assert [m.content for m in seen.asked[1][0]] == ["Two and two?", "It is ", "And three?"]
+    assert [m.content for m in seen.asked[1].messages] == ["Two and two?", "It is ", "And three?"]
 
 
 @in_browser
@@ -217,7 +217,7 @@ def test_another_answer(visit):
     seen.done.get_by_role("button", name="Answer again").click()
     expect(seen.done.locator(".text")).to_have_text("4.")
     expect(seen.page.locator("article")).to_have_count(2)
-    assert seen.asked[0][0] == seen.asked[1][0]
+    assert seen.asked[0].messages == seen.asked[1].messages
     seen.done.get_by_role("button", name="Answer again").click()
     expect(seen.page.get_by_role("alert").filter(has_text="fell over")).to_be_visible()
     expect(seen.done.locator(".text")).to_have_text("4.")  # nothing better came: it is back
@@ -243,7 +243,7 @@ def test_a_message_is_edited_and_sent_again(visit):
     field.press("Enter")
     expect(seen.done.locator(".text")).to_have_text("Ten.")
     expect(seen.page.locator(".bubble")).to_have_text(["Five and five?"])
-    assert [m.content for m in seen.asked[2][0]] == ["Five and five?"]
+    assert [m.content for m in seen.asked[2].messages] == ["Five and five?"]
     expect(seen.page.locator("#input")).to_have_value("a draft")
 
 
@@ -334,9 +334,9 @@ def test_settings_are_sent_kept_and_reset(visit):
     params = seen.writer.params[0]
     found = (params.temperature, params.top_p, params.top_k, params.min_p, params.max_tokens)
     assert found == (0.5, 0.9, 40, 0.05, 99) and params.seed == 7 and params.logprobs is None
-    (messages, options) = seen.asked[0]
-    assert options.effort == "high"
-    assert (messages[0].role, messages[0].content) == ("system", "Be brief.")
+    asked = seen.asked[0]
+    assert asked.effort == "high"
+    assert (asked.messages[0].role, asked.messages[0].content) == ("system", "Be brief.")
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Reset").click()
     for label in wanted:
@@ -344,7 +344,7 @@ def test_settings_are_sent_kept_and_reset(visit):
     page.get_by_role("button", name="Done").click()
     seen.ask()
     expect(page.locator("article.answer[aria-busy=false]")).to_have_count(2)
-    assert seen.writer.params[1].temperature == 1 and seen.asked[1][1].effort == "medium"
+    assert seen.writer.params[1].temperature == 1 and seen.asked[1].effort == "medium"
 
 
 @in_browser
@@ -398,7 +398,7 @@ def test_keys(visit):
     expect(field).to_be_focused()
     seen.ask()
     expect(seen.done.locator(".text")).to_have_text("Four.")
-    assert [m.content for m in seen.asked[1][0]] == ["Two and two?"]
+    assert [m.content for m in seen.asked[1].messages] == ["Two and two?"]
 
 
 @in_browser
@@ -427,7 +427,7 @@ def test_the_way_back_from_a_new_chat(visit):
     expect(seen.done.locator(".text")).to_have_text("Four.")
     seen.ask("And two?")
     expect(seen.page.locator("article.answer[aria-busy=false]")).to_have_count(2)
-    assert [m.content for m in seen.asked[1][0]] == ["Two and two?", "Four.", "And two?"]
+    assert [m.content for m in seen.asked[1].messages] == ["Two and two?", "Four.", "And two?"]
 
 
 LONG = "\n\n".join(f"Paragraph {i}." for i in range(60))

@@ -94,7 +94,7 @@ class Answer:
         self._parser, self._stop = parser, stop
         self._can_call, self._one_call = can_call, one_call
         self._merged: Merged[Delta] = Merged(streams)
-        self._choices: dict[int, Choice] = {}
+        self._choices: dict[tuple[int, int], Choice] = {}  # by stream and number in it
         self._completion = 0
 
     @classmethod
@@ -232,25 +232,36 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         async for place, delta in self._merged:
-            first = sum(stream.choices for stream in self.streams[:place])
-            index = first + delta.index
-            choice = self._choices.get(index)
+            choice = self._choices.get((place, delta.index))
             if choice is None:
-                parser = None if self._parser is None else self._parser()
-                choice = Choice(
-                    index, parser, self._stop, can_call=self._can_call, one_call=self._one_call
-                )
-                self._choices[index] = choice
-                yield Begin(index)
+                choice = self._begin(place, delta.index)
+                yield Begin(choice.index)
             if choice.ended:
                 continue  # after a stop string
             self._completion += len(delta.token_ids)
             for piece in choice.take(delta):
                 yield piece
-            stream = self.streams[place]
-            known = (self._choices.get(i) for i in range(first, first + stream.choices))
-            if all(each is not None and each.ended for each in known):
-                stream.cancel()
+            if choice.ended:
+                self._stop_if_done(place)
+
+    def _begin(self, place: int, index: int) -> Choice:
+        """place: of its stream."""
+        before = sum(stream.choices for stream in self.streams[:place])
+        choice = self._choices[place, index] = Choice(
+            before + index,
+            None if self._parser is None else self._parser(),
+            self._stop,
+            can_call=self._can_call,
+            one_call=self._one_call,
+        )
+        return choice
+
+    def _stop_if_done(self, place: int) -> None:
+        """Where a stop string met in a text is more than the engine knows of."""
+        stream = self.streams[place]
+        known = [self._choices.get((place, index)) for index in range(stream.choices)]
+        if all(choice is not None and choice.ended for choice in known):
+            stream.cancel()
 
 
 def _parts(tools: Iterable[Tool], answer: Grammar | None) -> tuple[Grammar, ...]:

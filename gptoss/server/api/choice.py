@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gptoss.chat import ANALYSIS, HarmonyParser, Message
 from gptoss.chat import Piece as Written
@@ -29,7 +29,7 @@ class _Open:
     channel: str = "final"
     call_id: str = ""
     name: str = ""
-    stop: StopMatcher = field(default_factory=lambda: StopMatcher(()))
+    stop: StopMatcher | None = None
     begun: bool = False
     length: int = 0
     passed: int = 0
@@ -132,7 +132,7 @@ class Choice:
         text, stopped = written.text, False
         message.length += len(text)
         whole = not cut or written.ended_by is not None
-        if message.kind == "text":
+        if message.stop is not None:
             text, stopped = message.stop.push(text)
             if written.ends and not stopped:
                 text += message.stop.flush()
@@ -162,7 +162,7 @@ class Choice:
             return _Open(number, "call", channel, f"call_{secrets.token_hex(12)}", name)
         if channel == ANALYSIS:
             return _Open(number, "thinking", channel)
-        return _Open(number, "text", channel, stop=StopMatcher(self._stop))
+        return _Open(number, "text", channel, stop=StopMatcher(self._stop) if self._stop else None)
 
     def _logprobs_until(self, message: _Open, text: str) -> tuple[TokenLogprob, ...]:
         """Those of the tokens that begin in text which is given now."""
