@@ -131,16 +131,16 @@ class Choice:
             return
         text, stopped = written.text, False
         message.length += len(text)
-        whole = not cut or written.ended_by is not None
+        whole = not cut
         if message.stop is not None:
             text, stopped = message.stop.push(text)
             if written.ends and not stopped:
                 text += message.stop.flush()
-        elif message.kind == "call":
+        if message.kind == "call":
             message.arguments += text
             if written.ends:
-                if whole and not message.arguments.strip():
-                    message.arguments = text = "{}"  # clients read it as JSON
+                # Where nothing that the model writes ended it, a token of the client's choice may
+                # have, anywhere.
                 whole = whole and (written.ended_by is not None or _is_json(message.arguments))
                 self._calls.append(whole)
         ends = written.ends or stopped
