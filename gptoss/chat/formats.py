@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from gptoss.chat.conversation import ANALYSIS, Conversation, Tool
+from gptoss.chat.conversation import ANALYSIS, Conversation, Message, Tool
 from gptoss.chat.grammar import answer_grammar
 from gptoss.chat.harmony import REQUIRED, HarmonyParser, check_vocabulary
 from gptoss.chat.render import Rendered, segments
@@ -75,8 +75,8 @@ class HarmonyChat:
         self.stop_ids = frozenset((special["<|return|>"], special["<|call|>"]))
         self._tokenizer = tokenizer
 
-    def parser(self, continues: bool = False) -> HarmonyParser:
-        """Of an answer; continues: of one whose prompt ended in the middle of it."""
+    def parser(self, continues: Message | None = None) -> HarmonyParser:
+        """Of an answer. continues: the message that the prompt ended in, whose content goes on."""
         return HarmonyParser(self._tokenizer, continues)
 
     def grammar(

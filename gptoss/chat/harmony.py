@@ -61,16 +61,16 @@ class MarkedParser:
     has the content "{}".
     """
 
-    def __init__(self, continues: bool = False) -> None:
-        """continues: the prompt ended inside a message of the channel "final"."""
+    def __init__(self, continues: Message | None = None) -> None:
+        """continues: the message that the prompt ended in, whose content goes on."""
         self._header: Header | None = Header(first=True)
         self._whole: list[Message] = []
         self._fields: Message | None = None
         self._texts: list[str] = []
         self._begun = False  # the message being written has given a piece
         self._opened: Header | None = None  # its header, which may go on while there is no content
-        if continues:
-            self._begin(Message("assistant", FINAL))
+        if continues is not None:
+            self._begin(replace(continues, content=""))
 
     @property
     def messages(self) -> list[Message]:
@@ -175,8 +175,8 @@ class HarmonyParser:
     they stand. What is kept of the fields: see `MarkedParser`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
-        """continues: the prompt ended inside a message of the channel "final".
+    def __init__(self, tokenizer: Tokenizer, continues: Message | None = None) -> None:
+        """continues: the message that the prompt ended in, whose content goes on.
 
         Raises:
             Error: the vocabulary lacks harmony's special tokens.

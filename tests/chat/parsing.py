@@ -2,13 +2,15 @@
 
 from byte_vocabulary import WORDS
 
-from gptoss.chat import HarmonyParser
+from gptoss.chat import HarmonyParser, Message
 
 
 def take(written, words=WORDS, continues=False):
     """(messages, what ended each) of text or tokens; the pieces are checked against them."""
     tokens = words.encode(written) if isinstance(written, str) else written
-    parser = HarmonyParser(words, continues)
+    parser = HarmonyParser(
+        words, Message("assistant", "final", content="so ") if continues else None
+    )
     pieces = [piece for token in tokens for piece in parser.push(token)]
     pieces += parser.finish()
     check_pieces(pieces, parser.messages)

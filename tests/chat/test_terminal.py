@@ -130,7 +130,7 @@ class OfBytes(HarmonyChat):
     def __init__(self, words):
         self.words, self.seen = words, []
 
-    def parser(self, continues=False):
+    def parser(self, continues=None):
         return HarmonyParser(self.words, continues)
 
     def render(self, conversation):

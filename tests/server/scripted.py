@@ -21,7 +21,7 @@ class OfBytes(HarmonyChat):
     def __init__(self):
         self.asked = []
 
-    def parser(self, continues=False):
+    def parser(self, continues=None):
         return HarmonyParser(WORDS, continues)
 
     def render(self, conversation):

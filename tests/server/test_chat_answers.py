@@ -121,6 +121,7 @@ def test_a_preamble_is_not_the_call():
 def test_where_nothing_can_be_called_a_call_is_text(options):
     (said,) = ask(THINKING + CALL, **options)
     assert (said.content, said.calls, said.finish) == ('{"a": 2}', [], "stop")
+    assert ask(of_json("functions.add", ""), **options)[0].content == ""
 
 
 def test_no_second_call_where_one_is_asked_for():

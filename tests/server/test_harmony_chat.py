@@ -92,8 +92,10 @@ def test_a_conversation_with_a_call_comes_back_as_it_was(ask):
     ]
     ask(ANSWER, messages=messages, tools=[TOOL])
     shown = ask.scene.chat.asked[-1].messages
-    assert shown[1].thinking == "hm" and shown[1].calls[0].name == "add"
-    assert shown[2].call_id == "c1"
+    _, thinking, call, result = shown
+    assert (thinking.channel, thinking.content) == ("analysis", "hm")
+    assert (call.recipient, call.call_id) == ("functions.add", "c1")
+    assert (result.author, result.call_id) == ("functions.add", "c1")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -98,13 +98,17 @@ def test_a_call_is_shown_and_answered(visit):
     expect(page.locator(".call textarea")).to_have_count(0)
     asked = seen.asked[1]
     assert [tool.name for tool in asked.tools] == ["add"]
-    user, call, *results = asked.messages
-    assert call.thinking == "Let me see." and [c.arguments for c in call.calls] == [
-        '{"a": 2}',
-        '{"a": 3}',
+    user, thinking, first, second, *results = asked.messages
+    assert user.role == "user" and (thinking.channel, thinking.content) == (
+        "analysis",
+        "Let me see.",
+    )
+    assert [first.content, second.content] == ['{"a": 2}', '{"a": 3}']
+    assert [(m.author, m.content) for m in results] == [
+        ("functions.add", "two"),
+        ("functions.add", "three"),
     ]
-    assert [(m.role, m.content) for m in results] == [("tool", "two"), ("tool", "three")]
-    assert [m.call_id for m in results] == [c.id for c in call.calls] and user.role == "user"
+    assert [m.call_id for m in results] == [first.call_id, second.call_id]
 
 
 def declare(page):
@@ -207,7 +211,10 @@ def test_stopping_stops_the_server(visit, how):
     until_none_run(seen.address)
     seen.ask("And three?")
     expect(seen.done.locator(".text")).to_have_text("Five.")
-    assert [m.content for m in seen.asked[1].messages] == ["Two and two?", "It is ", "And three?"]
+    assert [(m.channel, m.content) for m in seen.asked[1].messages] == [
+        (None, "Two and two?"), ("analysis", "Let me see."), ("final", "It is "),
+        (None, "And three?"),
+    ]  # fmt: skip
 
 
 @in_browser

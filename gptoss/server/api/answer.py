@@ -20,7 +20,7 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from gptoss import __version__
-from gptoss.chat import Conversation, HarmonyChat, HarmonyParser, PlainChat, Tool
+from gptoss.chat import Conversation, HarmonyChat, HarmonyParser, Message, PlainChat, Tool
 from gptoss.engine import Account, AsyncEngine, AsyncStream, Prompt
 from gptoss.errors import Error
 from gptoss.request import Delta, Grammar, SamplingParams, Timing
@@ -128,20 +128,15 @@ class Answer:
             Error: conversation or parameters do not suit the model.
         """
         rendered = chat.render(conversation)
-        grammar = None
-        if not conversation.continues:
-            tools = conversation.tools if may_call is None else may_call
-            grammar = chat.grammar(tools, answer, must_call, hold=hold)
-            if grammar is not None:
-                grammar = replace(grammar, parts=_parts(tools, answer))
-        elif answer is not None or must_call:
-            # Of its beginning nobody knows whether it fits.
-            field, what = ("tool_choice", "tool_choice") if must_call else ("grammar", "answer")
-            raise Error(
-                f"{what}: expected nothing of a message that is gone on with "
-                "(continue_final_message)",
-                field=field,
-            )
+        continued = conversation.messages[-1] if conversation.continues else None
+        if continued is not None:
+            _check_continued(continued, answer, must_call)
+        tools = conversation.tools if may_call is None else may_call
+        grammar = chat.grammar(
+            tools, answer, must_call, hold=hold, continues=conversation.continues
+        )
+        if grammar is not None and grammar != answer:
+            grammar = replace(grammar, parts=_parts(tools, answer))
         harmony = isinstance(chat, HarmonyChat)
         stop = params.stop_strings if harmony else ()
         if harmony:
@@ -156,7 +151,7 @@ class Answer:
 
         def parser() -> HarmonyParser:
             assert isinstance(chat, HarmonyChat)
-            return chat.parser(conversation.continues)
+            return chat.parser(continued)
 
         return cls(
             [stream],
@@ -262,6 +257,16 @@ class Answer:
         known = [self._choices.get((place, index)) for index in range(stream.choices)]
         if all(choice is not None and choice.ended for choice in known):
             stream.cancel()
+
+
+def _check_continued(message: Message, answer: Grammar | None, must_call: bool) -> None:
+    """Raises Error where what is asked for cannot follow in a message that goes on."""
+    if must_call:
+        raise Error(
+            "tool_choice: expected auto or none with continue_final_message", field="tool_choice"
+        )
+    if answer is not None and not message.is_answer:
+        raise Error("expected none where the message that goes on is thinking", field="grammar")
 
 
 def _parts(tools: Iterable[Tool], answer: Grammar | None) -> tuple[Grammar, ...]:

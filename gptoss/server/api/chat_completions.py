@@ -297,14 +297,14 @@ def _shown(body: Mapping[str, Any], messages: Sequence[Message]) -> _Shown:
         raise ApiError(
             f"stream_options: expected an object, found {shown(options)}", field="stream_options"
         )
-    last = messages[-1]
-    echoes = flag(body, "echo") and last.from_model and not last.is_call
+    last = messages[-1] if messages else None
+    echoes = flag(body, "echo") and last is not None and last.is_answer
     return _Shown(
         thinking=flag(body, "include_reasoning", True),
         token_ids=flag(body, "return_token_ids"),
         usage=flag(options, "include_usage"),
         each_usage=flag(options, "continuous_usage_stats"),
-        echoed=last.content if echoes else "",
+        echoed=last.content if last is not None and echoes else "",
     )
 
 

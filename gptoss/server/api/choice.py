@@ -7,13 +7,11 @@ import secrets
 from collections import deque
 from dataclasses import dataclass
 
-from gptoss.chat import ANALYSIS, HarmonyParser, Message
+from gptoss.chat import ANALYSIS, HarmonyParser, Message, call_name
 from gptoss.chat import Piece as Written
 from gptoss.engine import StopMatcher
 from gptoss.request import Delta, FinishReason, TokenLogprob
 from gptoss.server.api.pieces import Finish, Finished, Kind, Part, Piece
-
-_FUNCTIONS = "functions."
 
 
 @dataclass
@@ -130,6 +128,8 @@ class Choice:
         if message is None:  # of somebody else, whom the model speaks for: no part of its answer
             return
         text, stopped = written.text, False
+        if written.ends and message.kind != "call":
+            text = ""  # arguments that nobody wrote, of a call that has none and is shown as text
         message.length += len(text)
         whole = not cut
         if message.stop is not None:
@@ -158,7 +158,7 @@ class Choice:
         self._messages += 1
         # A call where nothing can be called is shown as what it is: words of the model.
         if message.is_call and self._can_call:
-            name = (message.recipient or "").removeprefix(_FUNCTIONS)
+            name = call_name(message.recipient)
             return _Open(number, "call", channel, f"call_{secrets.token_hex(12)}", name)
         if channel == ANALYSIS:
             return _Open(number, "thinking", channel)
