@@ -1,5 +1,5 @@
-"""How values of options are read: each function checks a value that is not null, and returns what is
-meant by it. None: as if it were not there.
+"""How values of options are read: each function checks a value that is not null, and returns what
+is meant by it. None: as if it were not there.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Options(Mapping[str, Any]):
         for option in _known(self.route).values():
             if option.form is not None and option.name in self.given:
                 return option.name
-        return _FORM[self.route]
+        return _FORM.get(self.route, "grammar")
 
     def effort(self) -> str:
         """How much the model is to think: "low", "medium" or "high"."""
