@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gptoss.model.config import ModelConfig
     from gptoss.request.grammar import Grammar
     from gptoss.request.params import SamplingParams
-    from gptoss.request.result import Completion, Delta, Timing, TokenLogprob
+    from gptoss.request.result import Completion, Delta, Score, Timing, TokenLogprob
 
     __version__: str
 
@@ -37,6 +37,7 @@ __all__ = [
     "Grammar",
     "ModelConfig",
     "SamplingParams",
+    "Score",
     "Stream",
     "Timing",
     "TokenLogprob",
@@ -59,6 +60,7 @@ _HOME = {
     "Grammar": "gptoss.request.grammar",
     "ModelConfig": "gptoss.model.config",
     "SamplingParams": "gptoss.request.params",
+    "Score": "gptoss.request.result",
     "Stream": "gptoss.engine.stream",
     "Timing": "gptoss.request.result",
     "TokenLogprob": "gptoss.request.result",

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from gptoss.request import Completion, Delta, SamplingParams, Timing, join
+from gptoss.request import Completion, Delta, SamplingParams, Score, Timing, join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptoss.engine.engine import Engine
     from gptoss.engine.generation import Generation
     from gptoss.engine.prompts import Prompt
+    from gptoss.engine.scores import Scores
     from gptoss.engine.sequence import Account
     from gptoss.engine.stream import Submission
 
@@ -86,10 +87,12 @@ class AsyncStream(AsyncIterator[Delta]):
     Attributes:
         timing: of the choice that finished last; None before. timings: of all that have.
         choices: how many texts there will be. prompt_tokens: length of the prompt.
+        prompt_ids: its tokens. prompt: how likely they were, where asked for, from the first delta
+            of the first choice on.
     """
 
     def __init__(
-        self, submission: Submission, requests: SequenceOf[Generation], outbox: _Outbox
+        self, submission: Submission, requests: SequenceOf[Generation | Scores], outbox: _Outbox
     ) -> None:
         self._submission = submission
         self._outbox = outbox
@@ -97,6 +100,8 @@ class AsyncStream(AsyncIterator[Delta]):
         self.timings: list[Timing] = []
         self.choices = len(requests)
         self.prompt_tokens = requests[0].prompt_tokens
+        self.prompt_ids = requests[0].prompt_ids
+        self.prompt: Score | None = None
 
     async def __anext__(self) -> Delta:
         while self._submission:
@@ -112,6 +117,8 @@ class AsyncStream(AsyncIterator[Delta]):
                 self.cancel()
                 raise item
             assert isinstance(item, Delta)
+            if item.prompt is not None:
+                self.prompt = item.prompt
             if item.finish_reason is not None:
                 self._submission.finish(key)
                 self.timing = item.timing

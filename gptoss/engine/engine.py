@@ -24,17 +24,29 @@ from gptoss.engine.load import Loaded, load
 from gptoss.engine.options import EngineOptions, check_integer
 from gptoss.engine.prompts import Prompt, as_params, as_prompts
 from gptoss.engine.request import Outbox, Outlet, Request, Scoring
+from gptoss.engine.scores import Scorer, Scores
 from gptoss.engine.sequence import Account
 from gptoss.engine.stream import Stream, Submission
 from gptoss.engine.text import TextStream
 from gptoss.engine.worker import Worker
 from gptoss.errors import Error
 from gptoss.model import ModelConfig
-from gptoss.request import SEED_LIMIT, Completion, Delta, Grammar, SamplingParams, derive_seed, join
+from gptoss.request import (
+    MAX_LOGPROBS,
+    SEED_LIMIT,
+    Completion,
+    Delta,
+    Grammar,
+    SamplingParams,
+    Score,
+    derive_seed,
+    join,
+)
 from gptoss.tokenizer import Tokenizer
 
 MAX_PRIORITY = (1 << 63) - 1
-LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may return
+LOGITS_BYTES = 64 << 20  # whole rows of logits that one step may hold for prompts
+MAX_SCORES = 1 << 20  # likely tokens told of one prompt, all places together
 
 _P = ParamSpec("_P")
 
@@ -227,7 +239,7 @@ class Engine:
         """
         batch = as_prompts(prompts)
         outbox = Outbox()
-        requests: list[Generation] = []
+        requests: list[Generation | Scores] = []
         account = Account()  # one request to the engine, however many prompts
         for index, (prompt, own) in enumerate(
             zip(batch, as_params(params, len(batch)), strict=True)
@@ -272,7 +284,7 @@ class Engine:
             )
         vocabulary = self._config.vocab_size
         outbox = Outbox()
-        scoring = Scoring(ids, outbox, max_chunk=max(1, LOGITS_BYTES // (4 * vocabulary)))
+        scoring = Scoring(ids, outbox, max_chunk=self._max_rows)
         result = np.empty((len(ids), vocabulary), np.float32)
         done = 0
         submission = self.submit([scoring])
@@ -288,6 +300,54 @@ class Engine:
         finally:
             submission.close()
         return result
+
+    def score(self, prompt: Prompt, continuation: Prompt, *, top: int = 0) -> Score:
+        """How likely a continuation is: the log-probability of each of its tokens, given the prompt
+        and those before it, from one pass over both.
+
+        Args:
+            prompt: text, or token ids, at least one; an empty text begins where a document begins.
+            continuation: the same. A text is split into tokens by itself, whatever it follows.
+            top: how many of the most likely tokens to tell at each place, up to 100.
+
+        Returns:
+            T entries, one for each token of the continuation. The T × vocabulary logits are never
+            held: rows are computed some 64 MB at a time, beside the steps of other requests.
+
+        Raises:
+            Error: both together are longer than the model's context, or hold what is no token.
+        """
+        return self.score_all(prompt, [continuation], top=top)[0]
+
+    def score_all(
+        self, prompt: Prompt, continuations: SequenceOf[Prompt], *, top: int = 0
+    ) -> list[Score]:
+        """As `score`, of several continuations of one prompt, which is computed once."""
+        top = check_integer("top", top, 0, MAX_LOGPROBS)
+        start = self._prompt_ids(prompt)
+        outbox, account = Outbox(), Account()
+        requests = []
+        for index, continuation in enumerate(continuations):
+            more = self._continuation_ids(continuation)
+            tokens = start + more
+            most = self._config.context_length - len(start)
+            self._check_length("continuation", len(more), most)
+            self._check_scores("top", len(more), top)
+            requests.append(
+                self._scores(tokens, len(start), top, outbox, key=index, account=account)
+            )
+        found: dict[int, Score] = {}
+        submission = self.submit(requests)
+        try:
+            while len(found) < len(requests):
+                key, items = outbox.get()
+                if isinstance(items[-1], BaseException):
+                    raise items[-1]
+                found[key] = items[-1].prompt
+                submission.finish(key)
+        finally:
+            submission.close()
+        return [found[index] for index in range(len(requests))]
 
     # The end.
 
@@ -321,7 +381,7 @@ class Engine:
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
-    ) -> list[Generation]:
+    ) -> list[Generation | Scores]:
         """Check a prompt and its parameters, and make of them the requests to submit.
 
         Args:
@@ -332,7 +392,7 @@ class Engine:
             account: shared by what is to count as one request; None: these are one.
 
         Returns:
-            One for each of the n choices.
+            One for each of the n choices; where no token is to be drawn, one.
 
         Raises:
             Error: the prompt or the parameters do not suit the model.
@@ -354,8 +414,24 @@ class Engine:
         seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed
         cost = self._worker.cost
         grammar = self._compile(params.grammar) if params.grammar else None
-        max_tokens = self._max_tokens(len(ids), params.max_tokens)
         account = account or Account()
+        if params.prompt_logprobs is not None:
+            self._check_scores("prompt_logprobs", len(ids), params.prompt_logprobs)
+            if params.max_tokens == 0:
+                self._check_length("prompt", len(ids), self._config.context_length)
+                return [
+                    self._scores(
+                        ids,
+                        1,
+                        params.prompt_logprobs,
+                        outbox,
+                        key=(prompt_index, 0),
+                        priority=priority,
+                        client=client,
+                        account=account,
+                    )
+                ]
+        max_tokens = self._max_tokens(len(ids), params.max_tokens)
         return [
             Generation(
                 ids,
@@ -363,13 +439,21 @@ class Engine:
                 seed=derive_seed(seed, index),
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
-                text=TextStream(tokenizer.stream(), params.stop_strings) if tokenizer else None,
+                text=TextStream(
+                    tokenizer.stream(), params.stop_strings, params.include_stop_str_in_output
+                )
+                if tokenizer
+                else None,
                 token_bytes=tokenizer.token_bytes if tokenizer else lambda token: b"",
                 outbox=outbox,
                 key=(prompt_index, index),
                 index=index,
                 constraint=grammar.begin() if grammar else None,
                 drafter=Drafter(ids, cost) if self._speculates else None,
+                # All choices have one prompt.
+                scorer=self._scorer(ids, params.prompt_logprobs) if index == 0 else None,
+                max_rows=self._max_rows,
+                vocab_size=self._config.vocab_size,
                 priority=priority,
                 client=client,
                 account=account,
@@ -386,6 +470,44 @@ class Engine:
         """
         return Submission(self, self._worker, requests)
 
+    @property
+    def _max_rows(self) -> int:
+        """Most rows of logits that one step may hold for prompts."""
+        return max(1, LOGITS_BYTES // (4 * self._config.vocab_size))
+
+    def _scorer(self, ids: list[int], top: int | None) -> Scorer | None:
+        return None if top is None else Scorer(ids, 1, top, self._config.vocab_size)
+
+    def _scores(
+        self, tokens: list[int], first: int, top: int, outbox: Outlet, **more: Any
+    ) -> Scores:
+        return Scores(
+            tokens,
+            first,
+            top=top,
+            vocab_size=self._config.vocab_size,
+            max_rows=self._max_rows,
+            outbox=outbox,
+            **more,
+        )
+
+    def _continuation_ids(self, continuation: Prompt) -> list[int]:
+        if not isinstance(continuation, str):
+            return self._check_ids(continuation, "continuation")
+        ids = self.tokenizer.encode(continuation)
+        if not ids:
+            raise Error("continuation: expected a token at least, found none", field="continuation")
+        return ids
+
+    @staticmethod
+    def _check_scores(option: str, tokens: int, top: int) -> None:
+        if tokens * top > MAX_SCORES:
+            raise Error(
+                f"{option}: expected at most {MAX_SCORES // tokens} for {tokens} tokens, "
+                f"found {top}",
+                field=option,
+            )
+
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         """A grammar for this model's vocabulary."""
         with self._grammars_lock:
@@ -397,19 +519,23 @@ class Engine:
     def _max_tokens(self, prompt: int, max_tokens: int | None) -> int:
         """Most tokens that a request may draw: what it asks for, and what there is room for."""
         context = self._config.context_length
-        if prompt >= context:
-            raise Error(
-                # Clients look for these words, OpenAI's, or for the code.
-                f"prompt: expected at most {context - 1} tokens (this model's maximum context "
-                f"length is {context} tokens, prompt and output together), found {prompt}",
-                field="prompt",
-                code="context_length_exceeded",
-            )
+        self._check_length("prompt", prompt, context - 1)
         if max_tokens is None:
             # Not the caller's number: make do with the cache there is.
             spare = self._worker.scheduler.capacity() + 1 - prompt
             return min(context - prompt, max(1, spare))
         return min(context - prompt, max_tokens)
+
+    def _check_length(self, field: str, tokens: int, most: int) -> None:
+        if tokens > most:
+            raise Error(
+                # Clients look for these words, OpenAI's, or for the code.
+                f"{field}: expected at most {most} tokens (this model's maximum context length is "
+                f"{self._config.context_length} tokens, prompt and output together), found "
+                f"{tokens}",
+                field=field,
+                code="context_length_exceeded",
+            )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):

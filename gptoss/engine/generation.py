@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from collections.abc import Sequence as SequenceOf
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from gptoss.engine.drafts import Drafter
-from gptoss.engine.sampling import SamplerState
+from gptoss.engine.sampling import Draw, SamplerState
+from gptoss.engine.scores import Scorer
 from gptoss.engine.sequence import Account, Chunk, Sequence
 from gptoss.engine.text import TextStream
 from gptoss.native.arrays import StepOutput
-from gptoss.request import Delta, FinishReason, SamplingParams, Timing, TokenLogprob
+from gptoss.request import Delta, FinishReason, SamplingParams, Score, Timing, TokenLogprob
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 from gptoss.engine.request import Outlet, Request
@@ -48,6 +50,9 @@ class Generation(Request):
         token_bytes: what a token id stands for, for log-probabilities.
         constraint: says which tokens may come; None: any.
         drafter: drafts tokens; None: none are drafted.
+        scorer: scores the prompt on the way; None: nobody asked. max_rows: most rows of logits of
+            a step, for that.
+        vocab_size: of the logits; needed where there is no end before some number of tokens.
     """
 
     sampler: SamplerState
@@ -67,13 +72,24 @@ class Generation(Request):
         index: int = 0,
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
+        scorer: Scorer | None = None,
+        max_rows: int | None = None,
+        vocab_size: int = 0,
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
     ) -> None:
         # The last token drawn is never fed back, so it needs no keys and values.
         limit = len(prompt) + max_tokens - 1
-        sequence = Sequence(prompt, limit, priority=priority, client=client, account=account)
+        sequence = Sequence(
+            prompt,
+            limit,
+            None if scorer is None else max_rows,
+            reusable=None if scorer is None else 0,
+            priority=priority,
+            client=client,
+            account=account,
+        )
         super().__init__(sequence, outbox, key)
         self.sampler = SamplerState(params, seed, prompt)
         self.prompt_tokens = len(prompt)
@@ -83,22 +99,65 @@ class Generation(Request):
         self._token_bytes = token_bytes
         self._index = index
         self._constraint = constraint
+        self._scorer = scorer
+        self._vocab_size = vocab_size
+        self._no_end: NDArray[np.uint32] | None = None  # a mask without what ends it
         # What is allowed or punished after a draft would have to be known before it is right.
         free = constraint is None and not self.sampler.tracks
-        self.drafter = drafter if free else None
+        self._learning = drafter if free else None
+        self.drafter = self._learning if self._may_end else None
         self._first = 0.0  # when its first token came
         self._taken: list[tuple[int, int]] = []  # (token, row of the output), not reported yet
         self._reported = 0
 
-    def rows(self, chunk: Chunk) -> range:
-        wanted = 1 + len(chunk.draft) if chunk.reaches_end else 0
-        return range(chunk.count - wanted, chunk.count)
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens of the prompt."""
+        return tuple(self.sequence.tokens[: self.prompt_tokens])
 
-    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
-        # One row: nothing is drafted where a constraint is.
-        return None if self._constraint is None else self._constraint.mask()
+    @property
+    def _may_end(self) -> bool:
+        """Whether the token that is drawn next may be one that ends the text."""
+        return self.sampler.drawn >= self.sampler.params.min_tokens
+
+    def rows(self, chunk: Chunk) -> range:
+        wanted = _drawn(chunk)
+        first = chunk.count - wanted
+        if self._scorer is not None:
+            scored = self._scorer.rows(chunk)
+            first = scored.start if scored else first
+            if not wanted:
+                return scored
+        return range(first, chunk.count)
+
+    def draws(self, chunk: Chunk, rows: range) -> list[Draw]:
+        wanted = _drawn(chunk)
+        drawn = super().draws(chunk, range(wanted))
+        scored = len(rows) - wanted
+        if self._scorer is None or scored == 0:
+            return drawn
+        return self._scorer.draws(chunk, scored) + drawn
+
+    def mask(self) -> NDArray[np.uint32] | None:
+        # For one row: nothing is drafted where there is a mask.
+        allowed = None if self._constraint is None else self._constraint.mask()
+        if self._may_end or not self._stop_ids:
+            return allowed
+        if self._no_end is None:
+            self._no_end = _all_but(self._stop_ids, self._vocab_size)
+        if allowed is None:
+            return self._no_end
+        # Where a grammar allows nothing but the end, it is the end.
+        left = allowed & self._no_end
+        return left if left.any() else allowed
 
     def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
+        if self._scorer is not None:
+            scored = len(rows) - _drawn(chunk)
+            self._scorer.take(chunk, output, rows[:scored])
+            rows = rows[scored:]
+            if self._scorer.done:
+                self.sequence.max_chunk = None  # should it be computed again
         if not chunk.reaches_end:
             return 0
         assert output.tokens is not None
@@ -115,8 +174,9 @@ class Generation(Request):
             if self.over or token != drafted:
                 break
         self.sequence.settle(drawn)
-        if self.drafter is not None:
-            self.drafter.learn(drawn, chunk.draft)
+        if self._learning is not None:
+            self._learning.learn(drawn, chunk.draft)
+            self.drafter = self._learning if self._may_end else None
         return len(drawn)
 
     def report(self, chunk: Chunk, output: StepOutput, rows: range) -> bool:
@@ -138,21 +198,28 @@ class Generation(Request):
                     logprobs=self._logprobs(token, output, row),
                     index=self._index,
                     timing=self._timing(now) if finish else None,
+                    prompt=self._take_score(),
                 )
             )
             if finish is not None:
                 return True
         return False
 
+    def _take_score(self) -> Score | None:
+        """Of the prompt, for the first delta."""
+        scorer, self._scorer = self._scorer, None
+        return None if scorer is None else scorer.score
+
     def _advance(self, token: int, last: bool) -> tuple[str, FinishReason | None]:
         """(text that the token adds, why it is the last one, if it is)."""
         ends = token in self._stop_ids
+        may_stop = self._reported >= self.sampler.params.min_tokens
         text, stopped = "", False
         if self._text is not None:
             if not ends:
-                text, stopped = self._text.push(token)
+                text, stopped = self._text.push(token, may_stop)
             if not stopped and last:
-                rest, stopped = self._text.finish()
+                rest, stopped = self._text.finish(may_stop)
                 text += rest
         if not (last or stopped):
             return text, None
@@ -191,3 +258,16 @@ class Generation(Request):
             prefill_seconds=self._first - started,
             decode_seconds=now - self._first,
         )
+
+
+def _drawn(chunk: Chunk) -> int:
+    """How many tokens a step draws after a chunk."""
+    return 1 + len(chunk.draft) if chunk.reaches_end else 0
+
+
+def _all_but(tokens: Collection[int], vocab_size: int) -> NDArray[np.uint32]:
+    """A mask: all tokens of a vocabulary but these."""
+    allowed = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    allowed[:vocab_size] = True
+    allowed[[token for token in tokens if token < vocab_size]] = False
+    return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gptoss.engine.sampling import Draw, SamplerState
 from gptoss.engine.sequence import Chunk, Sequence
 from gptoss.native.arrays import StepOutput
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss.engine.drafts import Drafter
-    from gptoss.engine.sampling import SamplerState
 
 # (key of the request, what it produced in order; an exception is the last thing it produces)
 Entry = tuple[Any, list[Any]]
@@ -73,9 +73,15 @@ class Request:
         """Which tokens of the chunk, counted from its start, want logits."""
         raise NotImplementedError
 
-    def mask(self, chunk: Chunk) -> NDArray[np.uint32] | None:
-        """A bit for each token, those that may be drawn set; None: any may."""
+    def mask(self) -> NDArray[np.uint32] | None:
+        """A bit for each token, those that may be drawn next set; None: any may."""
         return None
+
+    def draws(self, chunk: Chunk, rows: range) -> list[Draw]:
+        """How each of the rows asked for becomes a token; called when the step begins."""
+        # Several with a draft, where no mask is.
+        return [Draw(self.sampler, ahead, None if ahead else self.mask())
+                for ahead in range(len(rows))]  # fmt: skip
 
     def take(self, chunk: Chunk, output: StepOutput, rows: range) -> int:
         """Take the rows asked for, `rows` of the output; how many items they will make."""

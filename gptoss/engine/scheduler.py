@@ -154,6 +154,7 @@ class Scheduler:
         self._make_way()
         running = self.running
         budget = self.step_tokens - sum(s.computed + 1 == len(s.tokens) for s in running)
+        rows = 0  # of sequences that want more than their last
         chunks: list[Chunk] = []
         preempted_before = self.preemptions
         for sequence in tuple(running):
@@ -162,13 +163,14 @@ class Scheduler:
                 break  # it and all after it were preempted in this loop
             start = sequence.computed
             pending = len(sequence.tokens) - start
-            count = 1 if pending == 1 else min(pending, budget, sequence.max_chunk or budget)
+            count = 1 if pending == 1 else sequence.most(start, budget, rows)
             if count == 0 or not self._make_room(sequence, start + count):
                 continue
             chunks.append(Chunk(sequence, pages, start, count, count == pending))
             budget -= 0 if pending == 1 else count
+            rows += sequence.rows_of(start, count)
         if self.preemptions == preempted_before and len(self.waiting):
-            self._admit(budget, chunks)
+            self._admit(budget, rows, chunks)
         return chunks
 
     def extend(self, chunk: Chunk, draft: tuple[int, ...]) -> Chunk:
@@ -236,7 +238,7 @@ class Scheduler:
                     return
             self._preempt()
 
-    def _admit(self, budget: int, chunks: list[Chunk]) -> None:
+    def _admit(self, budget: int, rows: int, chunks: list[Chunk]) -> None:
         passed: list[Sequence] = []
         owed = self._owed()
         while budget > 0 and len(self.running) < self.max_running and len(passed) < MAX_PASSED:
@@ -247,12 +249,14 @@ class Scheduler:
             if pages is None:
                 break
             self.waiting.remove(sequence)
-            if self._enters_already(sequence, pages.blocks):
+            start = pages.blocks * self.page_size
+            count = sequence.most(start, budget, rows)
+            if count == 0 or self._enters_already(sequence, pages.blocks):
                 pages.release()
                 passed.append(sequence)
                 continue
             sequence.pages = pages
-            sequence.computed = pages.blocks * self.page_size
+            sequence.computed = start
             self.prompt_tokens += len(sequence.tokens)
             self.cached_tokens += sequence.computed
             if sequence.cached is None:
@@ -261,11 +265,11 @@ class Scheduler:
             while place and self.running[place - 1].priority > sequence.priority:
                 place -= 1
             self.running.insert(place, sequence)
-            count = min(sequence.pending, budget, sequence.max_chunk or budget)
-            pages.grow(sequence.computed + count)
+            pages.grow(start + count)
             pending = sequence.pending
-            chunks.append(Chunk(sequence, pages, sequence.computed, count, count == pending))
+            chunks.append(Chunk(sequence, pages, start, count, count == pending))
             budget -= count
+            rows += sequence.rows_of(start, count)
             owed += self._owed_to(sequence, pages)
         for sequence in reversed(passed):
             self.waiting.restore(sequence)
@@ -285,7 +289,7 @@ class Scheduler:
         pages = SequencePages(self.pool, self.page_size, self.window)
         free = self.pool.free
         if self._cache is not None and sequence.reuses:
-            path: list[Node] = self._cache.find(sequence.tokens)
+            path: list[Node] = self._cache.find(sequence.prefix)
             self._cache.adopt(pages, path)
         left = spare - (free - self.pool.free)
         if self.running and self.pages_for(len(sequence.tokens)) - pages.held > left:
@@ -299,14 +303,14 @@ class Scheduler:
         """Blocks of its prefix that the cache has."""
         if self._cache is None or not sequence.reuses:
             return 0
-        return len(self._cache.find(sequence.tokens))
+        return len(self._cache.find(sequence.prefix))
 
     def _enters_already(self, sequence: Sequence, blocks: int) -> bool:
         """Whether a running prompt is about to compute a good part of what this one needs."""
         if self._cache is None or not sequence.reuses:
             return False
         end = (blocks + SHARED_BLOCKS) * self.page_size
-        if len(sequence.tokens) <= end:
+        if len(sequence.prefix) <= end:
             return False
         return any(
             other.reuses

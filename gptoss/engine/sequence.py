@@ -31,13 +31,17 @@ class Sequence:
     Attributes:
         tokens: prompt and output so far. While a step draws the next one, UNKNOWN stands for it.
         limit: most tokens that will ever need keys and values.
-        max_chunk: most tokens of it in one step; None leaves that to the scheduler.
+        max_chunk: most rows of logits in one step, of all sequences, beside which this one may
+            bring more; each token of its own from `rows_from` on brings one. None: no row but that
+            of its last token.
+        rows_from: place of the first token that brings a row.
         computed: how many of `tokens` have their keys and values in pages, or will have them after
             the step in progress.
         pages: held while it runs; None while it waits.
         preemptions: how often it was sent back to the queue.
         cached: how many tokens the prefix cache had when it was first admitted.
-        reuses: whether it may start from a prefix that was computed before.
+        reuses: whether it may start from a prefix that was computed before, and is one for others.
+        reusable: most tokens that it may start from; None: all but the last.
         priority: lower goes first.
         client: whom it is for; clients share the engine alike.
         account: of its request; the requests of one client share alike.
@@ -56,7 +60,9 @@ class Sequence:
         "place",
         "preemptions",
         "priority",
+        "reusable",
         "reuses",
+        "rows_from",
         "tokens",
     )
 
@@ -67,6 +73,8 @@ class Sequence:
         max_chunk: int | None = None,
         *,
         reuses: bool = True,
+        reusable: int | None = None,
+        rows_from: int = 0,
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
@@ -74,7 +82,9 @@ class Sequence:
         self.tokens = list(tokens)
         self.limit = limit
         self.max_chunk = max_chunk
+        self.rows_from = rows_from
         self.reuses = reuses
+        self.reusable = reusable
         self.priority = priority
         self.client = client
         self.account = Account() if account is None else account
@@ -89,6 +99,24 @@ class Sequence:
     def pending(self) -> int:
         """Tokens not computed yet; 1 while decoding."""
         return len(self.tokens) - self.computed
+
+    @property
+    def prefix(self) -> SequenceOf[int]:
+        """Its tokens as the prefix cache is to know them: at least the last is left to compute."""
+        return self.tokens if self.reusable is None else self.tokens[: self.reusable + 1]
+
+    def most(self, start: int, budget: int, rows: int) -> int:
+        """How many tokens from `start` on one step may compute, which has room for `budget` more
+        tokens and brings `rows` rows of logits already.
+        """
+        count = min(len(self.tokens) - start, budget)
+        if self.max_chunk is None:
+            return count
+        return min(count, max(0, self.rows_from - start) + max(0, self.max_chunk - rows))
+
+    def rows_of(self, start: int, count: int) -> int:
+        """How many rows these tokens bring, if each brings one."""
+        return 0 if self.max_chunk is None else max(0, start + count - max(start, self.rows_from))
 
     def advance(self, chunk: Chunk) -> None:
         """The step that computes `chunk` begins: what is planned next comes after it."""

@@ -151,13 +151,10 @@ class Step:
     def _prepare(self, backend: Backend) -> Callable[[], StepOutput]:
         """The step as a call that touches nothing of this thread's."""
         arrays = self._arrays
-        draws = []
+        draws: list[Draw] = []
         for chunk, request, rows in self:
-            if not rows:
-                continue
-            draws.append(Draw(request.sampler, 0, request.mask(chunk)))
-            if len(rows) > 1:  # with a draft, where no mask is
-                draws += [Draw(request.sampler, ahead) for ahead in range(1, len(rows))]
+            if rows:
+                draws += request.draws(chunk, rows)
         sampling = sampling_batch(draws) if draws else None
         want_logits = any(request.wants_logits for request in self.requests)
 

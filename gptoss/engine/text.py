@@ -21,17 +21,23 @@ class StopMatcher:
     that ends first counts, and of those that end together the longest.
     """
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: tuple[str, ...], includes: bool = False) -> None:
+        """includes: whether the stop string itself is passed on too."""
         self._stop = stop
+        self._includes = includes
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text to pass on, whether a stop string was met). Not to be called after a True."""
+    def push(self, text: str, ends: bool = True) -> tuple[str, bool]:
+        """(text to pass on, whether a stop string was met). Not to be called after a True.
+
+        ends: whether one that completes in this text counts.
+        """
         held = self._held + text
         matches = [(at + len(s), at) for s in self._stop if (at := held.find(s)) >= 0]
-        if matches:
+        if matches and ends:
             self._held = ""
-            return held[: min(matches)[1]], True
+            end, begin = min(matches)
+            return held[: end if self._includes else begin], True
         keep = self._possible_beginning(held)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False
@@ -54,15 +60,16 @@ class StopMatcher:
 class TextStream:
     """The text of one completion: a decoder, followed by a stop matcher."""
 
-    def __init__(self, decoder: Decoder, stop: tuple[str, ...]) -> None:
+    def __init__(self, decoder: Decoder, stop: tuple[str, ...], includes: bool = False) -> None:
+        """includes: whether the stop string that ends it is part of it."""
         self._decoder = decoder
-        self._matcher = StopMatcher(stop)
+        self._matcher = StopMatcher(stop, includes)
 
-    def push(self, token: int) -> tuple[str, bool]:
-        """(new text, whether a stop string was met)."""
-        return self._matcher.push(self._decoder.push(token))
+    def push(self, token: int, ends: bool = True) -> tuple[str, bool]:
+        """(new text, whether a stop string was met). ends: whether one may end it already."""
+        return self._matcher.push(self._decoder.push(token), ends)
 
-    def finish(self) -> tuple[str, bool]:
+    def finish(self, ends: bool = True) -> tuple[str, bool]:
         """(the rest of the text, whether a stop string was met in it)."""
-        text, stopped = self._matcher.push(self._decoder.flush())
+        text, stopped = self._matcher.push(self._decoder.flush(), ends)
         return (text, True) if stopped else (text + self._matcher.flush(), False)

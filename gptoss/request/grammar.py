@@ -12,12 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptoss.errors import Error, shown
-
-if TYPE_CHECKING:
-    pass
+from gptoss.request.schema import as_unicode, schema_text
 
 MAX_SOURCE = 1 << 20  # characters of a grammar
 MAX_CHOICES = 1024
@@ -32,6 +30,10 @@ _LIMITS = {
     "max_grammar_size": 500_000,
     "max_lexer_states": 30_000,  # some 50 MB
 }
+
+
+# What llguidance says of what is no schema, or of one that nothing fits. All else it cannot do.
+_NO_SCHEMA = ("must be", "Invalid type", "Expected", "expected", "does not exist", "Unsatisfiable")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,18 @@ class Grammar:
     parts: tuple[Grammar, ...] = ()
 
     @staticmethod
-    def json(schema: Mapping[str, Any] | str | bool | None = None) -> Grammar:
+    def json(
+        schema: Mapping[str, Any] | str | bool | None = None, *, strict: bool = True
+    ) -> Grammar:
         """Text that is JSON, and fits a schema where one is given.
 
-        schema: of the language of json-schema.org, as an object or as text; None: any object.
+        Args:
+            schema: of the language of json-schema.org, as an object or as text; None: any object.
+            strict: whether a schema that cannot be kept to is refused. Else keywords that are not
+                known are left out, and where that is not enough, only the JSON's type is kept to.
+
+        Raises:
+            Error: it is no schema, nothing fits it, or it cannot be kept to.
         """
         value: Any = {"type": "object"} if schema is None else schema
         if isinstance(value, str):
@@ -61,7 +71,9 @@ class Grammar:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise _refused(f"json schema: expected JSON: {error}") from None
-        return Grammar.lark(f"start: {json_rule(value)}", what="json schema")
+        if strict:
+            return Grammar.lark(f"start: {json_rule(value)}", what="json schema")
+        return _lenient(value)
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
@@ -94,6 +106,7 @@ class Grammar:
             raise _refused(f"{what}: expected a string, found {shown(source)}")
         if len(source) > MAX_SOURCE:
             raise _refused(f"{what}: expected at most {MAX_SOURCE} characters, found {len(source)}")
+        source = as_unicode(source)
         library = load_llguidance()
         problem = library.LLMatcher.validate_grammar(
             library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
@@ -111,17 +124,45 @@ class Grammar:
         return rest
 
 
-def json_rule(schema: Mapping[str, Any] | bool) -> str:
-    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is not a schema."""
+def json_rule(schema: Mapping[str, Any] | bool, *, strict: bool = True) -> str:
+    """A part of a Lark rule: JSON that fits a schema. Raises Error when it is not a schema.
+
+    strict: as of `Grammar.json`; the rule may still be refused.
+    """
     if not isinstance(schema, (Mapping, bool)):
         raise _refused(f"json schema: expected an object, found {shown(schema)}")
     if schema is False:
         raise _refused("json schema: false fits nothing")
-    options = {"x-guidance": {"whitespace_pattern": _BLANKS}}
+    options = {"whitespace_pattern": _BLANKS, **({} if strict else {"lenient": True})}
     try:
-        return f"%json {json.dumps({**(schema if isinstance(schema, Mapping) else {}), **options})}"
+        return f"%json {schema_text(schema, {'x-guidance': options})}"
     except (TypeError, ValueError, RecursionError) as error:
         raise _refused(f"json schema: expected JSON: {error}") from None
+
+
+def _lenient(schema: Any) -> Grammar:
+    try:
+        grammar = Grammar.lark(f"start: {json_rule(schema, strict=False)}", what="json schema")
+        if _begins(grammar):
+            return grammar
+    except Error as error:
+        if any(words in str(error) for words in _NO_SCHEMA):
+            raise
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    return Grammar.json({"type": kind if isinstance(kind, str) else "object"})
+
+
+def _begins(grammar: Grammar) -> bool:
+    """Whether any text of bytes may begin: a rule that leads to nothing but itself allows none."""
+    library = load_llguidance()
+    matcher = library.LLMatcher(
+        library.LLTokenizer("byte"),
+        library.LLMatcher.grammar_from_lark(grammar.source),
+        log_level=0,
+        limits=parser_limits(library),
+    )
+    matcher.compute_logit_bias()
+    return not matcher.is_error()
 
 
 def parser_limits(library: Any) -> Any:

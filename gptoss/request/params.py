@@ -36,7 +36,10 @@ class SamplingParams:
     """How one request wants its tokens chosen, and when it ends.
 
     Args:
-        max_tokens: most tokens to generate; None: as many as the context holds.
+        max_tokens: most tokens to generate; None: as many as the context holds; 0, with
+            prompt_logprobs: none, the prompt alone is scored.
+        min_tokens: until there are this many, no token or string ends the text. A grammar that
+            allows nothing but the end ends it all the same.
         temperature: divides the logits; 0 is greedy (ties go to the lowest id).
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
@@ -49,9 +52,13 @@ class SamplingParams:
         seed: 64-bit; the same seed, prompt and parameters give the same tokens, whatever else
             runs beside them. None draws a fresh seed for every request.
         stop: up to 16 strings; the text ends before the first of them that completes.
+        include_stop_str_in_output: whether the stop string that ended the text is part of it.
         stop_token_ids: ids that end the text as the model's own end tokens do.
         logprobs: report the log-probability of each token and of this many most likely ones
             (0: of the chosen one alone); None reports nothing.
+        prompt_logprobs: report the same of each token of the prompt, given those before it; None
+            reports nothing. It costs time where the prompt was computed before: nothing of that is
+            used again.
         ignore_eos: go on past the model's end tokens.
         n: independent completions of each prompt.
         grammar: what the text must be; None: anything.
@@ -78,10 +85,16 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     grammar: Grammar | None = None
+    min_tokens: int = 0
+    include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            self._set("max_tokens", _integer("max_tokens", self.max_tokens, 1, _INT32_MAX))
+            least = 1 if self.prompt_logprobs is None else 0
+            self._set("max_tokens", _integer("max_tokens", self.max_tokens, least, _INT32_MAX))
+        most = _INT32_MAX if self.max_tokens is None else self.max_tokens
+        self._set("min_tokens", _integer("min_tokens", self.min_tokens, 0, most))
         temperature = _number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         if 0.0 < temperature < MIN_TEMPERATURE:
             temperature = MIN_TEMPERATURE
@@ -103,9 +116,14 @@ class SamplingParams:
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.logprobs is not None:
             self._set("logprobs", _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS))
-        if not isinstance(self.ignore_eos, bool):
-            raise _refuse("ignore_eos", "True or False", self.ignore_eos)
-        self._set("n", _integer("n", self.n, 1, MAX_CHOICES))
+        if self.prompt_logprobs is not None:
+            found = _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+            self._set("prompt_logprobs", found)
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise _refuse(name, "True or False", getattr(self, name))
+        # Without a token to draw there is nothing to choose between.
+        self._set("n", _integer("n", self.n, 1, 1 if self.max_tokens == 0 else MAX_CHOICES))
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise _refuse("grammar", "a gptoss.Grammar", self.grammar)
 

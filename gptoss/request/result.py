@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,6 +30,41 @@ class TokenLogprob:
     def text(self) -> str:
         """The bytes as text, with U+FFFD where they are not UTF-8 by themselves."""
         return self.bytes.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How likely a model finds given tokens, each after those before it.
+
+    T tokens, K of the most likely ones at each place. Log-probabilities are natural logarithms, of
+    the model's own distribution: summed over the vocabulary in double precision, and rounded to
+    float32.
+
+    Attributes:
+        token_ids: int32 [T].
+        logprobs: float32 [T], of each token.
+        greedy: bool [T], whether each is the most likely one (of several, that of the lowest id).
+        top_ids, top_logprobs: int32 and float32 [T, K], most likely first.
+    """
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    greedy: NDArray[np.bool_]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def total(self) -> float:
+        """Log-probability of all of them together, summed in double precision."""
+        return float(self.logprobs.sum(dtype="float64"))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would write just these tokens."""
+        return bool(self.greedy.all())
 
 
 @dataclass(frozen=True)
@@ -74,6 +113,8 @@ class Delta:
         logprobs: one entry per token if asked for.
         index: which of the request's n choices it belongs to.
         timing: in the last delta of a choice.
+        prompt: in the first delta of the first choice, where prompt_logprobs asked for it: the
+            prompt's tokens from the second on; the first has nothing before it.
     """
 
     text: str
@@ -82,6 +123,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     index: int = 0
     timing: Timing | None = None
+    prompt: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +133,7 @@ class Completion:
     Attributes:
         prompt_index: which of the prompts given to `generate` it continues.
         index: which of that prompt's n choices it is.
+        prompt: how likely the prompt was, where asked for; of its first choice.
     """
 
     text: str
@@ -100,6 +143,7 @@ class Completion:
     timing: Timing
     prompt_index: int = 0
     index: int = 0
+    prompt: Score | None = None
 
 
 def join(deltas: list[Delta], prompt_index: int = 0) -> Completion:
@@ -117,6 +161,7 @@ def join(deltas: list[Delta], prompt_index: int = 0) -> Completion:
         timing=last.timing,
         prompt_index=prompt_index,
         index=last.index,
+        prompt=deltas[0].prompt,
     )
 
 

@@ -84,14 +84,17 @@ class Answer:
         *,
         parser: Callable[[], HarmonyParser] | None = None,
         stop: tuple[str, ...] = (),
+        includes_stop: bool = False,
+        min_tokens: int = 0,
         can_call: bool = False,
         one_call: bool = False,
         prompt_ids: Sequence[Sequence[int]] = (),
     ) -> None:
-        """parser, stop, can_call, one_call: as of `Choice`."""
+        """parser, stop, includes_stop, min_tokens, can_call, one_call: as of `Choice`."""
         self.streams = streams
         self.prompt_ids = prompt_ids
         self._parser, self._stop = parser, stop
+        self._includes_stop, self._min_tokens = includes_stop, min_tokens
         self._can_call, self._one_call = can_call, one_call
         self._merged: Merged[Delta] = Merged(streams)
         self._choices: dict[tuple[int, int], Choice] = {}  # by stream and number in it
@@ -157,6 +160,8 @@ class Answer:
             [stream],
             parser=parser if harmony else None,
             stop=stop,
+            includes_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
             can_call=bool(conversation.tools),
             one_call=one_call,
             prompt_ids=[rendered.ids],
@@ -246,6 +251,8 @@ class Answer:
             before + index,
             None if self._parser is None else self._parser(),
             self._stop,
+            includes_stop=self._includes_stop,
+            min_tokens=self._min_tokens,
             can_call=self._can_call,
             one_call=self._one_call,
         )

@@ -27,6 +27,7 @@ from gptoss.server.api.fields import Caller, parse_body
 from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.metrics import Metrics
 from gptoss.server.api.responses import ResponsesRequest
+from gptoss.server.api.tokenize import detokenize, tokenize, tokenizer_info
 from gptoss.server.errors import ApiError
 from gptoss.server.http import (
     CALLER_HEADER,
@@ -106,6 +107,7 @@ class _Server:
                 Route("/v1/models/{name:path}", self._guarded(self._model), methods=get),
                 Route("/tokenize", self._guarded(self._tokenize), methods=post),
                 Route("/detokenize", self._guarded(self._detokenize), methods=post),
+                Route("/tokenizer_info", self._guarded(self._tokenizer_info), methods=get),
                 Route("/metrics", self._guarded(self._show_metrics), methods=get),
                 Route("/health", self._health, methods=get),
                 *page_routes(),
@@ -270,23 +272,24 @@ class _Server:
         return Json(self._describe())
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
-        text = body.get("prompt", body.get("content"))
-        if not isinstance(text, str):
-            raise ApiError(f"prompt: expected a string, found {shown(text)}", field="prompt")
-        # On another thread, as all that may take a while: streams go on meanwhile.
-        tokens = await asyncio.to_thread(self._engine.tokenizer.encode, text)
-        return Json({"tokens": tokens, "count": len(tokens)})
+        chat = None if isinstance(self._chat, Error) else self._chat
+        return await self._told(request, lambda body: tokenize(self._engine, chat, body))
 
     async def _detokenize(self, request: Request) -> Response:
-        tokens = (await self._body(request)).get("tokens")
-        size = self._engine.tokenizer.vocab_size
-        if not isinstance(tokens, list) or not all(
-            isinstance(token, int) and 0 <= token < size for token in tokens
-        ):
-            raise ApiError(f"tokens: expected a list of ids below {size}", field="tokens")
-        text = await asyncio.to_thread(self._engine.tokenizer.decode, tokens)
-        return Json({"prompt": text})
+        return await self._told(request, lambda body: detokenize(self._engine, body))
+
+    async def _told(
+        self, request: Request, tell: Callable[[dict[str, Any]], tuple[Event, list[str]]]
+    ) -> Response:
+        """What needs no step of the engine."""
+        body = await self._body(request)
+        self._check_model(body.get("model"))
+        # On another thread, as all that may take a while: streams go on meanwhile.
+        found, ignored = await asyncio.to_thread(tell, body)
+        return Json(found, headers=ignored_header(ignored))
+
+    async def _tokenizer_info(self, request: Request) -> Response:
+        return Json(tokenizer_info(self._engine))
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")

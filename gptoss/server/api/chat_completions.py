@@ -9,7 +9,6 @@ from typing import Any
 
 from gptoss.chat import Conversation, HarmonyChat, Message, PlainChat, parse_messages, parse_tools
 from gptoss.engine import AsyncEngine
-from gptoss.errors import shown
 from gptoss.request import TokenLogprob
 from gptoss.server.api.answer import (
     Answer,
@@ -23,22 +22,12 @@ from gptoss.server.api.answer import (
     counts,
     head,
 )
-from gptoss.server.api.effort import effort_of
-from gptoss.server.api.fields import (
-    Caller,
-    answer_grammar,
-    field_names,
-    flag,
-    priority_of,
-    refuse_unsupported,
-    sampling_params,
-    stop_strings,
-)
-from gptoss.server.api.tool_choice import choose
+from gptoss.server.api.fields import Caller
+from gptoss.server.api.options import Options, read_options
+from gptoss.server.api.token_logprobs import check_size, prompt_logprobs
+from gptoss.server.api.tool_choice import ToolChoice, choose
 from gptoss.server.errors import ApiError
 
-_UNSUPPORTED = ("audio", "functions", "function_call", "prediction")
-_LIMITS = ("max_completion_tokens", "max_tokens")
 # Between messages of a kind, which this API has one text for.
 _BETWEEN = "\n\n"
 # JSON has no infinity; OpenAI says this of what a model rules out.
@@ -74,44 +63,32 @@ class ChatRequest:
         model: str,
     ) -> None:
         """model: what clients call it. Raises Error, ApiError."""
-        refuse_unsupported(body, _UNSUPPORTED)
-        self.ignored: Sequence[str] = ()
-        self.streams = flag(body, "stream")
-        self._model = model
-        asks, grammar = answer_grammar(body)
-        logprobs = (body.get("top_logprobs") or 0) if flag(body, "logprobs") else None
-        limit = _LIMITS[0] if body.get(_LIMITS[0]) is not None else _LIMITS[1]
-        made_of = {"prompt": "messages", "logprobs": "top_logprobs", "grammar": asks}
-        with field_names({**made_of, "max_tokens": limit}):
-            params = sampling_params(
-                body,
-                max_tokens=body.get(limit),
-                logprobs=logprobs,
-                stop=stop_strings(body),
-            )
-            tools = parse_tools(body.get("tools"))
-            messages = tuple(parse_messages(body.get("messages"), [tool.name for tool in tools]))
-            chosen = choose(tools, body.get("tool_choice"))
-            self._shown = _shown(body, messages)
+        options = read_options(body, "chat")
+        self.ignored: Sequence[str] = options.ignored
+        self.streams: bool = options["stream"]
+        self._model, self._engine = model, engine
+        self._prompt_logprobs: int | None = options["prompt_logprobs"]
+        if self._prompt_logprobs is not None and self.streams:
+            raise ApiError("prompt_logprobs: expected no stream with it", field="prompt_logprobs")
+        with options.named(prompt="messages"):
+            params = options.sampling()
+            conversation, chosen = read_conversation(options)
+            self._shown = _shown(options, conversation.messages)
             self.answer = Answer.chat(
                 engine,
                 chat,
-                Conversation(
-                    messages,
-                    chosen.declared,
-                    effort_of(body),
-                    date.today(),
-                    continues=_continues(body),
-                ),
+                conversation,
                 params,
                 caller=caller,
-                priority=priority_of(body),
-                answer=grammar,
+                priority=options["priority"],
+                answer=options.form()[1],
                 may_call=chosen.may_call,
                 must_call=chosen.must_call,
-                hold=not flag(body, "allow_undeclared_calls"),
-                one_call=not flag(body, "parallel_tool_calls", True),
+                hold=not options["allow_undeclared_calls"],
+                one_call=not options["parallel_tool_calls"],
             )
+        if self._prompt_logprobs is not None:
+            check_size(self.answer, "prompt_logprobs", self._prompt_logprobs)
 
     async def whole(self) -> Event:
         """The answer, when it is done. Raises Error."""
@@ -126,6 +103,12 @@ class ChatRequest:
             "choices": [{"index": i, **choices[i].choice()} for i in sorted(choices)],
             "usage": counts(self.answer.usage),
         }
+        if self._prompt_logprobs is not None:
+            score = self.answer.streams[0].prompt
+            assert score is not None
+            whole["prompt_logprobs"] = prompt_logprobs(
+                self._engine.engine, score, self._prompt_logprobs
+            )
         if self._shown.token_ids:
             whole["prompt_token_ids"] = list(self.answer.prompt_ids[0])
         return whole
@@ -289,30 +272,38 @@ def _one(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": logprob, "bytes": list(token.bytes)}
 
 
-def _shown(body: Mapping[str, Any], messages: Sequence[Message]) -> _Shown:
-    options = body.get("stream_options")
-    if options is None:
-        options = {}
-    if not isinstance(options, Mapping):
-        raise ApiError(
-            f"stream_options: expected an object, found {shown(options)}", field="stream_options"
-        )
+def read_conversation(options: Options) -> tuple[Conversation, ToolChoice]:
+    """The conversation of a request, and which of its tools may be called. Raises Error."""
+    tools = parse_tools(options["tools"])
+    messages = tuple(parse_messages(options["messages"], [tool.name for tool in tools]))
+    chosen = choose(tools, options["tool_choice"])
+    conversation = Conversation(
+        messages,
+        chosen.declared,
+        options.effort(),
+        date.today(),
+        continues=_continues(options),
+    )
+    return conversation, chosen
+
+
+def _shown(options: Options, messages: Sequence[Message]) -> _Shown:
     last = messages[-1] if messages else None
-    echoes = flag(body, "echo") and last is not None and last.is_answer
+    echoes = options["echo"] and last is not None and last.is_answer
     return _Shown(
-        thinking=flag(body, "include_reasoning", True),
-        token_ids=flag(body, "return_token_ids"),
-        usage=flag(options, "include_usage"),
-        each_usage=flag(options, "continuous_usage_stats"),
+        thinking=options["include_reasoning"],
+        token_ids=options["return_token_ids"],
+        usage=options["stream_options.include_usage"],
+        each_usage=options["stream_options.continuous_usage_stats"],
         echoed=last.content if last is not None and echoes else "",
     )
 
 
-def _continues(body: Mapping[str, Any]) -> bool:
+def _continues(options: Options) -> bool:
     """Whether the last message is to be gone on with, as vLLM's clients ask for it."""
-    continues = flag(body, "continue_final_message")
-    adds = flag(body, "add_generation_prompt", not continues)
-    if continues == adds:
+    continues: bool = options["continue_final_message"]
+    adds = options["add_generation_prompt"]
+    if adds is not None and continues == adds:
         wanted = "false with" if continues else "true without"
         raise ApiError(
             f"add_generation_prompt: expected {wanted} continue_final_message",

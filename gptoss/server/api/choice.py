@@ -43,6 +43,8 @@ class Choice:
             itself looks for stop strings.
         stop: strings that end the answer where it is text for the user; thinking, calls and
             headers may hold them.
+        includes_stop: whether the stop string that ends it is part of it. min_tokens: fewest tokens
+            before one does.
         can_call: whether there is anything to call. Where there is not, a call is text.
         one_call: whether it ends with its first call.
 
@@ -57,6 +59,8 @@ class Choice:
         parser: HarmonyParser | None,
         stop: tuple[str, ...] = (),
         *,
+        includes_stop: bool = False,
+        min_tokens: int = 0,
         can_call: bool = False,
         one_call: bool = False,
     ) -> None:
@@ -64,7 +68,8 @@ class Choice:
         self.ended = False
         self.thinking = 0
         self._parser = parser
-        self._stop = stop
+        self._stop, self._includes_stop = stop, includes_stop
+        self._fewest = min_tokens  # that are still to come before the answer may end
         self._can_call, self._one_call = can_call, one_call
         self._messages = 0
         self._open: _Open | None = None
@@ -97,6 +102,7 @@ class Choice:
     def _take_harmony(self, parser: HarmonyParser, delta: Delta) -> None:
         for place, token in enumerate(delta.token_ids):
             self._ids.append(token)
+            self._fewest -= 1
             special = parser.is_special(token)
             if delta.logprobs and not special:
                 self._held.append((self._open.length if self._open else 0, delta.logprobs[place]))
@@ -133,7 +139,7 @@ class Choice:
         message.length += len(text)
         whole = not cut
         if message.stop is not None:
-            text, stopped = message.stop.push(text)
+            text, stopped = message.stop.push(text, self._fewest <= 0)
             if written.ends and not stopped:
                 text += message.stop.flush()
         if message.kind == "call":
@@ -162,7 +168,8 @@ class Choice:
             return _Open(number, "call", channel, f"call_{secrets.token_hex(12)}", name)
         if channel == ANALYSIS:
             return _Open(number, "thinking", channel)
-        return _Open(number, "text", channel, stop=StopMatcher(self._stop) if self._stop else None)
+        stop = StopMatcher(self._stop, self._includes_stop) if self._stop else None
+        return _Open(number, "text", channel, stop=stop)
 
     def _logprobs_until(self, message: _Open, text: str) -> tuple[TokenLogprob, ...]:
         """Those of the tokens that begin in text which is given now."""

@@ -1,28 +1,19 @@
-"""/v1/completions: texts that go on."""
+"""/v1/completions: texts that go on, and how likely texts are."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from gptoss.engine import AsyncEngine, Prompt
+from gptoss.engine import AsyncEngine, AsyncStream, Prompt
 from gptoss.errors import shown
-from gptoss.request import TokenLogprob
-from gptoss.server.api.answer import Answer, Event, Part, counts, head
-from gptoss.server.api.fields import (
-    Caller,
-    answer_grammar,
-    field_names,
-    flag,
-    priority_of,
-    refuse_unsupported,
-    sampling_params,
-    stop_strings,
-    wants_usage,
-)
+from gptoss.request import SamplingParams
+from gptoss.server.api.answer import Answer, Begin, Event, Finished, Piece, counts, head
+from gptoss.server.api.fields import Caller
+from gptoss.server.api.options import Options, read_options
+from gptoss.server.api.token_logprobs import TokenLogprobs, check_size, prompt_logprobs
 from gptoss.server.errors import ApiError
 
-_UNSUPPORTED = ("suffix", "best_of")
 _MAX_PROMPTS = 64
 
 
@@ -35,73 +26,174 @@ class CompletionRequest:
         self, engine: AsyncEngine, body: Mapping[str, Any], caller: Caller, model: str
     ) -> None:
         """model: what clients call it. Raises Error, ApiError."""
-        refuse_unsupported(body, _UNSUPPORTED)
-        self.ignored: Sequence[str] = ()
-        self.streams = flag(body, "stream")
-        self._usage_wanted = wants_usage(body)
-        self._model = model
-        asks, answer = answer_grammar(body)
-        params = sampling_params(
-            body,
-            max_tokens=16 if body.get("max_tokens") is None else body["max_tokens"],
-            logprobs=body.get("logprobs"),
-            stop=stop_strings(body),
-            grammar=answer,
-        )
-        priority = priority_of(body)
-        prompts = _prompts(body.get("prompt"))
-        if flag(body, "echo"):
-            raise ApiError("echo: this server cannot do that", field="echo", code="unsupported")
-        with field_names({"grammar": asks}):
-            self.answer = Answer.texts(engine, prompts, params, caller=caller, priority=priority)
+        options = read_options(body, "completions")
+        self.ignored: Sequence[str] = options.ignored
+        self.streams: bool = options["stream"]
+        self._options, self._model, self._engine = options, model, engine
+        if options["best_of"] not in (None, options["n"]):
+            raise ApiError(
+                f"best_of: expected as many as n ({options['n']}), found {options['best_of']}",
+                field="best_of",
+                code="unsupported_parameter",
+            )
+        prompts = _prompts(options["prompt"])
+        with options.named(prompt_logprobs=_asks_for_scores(options)):
+            self._params = _params(options)
+            self.answer = Answer.texts(
+                engine, prompts, self._params, caller=caller, priority=options["priority"]
+            )
+        if self._params.prompt_logprobs is not None:
+            check_size(self.answer, _asks_for_scores(options), self._params.prompt_logprobs)
 
     async def whole(self) -> Event:
         """The answer, when it is done. Raises Error."""
-        choices: dict[int, dict[str, Any]] = {}
-        offsets: dict[int, int] = {}
+        choices: dict[int, _Choice] = {}
+        parts: dict[int, list[dict[str, Any]]] = {}
         async for piece in self.answer:
-            if not isinstance(piece, Part):
-                continue
-            new = _choice(piece, offsets)
-            mine = choices.setdefault(piece.choice, {**new, "text": "", "logprobs": None})
-            mine["text"] += new["text"]
-            mine["finish_reason"] = new["finish_reason"]
-            if new["logprobs"]:
-                if mine["logprobs"] is None:
-                    mine["logprobs"] = {name: [] for name in new["logprobs"]}
-                for name, values in new["logprobs"].items():
-                    mine["logprobs"][name] += values
+            choice = self._choice(choices, piece)
+            parts.setdefault(piece.choice, []).extend(choice.of(piece))
         return {
             **head("cmpl", "text_completion", self._model),
-            "choices": [choices[index] for index in sorted(choices)],
+            "choices": [_joined(parts[index]) for index in sorted(parts)],
             "usage": counts(self.answer.usage),
         }
 
     async def events(self) -> AsyncIterator[Event]:
         """The chunks of a stream."""
+        options = self._options
         start = head("cmpl", "text_completion", self._model)
-        empty = {"usage": None} if self._usage_wanted else {}
-        offsets: dict[int, int] = {}
+        usage, each = (options[f"stream_options.{name}"]
+                       for name in ("include_usage", "continuous_usage_stats"))  # fmt: skip
+        choices: dict[int, _Choice] = {}
         async for piece in self.answer:
-            if isinstance(piece, Part):
-                yield {**start, "choices": [_choice(piece, offsets)], **empty}
-        if self._usage_wanted:
+            for choice in self._choice(choices, piece).of(piece):
+                chunk = {**start, "choices": [choice]}
+                if usage:
+                    chunk["usage"] = counts(self.answer.usage) if each else None
+                yield chunk
+        if usage:
             yield {**start, "choices": [], "usage": counts(self.answer.usage)}
 
     def failed(self, error: dict[str, Any]) -> list[Event]:
         """What ends a stream that an error ended."""
         return [{"error": error}]
 
+    def _choice(self, choices: dict[int, _Choice], piece: Piece) -> _Choice:
+        if piece.choice not in choices:
+            stream = self.answer.streams[piece.choice // self._params.n]
+            choices[piece.choice] = _Choice(
+                piece.choice, self._options, self._params, stream, self._engine
+            )
+        return choices[piece.choice]
 
-def _choice(part: Part, offsets: dict[int, int]) -> dict[str, Any]:
-    at = offsets.get(part.choice, 0)
-    offsets[part.choice] = at + len(part.text)
-    return {
-        "index": part.choice,
-        "text": part.text,
-        "logprobs": _logprobs(part.logprobs, at) if part.logprobs else None,
-        "finish_reason": ("stop" if part.whole else "length") if part.ends else None,
-    }
+
+class _Choice:
+    """One text, as it comes."""
+
+    def __init__(
+        self,
+        index: int,
+        options: Options,
+        params: SamplingParams,
+        stream: AsyncStream,
+        engine: AsyncEngine,
+    ) -> None:
+        self._index, self._options, self._params = index, options, params
+        self._stream, self._engine = stream, engine
+        self._logprobs: TokenLogprobs | None = None
+        self._held: list[Piece] = []  # until the prompt's scores are there
+        self._ids: list[int] = []  # that were not printed yet
+
+    def of(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds, as choices of a chunk."""
+        self._held.append(piece)
+        if self._params.prompt_logprobs is not None and self._stream.prompt is None:
+            return []  # another choice of the prompt computes them
+        held, self._held = self._held, []
+        return [choice for each in held for choice in self._printed(each)]
+
+    def _printed(self, piece: Piece) -> list[dict[str, Any]]:
+        if isinstance(piece, Begin):
+            return self._begin()
+        self._ids += piece.token_ids
+        if isinstance(piece, Finished):
+            return [self._choice("", finish=piece.reason)]
+        logprobs = None
+        if self._logprobs is not None and piece.logprobs:
+            logprobs = self._logprobs.of(piece.logprobs)
+        return [self._choice(piece.text, logprobs)] if piece.text or logprobs else []
+
+    def _begin(self) -> list[dict[str, Any]]:
+        options, stream = self._options, self._stream
+        if options["logprobs"] is not None:
+            self._logprobs = TokenLogprobs(
+                self._engine.engine, options["return_tokens_as_token_ids"]
+            )
+        found = self._choice("")
+        if options["echo"]:
+            found["text"] = self._engine.engine.tokenizer.decode(stream.prompt_ids)
+            if self._logprobs is not None:
+                assert stream.prompt is not None
+                found["logprobs"] = self._logprobs.of_prompt(
+                    stream.prompt_ids, stream.prompt, options["logprobs"]
+                )
+        if options["prompt_logprobs"] is not None:
+            assert stream.prompt is not None
+            found["prompt_logprobs"] = prompt_logprobs(
+                self._engine.engine, stream.prompt, options["prompt_logprobs"]
+            )
+        if options["return_token_ids"]:
+            found["prompt_token_ids"] = list(stream.prompt_ids)
+        return [found] if len(found) > len(_KEYS) or found["text"] else []
+
+    def _choice(
+        self, text: str, logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        values = (self._index, text, logprobs, finish)
+        found: dict[str, Any] = dict(zip(_KEYS, values, strict=True))
+        if self._options["return_token_ids"]:
+            found["token_ids"], self._ids = self._ids, []
+        return found
+
+
+_KEYS = ("index", "text", "logprobs", "finish_reason")
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A choice out of what its pieces added."""
+    whole = {name: value for part in reversed(parts) for name, value in part.items()}
+    whole["text"] = "".join(part["text"] for part in parts)
+    whole["finish_reason"] = parts[-1]["finish_reason"]
+    found = [part["logprobs"] for part in parts if part["logprobs"]]
+    whole["logprobs"] = None
+    if found:
+        whole["logprobs"] = {
+            name: [value for each in found for value in each[name]] for name in found[0]
+        }
+    if "token_ids" in whole:
+        whole["token_ids"] = [token for part in parts for token in part["token_ids"]]
+    return whole
+
+
+def _params(options: Options) -> SamplingParams:
+    """Raises Error, ApiError."""
+    scores = options["prompt_logprobs"]
+    if options["echo"]:
+        scores = max((n for n in (scores, options["logprobs"]) if n is not None), default=None)
+    if scores is None and options.given.get("max_tokens") == 0 and options["echo"]:
+        scores = 0  # the prompt is read, as it is asked for, and nothing more
+    if options["prompt_logprobs"] is not None and options["stream"]:
+        raise ApiError(
+            "prompt_logprobs: expected no stream with it; echo and logprobs may be streamed",
+            field="prompt_logprobs",
+        )
+    return options.sampling(grammar=options.form()[1], prompt_logprobs=scores)
+
+
+def _asks_for_scores(options: Options) -> str:
+    """Which option the number of a prompt's log-probabilities is of."""
+    mine, echoed = options["prompt_logprobs"], options["logprobs"] if options["echo"] else None
+    return "logprobs" if mine is None or (echoed or 0) > mine else "prompt_logprobs"
 
 
 def _prompts(raw: object) -> list[Prompt]:
@@ -120,12 +212,3 @@ def _prompts(raw: object) -> list[Prompt]:
         f"prompt: expected a string, token ids, or a list of these, found {shown(raw)}",
         field="prompt",
     )
-
-
-def _logprobs(found: tuple[TokenLogprob, ...], offset: int) -> dict[str, list[Any]]:
-    return {
-        "tokens": [token.text for token in found],
-        "token_logprobs": [token.logprob for token in found],
-        "top_logprobs": [{top.text: top.logprob for top in token.top} for token in found],
-        "text_offset": [offset for _ in found],
-    }

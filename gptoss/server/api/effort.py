@@ -48,8 +48,16 @@ def _asked(body: Mapping[str, Any], name: str) -> str | None:
         value = value.get(inner)
     if value is None:
         return None
-    if isinstance(value, bool) and name == "think":
-        return _SWITCH[value]
+    return effort_or_switch(value, name) if name == "think" else effort(value, name)
+
+
+def effort_or_switch(value: Any, name: str) -> str:
+    """As Ollama has it, true and false too."""
+    return _SWITCH[value] if isinstance(value, bool) else effort(value, name)
+
+
+def effort(value: Any, name: str) -> str:
+    """What an effort is to the model. Raises ApiError."""
     if not isinstance(value, str) or value not in EFFORTS:
         raise ApiError(
             f"{name}: expected one of {', '.join(EFFORTS)}, found {shown(value)}",

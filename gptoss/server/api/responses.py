@@ -12,39 +12,16 @@ from gptoss.engine import AsyncEngine
 from gptoss.errors import Error, shown
 from gptoss.request import Grammar
 from gptoss.server.api.answer import Answer, Event
-from gptoss.server.api.effort import effort_of
-from gptoss.server.api.fields import (
-    Caller,
-    answer_grammar,
-    field_names,
-    flag,
-    priority_of,
-    refuse_unsupported,
-    sampling_params,
-    stop_strings,
-)
+from gptoss.server.api.fields import Caller
 from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.items import parse_items
+from gptoss.server.api.options import read_options
 from gptoss.server.api.response_echo import echo, tool_object
 from gptoss.server.api.response_events import Response
 from gptoss.server.api.response_output import ThinkingForms
 from gptoss.server.api.tool_choice import choose
 from gptoss.server.errors import ApiError
 
-# A conversation that is kept here, work in the background, prompts that OpenAI keeps.
-_UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt")
-_SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "logit_bias", "seed",
-)  # fmt: skip
-
-# What parts of the engine and of conversations call a field, and what it is called here.
-_NAMES = {
-    "prompt": "input",
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "logprobs": "top_logprobs",
-}
 _PACKED, _LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 # The rest is of tools that cannot be declared here, and of images: there is nothing to include.
 _INCLUDABLE = (
@@ -76,51 +53,42 @@ class ResponsesRequest:
         """model: what clients call it. memory: items of earlier answers, and of this one. Raises
         Error, ApiError.
         """
-        refuse_unsupported(body, _UNSUPPORTED)
-        self.ignored: Sequence[str] = ()
-        self.streams = flag(body, "stream")
-        included = _included(body)
-        effort = effort_of(body, "reasoning.effort")
-        form = _object(body, "text").get("format")
-        structured = body.get("structured_outputs")
-        asks, grammar = answer_grammar(
-            {"response_format": form, "structured_outputs": structured}, "text.format"
-        )
-        held = memory.add if flag(body, "store", True) else _forget
-        with field_names({**_NAMES, "grammar": asks}):
-            params = sampling_params(
-                {name: body.get(name) for name in _SAMPLING},
-                max_tokens=body.get("max_output_tokens"),
-                logprobs=_logprobs(body, included),
-                stop=stop_strings(body),
-            )
-            declared = parse_tools(body.get("tools"))
+        options = read_options(body, "responses")
+        self.ignored: Sequence[str] = options.ignored
+        self.streams: bool = options["stream"]
+        included = _included(options["include"])
+        effort = options.effort()
+        grammar = options.form()[1]
+        held = memory.add if options["store"] else _forget
+        with options.named(prompt="input", messages="input"):
+            params = options.sampling()
+            declared = parse_tools(options["tools"])
             messages = parse_items(
-                body.get("input"),
-                instructions=body.get("instructions"),
+                options["input"],
+                instructions=options["instructions"],
                 declared=[tool.name for tool in declared],
                 held=memory.get,
             )
-            choose(declared, body.get("tool_choice"))
-            repeated = echo(body, model=model, effort=effort)
+            choose(declared, options["tool_choice"])
+            repeated = echo(options, model=model, effort=effort)
 
             def submit(tools: Sequence[Tool]) -> Answer:
-                chosen = choose(tools, body.get("tool_choice"))
+                chosen = choose(tools, options["tool_choice"])
                 return Answer.chat(
                     engine,
                     chat,
                     Conversation(tuple(messages), chosen.declared, effort, date.today()),
                     params,
                     caller=caller,
-                    priority=priority_of(body),
+                    priority=options["priority"],
                     answer=grammar,
                     may_call=chosen.may_call,
                     must_call=chosen.must_call,
-                    hold=not flag(body, "allow_undeclared_calls"),
-                    one_call=not flag(body, "parallel_tool_calls", True),
+                    hold=not options["allow_undeclared_calls"],
+                    one_call=not options["parallel_tool_calls"],
                 )
 
-            for tools in _strictness(declared, body.get("tools")):
+            for tools in _strictness(declared, options["tools"]):
                 try:
                     self.answer = submit(tools)
                     break
@@ -173,8 +141,7 @@ def _forget(item: object) -> None:
     """In place of a memory."""
 
 
-def _included(body: Mapping[str, Any]) -> list[str]:
-    included = body.get("include")
+def _included(included: object) -> list[str]:
     if included is None:
         return []
     if not isinstance(included, list):
@@ -186,20 +153,3 @@ def _included(body: Mapping[str, Any]) -> list[str]:
                 field="include",
             )
     return included
-
-
-def _logprobs(body: Mapping[str, Any], included: Sequence[str]) -> Any:
-    """How many alternatives of each token come with it; None: not even its own log-probability."""
-    top = body.get("top_logprobs")
-    if top is None or (type(top) is int and top == 0):
-        return 0 if _LOGPROBS in included else None
-    return top
-
-
-def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ApiError(f"{name}: expected an object, found {shown(value)}", field=name)
-    return value
