@@ -435,6 +435,43 @@ def test_what_cannot_be_answered_is_named(nano, body, field, message):
     assert error["param"] == field and error["message"].startswith(message), error
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_halves_of_characters_in_what_is_repeated(ask, stream):
+    """JavaScript's clients cut texts in the middle of a character."""
+    half = "a\ud83d"
+    request = {
+        "model": "gpt-oss-20b", "input": half, "instructions": half, "metadata": {half: half},
+        "user": half, "safety_identifier": half, "prompt_cache_key": half, "stream": stream,
+        "tools": [{**TOOL, "description": half, "strict": False}],
+    }  # fmt: skip
+    ask.scene.engine.written = ANSWER
+    found = httpx.post(f"{ask.client.base_url}responses", content=json.dumps(request))
+    assert found.status_code == 200
+    response = events_of(found.text)[-1]["response"] if stream else found.json()
+    check_response(response)
+    mended = "a\ufffd"
+    for name in ("instructions", "user", "safety_identifier", "prompt_cache_key"):
+        assert response[name] == mended
+    assert response["metadata"] == {mended: mended}
+    assert response["tools"][0]["description"] == mended
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "[" * 100_000 + "]" * 100_000])
+@pytest.mark.parametrize("stream", ["true", "false"])
+@pytest.mark.parametrize(
+    "body",
+    ['"metadata": {"a": VALUE}', '"max_tool_calls": VALUE',
+     '"tools": [{"type": "function", "name": "f", "parameters": {"default": VALUE}}]',
+     '"tools": [{"type": "function", "name": "f", "description": VALUE}]',
+     '"input": [{"type": "reasoning", "content": VALUE}]',
+     '"input": [{"type": "function_call", "name": "f", "call_id": VALUE, "arguments": VALUE}]'],
+)  # fmt: skip
+def test_values_that_json_has_not(nano, value, stream, body):
+    written = f'{{"input": "a", "max_output_tokens": 2, "stream": {stream}, {body}}}'
+    answer = httpx.post(f"{nano}/v1/responses", content=written.replace("VALUE", value))
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+
+
 def test_a_prompt_that_is_too_long(nano):
     answer = httpx.post(f"{nano}/v1/responses", json={"input": "a " * 5000})
     error = answer.json()["error"]
