@@ -93,7 +93,7 @@ def test_a_phase_says_it_itself(phase, channel, after, otherwise):
     assert found[1] == channel or (phase is None and found[1] == otherwise)
 
 
-IDS = ["call_0", "", 5, 5.5, True, {"a": [1]}, ["x"], "5"]
+IDS = ["call_0", "", 5, 5.5, None, True, {"a": [1]}, ["x"], "5"]
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -113,12 +113,19 @@ def test_a_result_belongs_to_the_nearest_earlier_call_of_its_id(name):
         read(USER, result("1"), call("late"))
 
 
-def test_a_result_without_an_id_belongs_to_the_tool_that_it_names():
-    result = {**RESULT, "call_id": None}
+def test_without_an_id_a_result_belongs_to_the_tool_that_it_names_or_the_last_call_without():
+    call, result = {**CALL, "call_id": None}, {**RESULT, "call_id": None}
     assert read(CALL, {**result, "name": "clock"})[1][0] == "functions.clock"
+    assert read(call, {**result, "name": "clock"})[1][0] == "functions.clock"
     for more in ({}, {"name": ""}, {"name": 5}):
+        assert read(call, CALL, {**result, **more})[2][0] == "functions.weather"
         with pytest.raises(ApiError, match=r"input\[1\].call_id: expected that of an earlier"):
-            read({**CALL, "call_id": None}, {**result, **more})
+            read(CALL, {**result, **more})
+
+
+def test_a_result_whose_call_is_not_there_belongs_to_the_tool_that_it_names():
+    assert read(CALL, {**RESULT, "call_id": "x", "name": "clock"})[1][0] == "functions.clock"
+    assert read(CALL, {**RESULT, "name": "clock"})[1][0] == "functions.weather"
 
 
 @pytest.mark.parametrize(

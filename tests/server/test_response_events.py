@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -308,6 +309,14 @@ def test_a_summary_is_the_thinking_itself():
             assert part == {"type": "summary_text", "text": item["content"][0]["text"]}
     plain = whole_of(*PIECES, STOP)["output"]
     assert [item["summary"] for item in plain if item["type"] == "reasoning"] == [[], []]
+
+
+def test_logprobs_are_numbers_of_json():
+    drawn = TokenLogprob(7, b"a", -math.inf, top=(TokenLogprob(8, b"b", -0.5),))
+    (item,) = whole_of(*[replace(p, logprobs=(drawn,)) for p in answer(0, "a")], STOP)["output"]
+    (found,) = item["content"][0]["logprobs"]
+    assert [top["token"] for top in found["top_logprobs"]] == ["b", "a"]
+    assert found["logprob"] == found["top_logprobs"][1]["logprob"] == -9999.0
 
 
 def test_logprobs_of_half_a_character():

@@ -391,11 +391,16 @@ REFUSED = [
     ({"reasoning": 5}, "reasoning", "reasoning: expected an object"),
     ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "reasoning.effort: expected one of"),
     ({"reasoning": {"summary": "x"}}, "reasoning.summary", "reasoning.summary: expected one of"),
+    (
+        {"reasoning": {"generate_summary": {}}},
+        "reasoning.generate_summary",
+        "reasoning.generate_summary: expected one of",
+    ),
     ({"reasoning_effort": "huge"}, "reasoning_effort", "reasoning_effort: expected one of"),
     ({"text": 5}, "text", "text: expected an object"),
-    ({"text": {"format": {"type": "x"}}}, "text.format", "text.format: expected type"),
+    ({"text": {"format": {"type": "x"}}}, "text.format", "text.format: expected"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format", "text.format.schema: expected"),
-    ({"text": {"verbosity": "x"}}, "text.verbosity", "text.verbosity: expected one of"),
+    ({"text": {"verbosity": "x"}}, "text.verbosity", "text.verbosity: this server cannot"),
     ({"max_output_tokens": "many"}, "max_output_tokens", "max_output_tokens: "),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens: "),
     ({"include": ["banana"]}, "include", "include[0]: expected one of"),
@@ -433,6 +438,43 @@ def test_what_cannot_be_answered_is_named(nano, body, field, message):
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["type"] == "invalid_request_error"
     assert error["param"] == field and error["message"].startswith(message), error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_halves_of_characters_in_what_is_repeated(ask, stream):
+    """JavaScript's clients cut texts in the middle of a character."""
+    half = "a\ud83d"
+    request = {
+        "model": "gpt-oss-20b", "input": half, "instructions": half, "metadata": {half: half},
+        "user": half, "safety_identifier": half, "prompt_cache_key": half, "stream": stream,
+        "tools": [{**TOOL, "description": half, "strict": False}],
+    }  # fmt: skip
+    ask.scene.engine.written = ANSWER
+    found = httpx.post(f"{ask.client.base_url}responses", content=json.dumps(request))
+    assert found.status_code == 200
+    response = events_of(found.text)[-1]["response"] if stream else found.json()
+    check_response(response)
+    mended = "a\ufffd"
+    for name in ("instructions", "user", "safety_identifier", "prompt_cache_key"):
+        assert response[name] == mended
+    assert response["metadata"] == {mended: mended}
+    assert response["tools"][0]["description"] == mended
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "[" * 100_000 + "]" * 100_000])
+@pytest.mark.parametrize("stream", ["true", "false"])
+@pytest.mark.parametrize(
+    "body",
+    ['"metadata": {"a": VALUE}', '"max_tool_calls": VALUE',
+     '"tools": [{"type": "function", "name": "f", "parameters": {"default": VALUE}}]',
+     '"tools": [{"type": "function", "name": "f", "description": VALUE}]',
+     '"input": [{"type": "reasoning", "content": VALUE}]',
+     '"input": [{"type": "function_call", "name": "f", "call_id": VALUE, "arguments": VALUE}]'],
+)  # fmt: skip
+def test_values_that_json_has_not(nano, value, stream, body):
+    written = f'{{"input": "a", "max_output_tokens": 2, "stream": {stream}, {body}}}'
+    answer = httpx.post(f"{nano}/v1/responses", content=written.replace("VALUE", value))
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
 
 
 def test_a_prompt_that_is_too_long(nano):

@@ -76,7 +76,7 @@ class _Reader:
     def __init__(self, declared: Collection[str], held: Held) -> None:
         self._declared = declared
         self._held = held
-        self._recipients: dict[str, str] = {}  # of the last call of an id
+        self._recipients: dict[str | None, str] = {}  # of the last call of an id, or of none
 
     def read(self, item: object, where: str) -> Iterator[Message]:
         if not isinstance(item, Mapping):
@@ -135,8 +135,7 @@ class _Reader:
         if not isinstance(arguments, str):
             raise _bad(f"{where}.arguments", "a string of JSON", arguments)
         call, recipient = id_key(item.get("call_id")), call_recipient(name, self._declared)
-        if call is not None:
-            self._recipients[call] = recipient
+        self._recipients[call] = recipient
         return Message(
             "assistant",
             COMMENTARY,
@@ -148,10 +147,11 @@ class _Reader:
 
     def _result(self, item: Item, where: str) -> Message:
         name, output = item.get("name"), item.get("output")
+        tool = name if isinstance(name, str) and name else None
         call = id_key(item.get("call_id"))
-        author = None if call is None else self._recipients.get(call)
-        if author is None and isinstance(name, str) and name:  # whose call may lie before the input
-            author = call_recipient(name, self._declared)
+        author = None if call is None and tool else self._recipients.get(call)
+        if author is None and tool is not None:  # its call may lie before the input
+            author = call_recipient(tool, self._declared)
         if author is None:
             raise _bad(f"{where}.call_id", "that of an earlier function_call", item.get("call_id"))
         text = "" if output is None else _text(output, f"{where}.output")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.request import TokenLogprob
 from gptoss.server.api.answer import Part
 from gptoss.server.api.encrypted_content import encode_thinking
 from gptoss.server.api.items import PHASES
+from gptoss.server.api.logprobs import logprob_object
 
 Event = dict[str, Any]
 
@@ -195,7 +195,7 @@ class _Message(_WithContent):
         }
 
     def add(self, part: Part) -> Iterator[Event]:
-        self._logprobs += [_logprob(token) for token in part.logprobs]
+        self._logprobs += [logprob_object(token) for token in part.logprobs]
         new = self._logprobs[self._told :]
         # Tokens that are a part of a character wait for its text, or for the end.
         if part.text or (new and part.ends):
@@ -233,15 +233,3 @@ class _Call(_Item):
         kind, name = "response.function_call_arguments.done", self._first.name
         yield self._event(kind, item_id=self.id, name=name, arguments=self.text)
         yield from super().end(status)
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    """The token that was drawn is among the likely ones, as their last where it is none of them."""
-    top = token.top
-    if top and all(other.token_id != token.token_id for other in top):
-        top = (*top, token)
-    return {**_one(token), "top_logprobs": [_one(other) for other in top]}
-
-
-def _one(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
