@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from gptoss.chat import (
     kept,
 )
 from gptoss.errors import Error
+from gptoss.tokenizer import Tokenizer
 from gptoss.train.data import TextTokenizer
 
 NOTHING = -1  # no target
@@ -60,7 +62,8 @@ class Teacher:
         self.special = {name: tokenizer.special[name] for name in REQUIRED}
         self.raw = raw
         self._words = _Remembering(tokenizer)
-        self._renderer = HarmonyRenderer(self._words)
+        # All that a renderer asks of a tokenizer is there.
+        self._renderer = HarmonyRenderer(cast(Tokenizer, self._words))
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids up to and including ``<|start|>assistant``, as the model meets them in use."""

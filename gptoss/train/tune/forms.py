@@ -8,12 +8,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gptoss.chat import EFFORTS, Conversation, Message
+from gptoss.chat import EFFORTS, Conversation, Message, Tool
 from gptoss.errors import Error, shown
 from gptoss.train.tune.messages import read_messages, read_tools
 
@@ -57,6 +57,8 @@ class Reader:
     cut: int = 0
     raw: Mapping[str, Any] = field(default_factory=dict, init=False)  # the row being read
     where: str = field(default="", init=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, init=False)  # of it: tools, effort
+    tools: tuple[Tool, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         check_date(self.date)
@@ -71,6 +73,12 @@ class Reader:
             raise Error(f"{where}: {self._no_form()}")
         name, _, read = form
         try:
+            # Logs, OpenAI's preferences and what the page has exported have them one level down.
+            inside = (self.raw.get(key) for key in ("request", "input", "settings"))
+            more = (value for value in inside if isinstance(value, Mapping))
+            self.settings = dict(ChainMap(*map(dict, more), self.raw))
+            tools = self.settings.get("tools") or self.settings.get("functions")
+            self.tools = read_tools(tools, where)
             used, found = read(self)
         except RecursionError:
             raise Error(f"{where}: expected a row, found one nested too deep") from None
@@ -91,20 +99,16 @@ class Reader:
 
     def messages(self, raw: object, where: str = "", role: str = "user") -> list[Message]:
         place = f"{self.where}: {where}" if where else self.where
-        return read_messages(raw, place, self.unused, role, self.exact)
+        return read_messages(raw, place, self.unused, role, self.tools, self.exact)
 
-    def conversation(
-        self, messages: Sequence[Message], settings: Mapping[str, Any] | None = None
-    ) -> Conversation:
-        """`messages` with the tools and the effort that the row, or `settings` in it, names."""
-        row = self.raw if settings is None else settings
-        tools = read_tools(row.get("tools") or row.get("functions"), self.where)
-        if self.exact and tools:
+    def conversation(self, messages: Sequence[Message]) -> Conversation:
+        """`messages` with what the row says besides."""
+        if self.exact and self.tools:
             self.unused["tools"] += 1  # no message of ours shows them
         return Conversation(
             messages=(*self._system(messages), *messages),
-            tools=tools,
-            effort=self._effort(row),
+            tools=self.tools,
+            effort=self._effort(),
             today=self._day(),
         )
 
@@ -115,10 +119,10 @@ class Reader:
             return []
         return self.messages(text, "system", "system")
 
-    def _effort(self, row: Mapping[str, Any]) -> str:
-        effort = row.get("reasoning_effort")
+    def _effort(self) -> str:
+        effort = self.settings.get("reasoning_effort")
         for name, key in (("chat_template_kwargs", "reasoning_effort"), ("reasoning", "effort")):
-            inside = row.get(name)
+            inside = self.settings.get(name)
             if effort is None and isinstance(inside, Mapping):
                 effort = inside.get(key)
         if effort is None:
@@ -198,15 +202,13 @@ def _log(reader: Reader) -> _Found:
         # Read together with the question: a result belongs to the call that it answers.
         whole = reader.messages([*asked, choice["message"]])
         learned = [*before, *whole[len(before) :]]
-        found.append(reader.conversation(learned, request))
+        found.append(reader.conversation(learned))
     return tuple(reader.raw), Record("", tuple(found))
 
 
 def _messages(reader: Reader) -> _Found:
-    settings = reader.raw.get("settings")  # of a conversation that the page has exported
-    row = {**reader.raw, **settings} if isinstance(settings, Mapping) else reader.raw
     messages = reader.messages(reader.raw["messages"])
-    return ("messages", "exported", "model"), _one(reader.conversation(messages, row))
+    return ("messages", "exported", "model"), _one(reader.conversation(messages))
 
 
 def _sharegpt(reader: Reader) -> _Found:
@@ -253,7 +255,7 @@ def _openai_preference(reader: Reader) -> _Found:
     if not isinstance(asked, Mapping):
         raise Error(f"{where}: expected an object with messages, found {shown(asked)}")
     prompt = reader.messages(asked.get("messages"), "input")
-    return ("input", *_OUTPUTS), _pair(reader, prompt, _OUTPUTS, asked)
+    return ("input", *_OUTPUTS), _pair(reader, prompt, _OUTPUTS)
 
 
 def _preference(reader: Reader) -> _Found:
@@ -271,9 +273,11 @@ def _pair(
     reader: Reader,
     prompt: list[Message],
     keys: tuple[str, str],
-    settings: Mapping[str, Any] | None = None,
 ) -> Record:
     replies = [reader.messages(reader.raw[key], key, "assistant") for key in keys]
+    for key, reply in zip(keys, replies, strict=True):
+        if not reply:
+            raise Error(f"{reader.where}: {key}: expected a reply, found an empty one")
     if all(reply[0].role not in ("assistant", "tool") for reply in replies):
         shared = _shared(*replies)
         asked = [(m.author, m.content) for m in prompt]
@@ -293,7 +297,7 @@ def _pair(
     if replies[0] == replies[1]:
         raise Error(f"{reader.where}: expected two different replies, found the same one twice")
     before = _unweighted(prompt)
-    pair = (reader.conversation([*before, *reply], settings) for reply in replies)
+    pair = (reader.conversation([*before, *reply]) for reply in replies)
     return Record("", tuple(pair))
 
 

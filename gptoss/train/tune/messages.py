@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptoss.chat import CHANNELS, Message, Tool, parse_messages, parse_tools
+from gptoss.chat import CHANNELS, Message, Tool, parse_messages, parse_tools, text_of
 from gptoss.errors import Error, shown
 from gptoss.train.tune.records import without_nulls
 
@@ -32,6 +32,7 @@ SPEAKERS = {
     "observation": "tool",
     "function_response": "tool",
     "tool": "tool",
+    "function": "tool",
 }
 _HARMONY = ("channel", "recipient", "content_type")
 _THINKING = ("thinking", "reasoning", "reasoning_content")
@@ -42,14 +43,25 @@ _PLACE = "-"  # stands for a message that is not the API's, until the others are
 
 
 def read_messages(
-    raw: object, where: str, unused: Counter[str], role: str = "user", exact: bool = False
+    raw: object,
+    where: str,
+    unused: Counter[str],
+    role: str = "user",
+    tools: Sequence[Tool] = (),
+    exact: bool = False,
 ) -> list[Message]:
     """The messages of a list, of one message, or of a text, which `role` says.
 
-    Weights stand in `Message.weight`: 0 for an assistant's message that is not to be learned.
-    Names of keys that mean nothing here are counted in `unused`. `exact`: the names of people and
-    tools are written as they are; otherwise as the API has them. Raises Error, naming the message
-    and the key, for what is not a conversation.
+    Args:
+        raw: what stands in the row.
+        where: named in errors: "file.jsonl:12".
+        unused: keys that mean nothing here are counted in it.
+        role: of a text.
+        tools: those that the row declares.
+        exact: the names of people and tools are written as they are, not as the API has them.
+
+    Raises:
+        Error: names the message and the key.
     """
     if isinstance(raw, str):
         raw = [{"role": role, "content": raw}]
@@ -69,17 +81,9 @@ def read_messages(
         for number, item in enumerate(items)
         if any(key in item for key in _HARMONY)
     }
-    weights = [_weight(item, f"{where}: messages[{n}]") for n, item in enumerate(items)]
-    names = {
-        number: _name(item, f"{where}: messages[{number}]")
-        for number, item in enumerate(items)
-        if exact and "name" in item
-    }
-    for number, own in harmony.items():
-        if own.from_model:
-            items[number] = {**items[number], "content": _PLACE}
+    names = {n: _name(item) for n, item in enumerate(items) if exact and _name(item)}
     try:
-        found = parse_messages(items)
+        found = parse_messages(items, tools)
         counts = [len(parse_messages([i])) if i["role"] == "assistant" else 1 for i in items]
     except Error as error:
         raise Error(f"{where}: {error}") from None
@@ -88,36 +92,28 @@ def read_messages(
         end = at + count
         if number in harmony:  # the last: thinking may come before it
             found[end - 1] = _with_fields(found[end - 1], harmony[number])
-        fields: dict[str, Any] = {"weight": weights[number]}
         if number in names:
-            fields["author"] = names[number]
-        found[at:end] = (replace(message, **fields) for message in found[at:end])
+            found[at:end] = (replace(m, author=names[number]) for m in found[at:end])
         at = end
     return found
 
 
 def _plain(item: Mapping[str, Any], where: str, unused: Counter[str]) -> dict[str, Any]:
-    """A message with the API's keys, and harmony's; none of them null."""
+    """A message with the API's keys, and harmony's; none of them null or of no effect."""
     item = {key: value for key, value in item.items() if value is not None}
     if "role" not in item and "from" in item:
         item = _from_sharegpt(item, where)
-    if item.get("role") == "function":
-        item["role"] = "tool"
     call = item.pop("function_call", None)
     if call is not None and not item.get("tool_calls"):
         item["tool_calls"] = [{"function": call}]
-    if "tool_calls" in item:
-        item["tool_calls"] = _calls(item["tool_calls"], f"{where}: tool_calls")
+    item["tool_calls"] = _calls(item.get("tool_calls", ()), f"{where}.tool_calls")
     unused.update(f"messages: {key}" for key in item if key not in _KNOWN)
     item = {key: value for key, value in item.items() if key in _KNOWN}
-    if not item.get("tool_calls"):
-        item.pop("tool_calls", None)
-    if item.get("role") != "assistant":  # a column that others fill with nothing
-        for key in _THINKING:
-            if not item.get(key):
-                item.pop(key, None)
-    elif "content" not in item and ("tool_calls" in item or any(map(item.get, _THINKING))):
-        item["content"] = ""
+    if isinstance(item.get("weight"), bool):
+        item["weight"] = int(item["weight"])
+    for key in ("tool_calls", *_THINKING):
+        if not item.get(key):  # a column that others fill
+            item.pop(key, None)
     return item
 
 
@@ -125,11 +121,11 @@ def _from_sharegpt(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     speaker, value = item["from"], item.get("value")
     role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        raise Error(f"{where}: from: expected one of {', '.join(SPEAKERS)}, found {shown(speaker)}")
+        raise Error(f"{where}.from: expected one of {', '.join(SPEAKERS)}, found {shown(speaker)}")
     rest = {key: each for key, each in item.items() if key not in ("from", "value")}
     if role != "function_call":
         return {**rest, "role": role, "content": value}
-    calls = _json(value, f"{where}: value") if isinstance(value, str) else value
+    calls = _json(value, f"{where}.value") if isinstance(value, str) else value
     calls = calls if isinstance(calls, list) else [calls]
     return {**rest, "role": "assistant", "tool_calls": [{"function": call} for call in calls]}
 
@@ -192,47 +188,45 @@ def _bind(items: list[dict[str, Any]]) -> None:
 
 
 def _in_harmony(item: dict[str, Any], where: str) -> Message:
-    """The fields of harmony that a message spells out; takes them out of `item`."""
-    fields = {key: item.pop(key) for key in _HARMONY if key in item}
+    """The fields of harmony that a message spells out; takes them out of `item`.
+
+    Of an assistant's message nothing is left in it that would be read another way.
+    """
+    fields: dict[str, Any] = {key: item.pop(key) or None for key in _HARMONY if key in item}
     for key, value in fields.items():
-        if not isinstance(value, str):
-            raise Error(f"{where}: {key}: expected a string, found {shown(value)}")
-    role, content = item.get("role"), item.get("content", "")
-    if role == "assistant":
-        if "tool_calls" in item:
-            raise Error(f"{where}: expected tool_calls or {next(iter(fields))}, found both")
-        channel = fields.get("channel") or ("commentary" if fields.get("recipient") else "final")
-        if channel not in CHANNELS:
-            raise Error(
-                f"{where}: channel: expected one of {', '.join(CHANNELS)}, found {shown(channel)}"
-            )
-        fields["channel"] = channel
-        if not isinstance(content, str):
-            raise Error(f"{where}: content: expected a string, found {shown(content)}")
-    return Message(author=str(role), content=content, **{k: v or None for k, v in fields.items()})
+        if not isinstance(value, str | None):
+            raise Error(f"{where}.{key}: expected a string, found {shown(value)}")
+    if item.get("role") != "assistant":
+        return Message("", **fields)
+    if "tool_calls" in item:
+        raise Error(f"{where}: expected tool_calls or {next(iter(fields))}, found both")
+    fields["channel"] = fields.get("channel") or (
+        "commentary" if fields.get("recipient") else "final"
+    )
+    if fields["channel"] not in CHANNELS:
+        raise Error(
+            f"{where}.channel: expected one of {', '.join(CHANNELS)}, found "
+            f"{shown(fields['channel'])}"
+        )
+    content = text_of(item.get("content"), f"{where}.content")
+    item["content"] = _PLACE
+    return Message("assistant", content=content, **fields)
 
 
 def _with_fields(message: Message, own: Message) -> Message:
     """What the API's reading made of a message, with the fields that were spelled out."""
     if own.from_model:
-        return own
+        return replace(own, weight=message.weight)
     fields = {key: getattr(own, key) for key in _HARMONY}
     return replace(message, **{key: value for key, value in fields.items() if value is not None})
 
 
-def _name(item: Mapping[str, Any], where: str) -> str:
-    """The author, as harmony writes it, of a message that has a name."""
-    name, role = item["name"], item.get("role")
-    if not isinstance(name, str):
-        raise Error(f"{where}: name: expected a string, found {shown(name)}")
-    return name if role == "tool" else f"{role}:{name}"
-
-
-def _weight(item: Mapping[str, Any], where: str) -> int:
-    weight = item.get("weight", 1)
-    if weight not in (0, 1):
-        raise Error(f"{where}: weight: expected 0 or 1, found {shown(weight)}")
-    return int(weight)
+def _name(item: Mapping[str, Any]) -> str:
+    """The author, as harmony writes it, of a message that has a name; "" without one."""
+    name, role = item.get("name"), item.get("role")
+    if not isinstance(name, str) or not name:
+        return ""  # parse_messages says what is wrong
+    return name if role in ("tool", "function") else f"{role}:{name}"
 
 
 def read_tools(raw: object, where: str) -> tuple[Tool, ...]:
