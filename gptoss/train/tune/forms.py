@@ -97,7 +97,7 @@ class Reader:
 
     # What all forms share.
 
-    def messages(self, raw: object, where: str = "", role: str = "user") -> list[Message]:
+    def messages(self, raw: object, where: str = "", role: str | None = None) -> list[Message]:
         place = f"{self.where}: {where}" if where else self.where
         return read_messages(raw, place, self.unused, role, self.tools, self.exact)
 
@@ -217,7 +217,7 @@ def _sharegpt(reader: Reader) -> _Found:
 
 
 def _completion(reader: Reader) -> _Found:
-    prompt = _unweighted(reader.messages(reader.raw["prompt"], "prompt"))
+    prompt = _unweighted(reader.messages(reader.raw["prompt"], "prompt", "user"))
     reply = reader.messages(reader.raw["completion"], "completion", "assistant")
     return ("prompt", "completion"), _one(reader.conversation([*prompt, *reply]))
 
@@ -265,7 +265,7 @@ def _preference(reader: Reader) -> _Found:
     if "instruction" in raw and "prompt" not in raw:
         return ("instruction", "input", "history", *keys), _pair(reader, _asked(reader), keys)
     name = next((key for key in ("prompt", "messages", "conversations") if key in raw), "")
-    prompt = reader.messages(raw[name], name) if name else []
+    prompt = reader.messages(raw[name], name, "user") if name else []
     return (name, *keys), _pair(reader, prompt, keys)
 
 

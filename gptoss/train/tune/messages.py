@@ -46,28 +46,28 @@ def read_messages(
     raw: object,
     where: str,
     unused: Counter[str],
-    role: str = "user",
+    role: str | None = None,
     tools: Sequence[Tool] = (),
     exact: bool = False,
 ) -> list[Message]:
-    """The messages of a list, of one message, or of a text, which `role` says.
+    """The messages of a list, of one message, or of a text that `role` says.
 
     Args:
         raw: what stands in the row.
         where: named in errors: "file.jsonl:12".
         unused: keys that mean nothing here are counted in it.
-        role: of a text.
+        role: whose text it may be.
         tools: those that the row declares.
         exact: the names of people and tools are written as they are, not as the API has them.
 
     Raises:
         Error: names the message and the key.
     """
-    if isinstance(raw, str):
-        raw = [{"role": role, "content": raw}]
+    if isinstance(raw, str) and role is not None:
+        raw = {"role": role, "content": raw}
     if isinstance(raw, Mapping):
         raw = [raw]
-    if not isinstance(raw, Sequence) or isinstance(raw, bytes) or not raw:
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
         raise Error(f"{where}: messages: expected a list of messages, found {shown(raw)}")
     items: list[dict[str, Any]] = []
     for number, item in enumerate(raw):

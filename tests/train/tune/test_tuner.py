@@ -21,7 +21,7 @@ from gptoss.model.config import ModelConfig
 from gptoss.train.model.convert import from_source, rounded, to_source
 from gptoss.train.model.quantize import round_mxfp4
 from gptoss.train.tune import lora
-from gptoss.train.tune.conversations import Harmony, Message
+from gptoss.train.tune.conversations import Teacher
 from gptoss.train.tune.recipe import Recipe
 from gptoss.train.tune.tuner import Tuner
 from gptoss.train.weights import MARKER, STATE, is_run, merged_source
