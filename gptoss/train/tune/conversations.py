@@ -1,7 +1,7 @@
 """Conversations as token ids, and which of them the model has to write itself.
 
 Prompts are those that the server and `gptoss chat` make, rendered by the same code
-(`gptoss.chat.HarmonyRenderer`). What the model is trained to write is what it will have to write
+(`gptoss.chat.render`). What the model is trained to write is what it will have to write
 when it is used: there the prompt ends with ``<|start|>assistant``, so everything after that counts,
 up to the end token; and when an assistant message follows an assistant message (thinking, then the
 answer), its ``<|start|>assistant`` counts too. Nothing of anybody else's messages does.
@@ -16,13 +16,16 @@ from typing import cast
 import numpy as np
 
 from gptoss.chat import (
+    ANALYSIS,
     REQUIRED,
     RETURN,
     START,
     Conversation,
-    HarmonyRenderer,
     Message,
-    kept,
+    body,
+    encode,
+    head,
+    message_segments,
 )
 from gptoss.errors import Error
 from gptoss.tokenizer import Tokenizer
@@ -62,17 +65,28 @@ class Teacher:
         self.special = {name: tokenizer.special[name] for name in REQUIRED}
         self.raw = raw
         self._words = _Remembering(tokenizer)
-        # All that a renderer asks of a tokenizer is there.
-        self._renderer = HarmonyRenderer(cast(Tokenizer, self._words))
+        # All that rendering asks of a tokenizer is there.
+        self._tokenizer = cast(Tokenizer, self._words)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids up to and including ``<|start|>assistant``, as the model meets them in use."""
-        if not self.raw:
-            return list(self._renderer.render(conversation).ids)
+        return [*self._ids(self._head(conversation)), *self._behind_head(conversation)]
+
+    def _head(self, conversation: Conversation) -> list[Message]:
+        return [] if self.raw else head(conversation)
+
+    def _behind_head(self, conversation: Conversation) -> list[int]:
         messages = conversation.messages
-        shown = [self._renderer.message(messages[index]) for index in kept(messages)]
-        ids = [token for message in shown for token in message.ids]
-        return [*ids, self.special[START], *self._words.encode("assistant")]
+        if not self.raw:
+            shown = body(conversation)
+        else:  # the same without a word changed
+            answer = max((i for i, m in enumerate(messages) if m.is_answer), default=-1)
+            shown = [m for i, m in enumerate(messages) if i > answer or m.channel != ANALYSIS]
+        return [*self._ids(shown), self.special[START], *self._words.encode("assistant")]
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        parts = [part for message in messages for part in message_segments(message)]
+        return encode(parts, self._tokenizer)
 
     def examples(self, conversation: Conversation, where: str) -> list[Example]:
         """What there is to learn from one conversation: every assistant message counts once.
@@ -82,6 +96,10 @@ class Teacher:
         later examples hold its answer as context only. Raises Error without anything to learn.
         """
         self._words.forget()
+        try:
+            opening = self._ids(self._head(conversation))  # of every prompt below
+        except Error as error:
+            raise Error(f"{where}: {error}") from None
         found: list[Example] = []
         ids: list[int] = []
         wanted: list[int] = []
@@ -90,18 +108,15 @@ class Teacher:
             if not any(message.weight for message in written):
                 continue
             before = conversation.messages[: stretch.start]
-            try:
-                prompt = self.prompt(replace(conversation, messages=before))
-            except Error as error:
-                raise Error(f"{where}: {error}") from None
+            prompt = [*opening, *self._behind_head(replace(conversation, messages=before))]
             if ids and ids != prompt[: len(ids)]:  # something of it is no longer shown
                 found.append(_example(ids, wanted))
                 ids, wanted = [], []
             wanted += [NOTHING] * (len(prompt) - len(ids))
             ids = prompt
             for number, message in enumerate(written):
-                made = self._renderer.message(message)
-                part = made.ids if number else made.ids[made.author_count :]  # the prompt has it
+                made = message_segments(message)
+                part = encode(made if number else made[2:], self._tokenizer)  # the prompt has them
                 targets = [*part] if message.weight else [NOTHING] * len(part)
                 if message.weight and message.is_answer:
                     # Histories have <|end|> here, but what ends an answer is <|return|>.

@@ -19,7 +19,7 @@ from gptoss.train.tune.messages import read_messages, read_tools
 
 VARIED, NO_DATE = "varied", "none"
 _FIRST_DAY, _DAYS = datetime.date(2025, 1, 1), 1826  # five years
-# Of OpenAI's efforts those that harmony has no word for, as the server reads them.
+# Efforts that harmony has no word for, as the server reads them.
 _EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 _SETTINGS = ("tools", "functions", "reasoning_effort", "chat_template_kwargs")
 _SILENT = ("parallel_tool_calls", "system", "settings", *_SETTINGS)

@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptoss.chat import CHANNELS, Message, Tool, parse_messages, parse_tools, text_of
+from gptoss.chat import (
+    ANALYSIS,
+    CHANNELS,
+    COMMENTARY,
+    FINAL,
+    Message,
+    Tool,
+    parse_messages,
+    parse_tools,
+)
 from gptoss.errors import Error, shown
 from gptoss.train.tune.records import without_nulls
 
@@ -37,9 +46,12 @@ SPEAKERS = {
 _HARMONY = ("channel", "recipient", "content_type")
 _THINKING = ("thinking", "reasoning", "reasoning_content")
 _KNOWN = frozenset(
-    ("role", "content", "name", "tool_calls", "tool_call_id", "weight", *_HARMONY, *_THINKING)
+    (
+        *("role", "content", "refusal", "name", "tool_calls", "tool_call_id", "weight"),
+        *_HARMONY,
+        *_THINKING,
+    )
 )
-_PLACE = "-"  # stands for a message that is not the API's, until the others are read
 
 
 def read_messages(
@@ -69,33 +81,48 @@ def read_messages(
         raw = [raw]
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
         raise Error(f"{where}: messages: expected a list of messages, found {shown(raw)}")
-    items: list[dict[str, Any]] = []
+    plain: list[dict[str, Any]] = []
     for number, item in enumerate(raw):
         place = f"{where}: messages[{number}]"
         if not isinstance(item, Mapping):
             raise Error(f"{place}: expected an object, found {shown(item)}")
-        items.append(_plain(item, place, unused))
-    _bind(items)
-    harmony = {
-        number: _in_harmony(item, f"{where}: messages[{number}]")
-        for number, item in enumerate(items)
-        if any(key in item for key in _HARMONY)
-    }
-    names = {n: _name(item) for n, item in enumerate(items) if exact and _name(item)}
+        plain.append(_plain(item, place, unused))
+    _bind(plain)
+    weights = [_weight(item, f"{where}: messages[{n}]") for n, item in enumerate(plain)]
+    names = {n: _name(item) for n, item in enumerate(plain) if exact and _name(item)}
+    fields = [_harmony(item, f"{where}: messages[{n}]") for n, item in enumerate(plain)]
+    items: list[dict[str, Any] | Message] = [*plain]
+    thoughts = [""] * len(items)
+    for number, own in enumerate(fields):
+        if own and plain[number].get("role") == "assistant":
+            place = f"{where}: messages[{number}]"
+            thoughts[number], items[number] = _spelled_out(plain[number], own, place)
+    declared = [tool.name for tool in tools]
     try:
-        found = parse_messages(items, tools)
-        counts = [len(parse_messages([i])) if i["role"] == "assistant" else 1 for i in items]
+        found = parse_messages(items, declared)
+        counts = [_count(item, declared) for item in items]
     except Error as error:
         raise Error(f"{where}: {error}") from None
+    result: list[Message] = []
     at = 0
     for number, count in enumerate(counts):
-        end = at + count
-        if number in harmony:  # the last: thinking may come before it
-            found[end - 1] = _with_fields(found[end - 1], harmony[number])
+        said = found[at : at + count]
+        at += count
+        if isinstance(items[number], dict):
+            said = [replace(message, **fields[number]) for message in said]
+        if thoughts[number]:
+            said = [Message("assistant", ANALYSIS, content=thoughts[number]), *said]
         if number in names:
-            found[at:end] = (replace(m, author=names[number]) for m in found[at:end])
-        at = end
-    return found
+            said = [replace(message, author=names[number]) for message in said]
+        result += (replace(message, weight=weights[number]) for message in said)
+    return result
+
+
+def _count(item: dict[str, Any] | Message, declared: list[str]) -> int:
+    """How many messages of a conversation one of the API becomes."""
+    if isinstance(item, Message) or item["role"] != "assistant":
+        return 1
+    return len(parse_messages([item], declared))
 
 
 def _plain(item: Mapping[str, Any], where: str, unused: Counter[str]) -> dict[str, Any]:
@@ -109,8 +136,6 @@ def _plain(item: Mapping[str, Any], where: str, unused: Counter[str]) -> dict[st
     item["tool_calls"] = _calls(item.get("tool_calls", ()), f"{where}.tool_calls")
     unused.update(f"messages: {key}" for key in item if key not in _KNOWN)
     item = {key: value for key, value in item.items() if key in _KNOWN}
-    if isinstance(item.get("weight"), bool):
-        item["weight"] = int(item["weight"])
     for key in ("tool_calls", *_THINKING):
         if not item.get(key):  # a column that others fill
             item.pop(key, None)
@@ -175,7 +200,7 @@ def _bind(items: list[dict[str, Any]]) -> None:
                 count += 1
                 call["id"] = f"call {count}"
             open_calls.append((call["function"]["name"], call["id"]))
-        if item.get("role") != "tool":
+        if item.get("role") not in ("tool", "function"):
             continue
         key, name = item.get("tool_call_id"), item.get("name")
         fits = [
@@ -187,38 +212,45 @@ def _bind(items: list[dict[str, Any]]) -> None:
             item["tool_call_id"] = open_calls.pop(fits[0])[1]
 
 
-def _in_harmony(item: dict[str, Any], where: str) -> Message:
-    """The fields of harmony that a message spells out; takes them out of `item`.
-
-    Of an assistant's message nothing is left in it that would be read another way.
-    """
-    fields: dict[str, Any] = {key: item.pop(key) or None for key in _HARMONY if key in item}
+def _harmony(item: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of harmony that a message spells out; takes them out of `item`."""
+    fields = {key: item.pop(key) for key in _HARMONY if key in item}
     for key, value in fields.items():
-        if not isinstance(value, str | None):
+        if not isinstance(value, str):
             raise Error(f"{where}.{key}: expected a string, found {shown(value)}")
-    if item.get("role") != "assistant":
-        return Message("", **fields)
+    return {key: value for key, value in fields.items() if value}
+
+
+def _spelled_out(
+    item: Mapping[str, Any], fields: dict[str, Any], where: str
+) -> tuple[str, Message]:
+    """(thinking before it, an assistant's message) out of one that has fields of harmony."""
     if "tool_calls" in item:
         raise Error(f"{where}: expected tool_calls or {next(iter(fields))}, found both")
-    fields["channel"] = fields.get("channel") or (
-        "commentary" if fields.get("recipient") else "final"
-    )
-    if fields["channel"] not in CHANNELS:
+    channel = fields.get("channel") or (COMMENTARY if "recipient" in fields else FINAL)
+    if channel not in CHANNELS:
         raise Error(
-            f"{where}.channel: expected one of {', '.join(CHANNELS)}, found "
-            f"{shown(fields['channel'])}"
+            f"{where}.channel: expected one of {', '.join(CHANNELS)}, found {shown(channel)}"
         )
-    content = text_of(item.get("content"), f"{where}.content")
-    item["content"] = _PLACE
-    return Message("assistant", content=content, **fields)
+    texts = {key: item.get(key) for key in ("content", *_THINKING)}
+    try:
+        read = {
+            key: parse_messages([{"role": "user", "content": text}])[0].content
+            for key, text in texts.items()
+            if text is not None
+        }
+    except Error as error:
+        raise Error(f"{where}{str(error).removeprefix('messages[0]')}") from None
+    thinking = next((read[key] for key in _THINKING if read.get(key)), "")
+    spelled = {**fields, "channel": channel}
+    return thinking, Message("assistant", content=read.get("content", ""), **spelled)
 
 
-def _with_fields(message: Message, own: Message) -> Message:
-    """What the API's reading made of a message, with the fields that were spelled out."""
-    if own.from_model:
-        return replace(own, weight=message.weight)
-    fields = {key: getattr(own, key) for key in _HARMONY}
-    return replace(message, **{key: value for key, value in fields.items() if value is not None})
+def _weight(item: Mapping[str, Any], where: str) -> int:
+    weight = item.get("weight", 1)
+    if weight not in (0, 1):
+        raise Error(f"{where}.weight: expected 0 or 1, found {shown(weight)}")
+    return int(weight)
 
 
 def _name(item: Mapping[str, Any]) -> str:
