@@ -262,13 +262,15 @@ def test_hugging_face_and_unpacked_bases(checkpoint: Path, chat_file: Path, tmp_
 
 
 def test_steps_follow_from_epochs(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
-    run = tuner(checkpoint, chat_file, tmp_path / "run", {}, epochs=4.0, validation=0.0)
+    small = {name: value for name, value in SHORT.items() if name not in ("steps", "warmup")}
+    recipe = Recipe(epochs=4.0, validation=0.0, raw=True, lora_rank=4)
+    run = Tuner(str(checkpoint), chat_file, tmp_path / "run", recipe, small)
     rows = len(run.rows.rows(0))
     assert run.settings.steps == -(-4 * rows // 4)
 
 
 def test_learning_rate_by_width(checkpoint: Path, chat_file: Path, tmp_path: Path) -> None:
-    made = Recipe(lora_rank=2)
+    made = Recipe(lora_rank=2, raw=True)
     run = Tuner(str(checkpoint), chat_file, tmp_path / "run", made)
     assert run.settings.learning_rate == 1 / 32
     assert run.settings.length == 256 == run.source.config.context_length
@@ -401,7 +403,17 @@ def test_command_line(
 ) -> None:
     out = tmp_path / "run"
     command = ["finetune", str(checkpoint), "--data", str(chat_file), "--out", str(out)]
-    short = ["--length", "64", "--batch-tokens", "256", "--validation", "0.2", "--device", "cpu"]
+    short = [
+        "--raw",
+        "--length",
+        "64",
+        "--batch-tokens",
+        "256",
+        "--validation",
+        "0.2",
+        "--device",
+        "cpu",
+    ]
     options = [*short, "--lora-rank", "2", "--lora-targets", "experts", "--set", "warmup=1"]
     assert main([*command, *options, "--steps", "2"]) == 0
     shown = capsys.readouterr().out
@@ -433,7 +445,7 @@ def test_command_line_errors(
 ) -> None:
     out = tmp_path / "run"
     command = ["finetune", str(checkpoint), "--data", str(chat_file), "--out", str(out)]
-    assert main([*command, "--length", "64", *options]) == 1
+    assert main([*command, "--raw", "--length", "64", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("gptoss: error: ") and message in error
     assert error.count("\n") == 1
