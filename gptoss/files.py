@@ -33,12 +33,20 @@ def _no_constants(name: str) -> Any:
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in UTF-8 `data`; `what` names it in messages.
+    """The JSON object in UTF-8 `data`; `what` names it in messages. See `parse_json`."""
+    value = parse_json(data, what)
+    if not isinstance(value, dict):
+        raise Error(f"{what}: expected a JSON object, found {shown(value)}")
+    return value
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """The JSON value in UTF-8 `data`; `what` names it in messages.
 
     Stricter than `json.loads`: duplicate keys, NaN and Infinity are refused. Raises Error.
     """
     try:
-        value = json.loads(
+        return json.loads(
             data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
         )
     except UnicodeDecodeError as error:
@@ -55,9 +63,6 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
         raise Error(f"{what}: expected a flat JSON object, found one nested too deep") from None
     except ValueError:  # Python refuses to read integers of thousands of digits
         raise Error(f"{what}: expected JSON, found an integer too long to read") from None
-    if not isinstance(value, dict):
-        raise Error(f"{what}: expected a JSON object, found {shown(value)}")
-    return value
 
 
 def read_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +21,10 @@ import numpy as np
 from gptoss import files
 from gptoss.checkpoint.safetensors import SafetensorsFile, encode_header
 from gptoss.checkpoint.source import Array, TensorInfo, TensorSource, listed, seam_tensors
-from gptoss.checkpoint.write import new_directory, write_json
+from gptoss.checkpoint.write import copy_tokenizer, new_directory, write_json
 from gptoss.errors import Error, shown
 from gptoss.model import ModelConfig, to_original
 from gptoss.native import _core
-from gptoss.tokenizer.files import tokenizer_files
 
 FORMAT = "gptoss-packed"
 VERSION = "1"  # of the panels' layout: a file of another version is refused
@@ -257,9 +255,7 @@ def write_panels(
             file.flush()
             os.fsync(file.fileno())
         names = [FILE, write_json(partial / "config.json", to_original(source.config))]
-        for path in tokenizer_files(source.directory) if source.directory is not None else []:
-            shutil.copyfile(path, partial / path.name)
-            names.append(path.name)
+        names += copy_tokenizer(source, partial)
     return [target / name for name in names]
 
 

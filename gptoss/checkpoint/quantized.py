@@ -23,6 +23,7 @@ class QuantizedExperts(TensorSource):
             files=base.files,
             directory=base.directory,
         )
+        self.conversation_format = base.conversation_format
         self._base = base
         self._rule = rule
         # both halves come from one pass; the one not asked for waits for the next question

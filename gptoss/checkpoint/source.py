@@ -81,6 +81,8 @@ class TensorSource(ABC):
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
     panels: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.
+    conversation_format: what a written copy is to say of how it speaks: "harmony", "none" (it was
+    never taught conversations), or None: what the tokenizer's files say already.
     Views stay valid at least while the source is open.
     """
 
@@ -91,6 +93,7 @@ class TensorSource(ABC):
     files: list[Path]
     directory: Path | None
     panels: str | None = None
+    conversation_format: str | None = None
 
     def __init__(
         self,

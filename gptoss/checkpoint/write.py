@@ -21,9 +21,9 @@ from gptoss.checkpoint.quantized import QuantizedExperts
 from gptoss.checkpoint.safetensors import encode_header
 from gptoss.checkpoint.source import BYTES, Array, TensorSource, transpose
 from gptoss.errors import Error, shown
-from gptoss.files import reason
+from gptoss.files import read_object, reason
 from gptoss.model import f32_to_bf16, to_huggingface, to_original
-from gptoss.tokenizer.files import tokenizer_files
+from gptoss.tokenizer.files import CONFIG_NAME, tokenizer_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -201,15 +201,33 @@ def _write_files(
     else:
         config = to_huggingface(source.config, layouts.expert_dtype(layout))
     names.append(write_json(directory / "config.json", config))
-    for path in tokenizer_files(source.directory) if source.directory is not None else []:
-        shutil.copyfile(path, directory / path.name)
-        names.append(path.name)
+    names += copy_tokenizer(source, directory)
     if layout != "original" and source.config.eos_token_ids:
         generation = directory / "generation_config.json"
         if not generation.exists():
             ids = list(source.config.eos_token_ids)
             names.append(write_json(generation, {"do_sample": True, "eos_token_id": ids}))
     return names
+
+
+def copy_tokenizer(source: TensorSource, directory: Path) -> list[str]:
+    """Copies the tokenizer's files, and notes source.conversation_format in them; their names.
+
+    It is a key of tokenizer_config.json, which transformers passes over.
+    """
+    names = []
+    for path in tokenizer_files(source.directory) if source.directory is not None else []:
+        shutil.copyfile(path, directory / path.name)
+        names.append(path.name)
+    wanted, path = source.conversation_format, directory / CONFIG_NAME
+    # Without a word of it, a vocabulary with harmony's tokens means harmony.
+    if wanted is None or (wanted == "harmony" and not path.exists()):
+        return names
+    config = read_object(path) if path.exists() else {}
+    if config.get("conversation_format") != wanted:
+        text = json.dumps({**config, "conversation_format": wanted}, indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    return names if path.name in names else [*names, path.name]
 
 
 def write_json(path: Path, value: dict[str, Any]) -> str:

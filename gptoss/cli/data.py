@@ -1,18 +1,23 @@
-"""`gptoss data`: `prepare` makes training data out of texts, `info` shows what is in it."""
+"""`gptoss data`: `prepare` makes training data out of texts, `info` shows what is in it.
+
+`show` prints what `gptoss finetune` would learn of a file.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from gptoss.cli.finetune import add_reading, bundled, reading, warn_of_unused
 from gptoss.cli.progress import Progress, human_bytes
 from gptoss.errors import Error
 
 NAME = "data"
-HELP = "Turn texts into training data."
+HELP = "Turn texts into training data, and see what is learned of conversations."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +34,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info.add_argument("directory", type=Path, metavar="DIR", help="made by `gptoss data prepare`")
     info.add_argument("--json", action="store_true", help="print the report as JSON")
     info.add_argument("--verify", action="store_true", help="compare the checksum of every file")
+    _add_show(
+        commands.add_parser(
+            "show",
+            help="print conversations as `gptoss finetune` reads them, what is learned in colour",
+            description="Print the rows of a file as `gptoss finetune` reads them. What is learned "
+            "is in colour, or between ⟦ and ⟧ where there is none (NO_COLOR, or no terminal).",
+        )
+    )
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="as of gptoss finetune --data")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "-m",
+        "--model",
+        default="nano",
+        metavar="MODEL|RUN",
+        help='whose vocabulary it is; default: "nano", the bundled model',
+    )
+    where.add_argument(
+        "--tokenizer", metavar="T", help='a vocabulary alone: a directory, or "o200k_harmony"'
+    )
+    parser.add_argument(
+        "--rows", type=int, default=5, metavar="N", help="how many; 0 = all (default: 5)"
+    )
+    add_reading(parser)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +135,47 @@ def _numbers(text: str) -> list[int]:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
+    if arguments.what == "show":
+        return _show(arguments, parser)
     return _info(arguments) if arguments.what == "info" else _prepare(arguments)
+
+
+def _show(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from itertools import islice
+
+    from gptoss.train.tune.examples import Source
+    from gptoss.train.tune.recipe import Recipe
+    from gptoss.train.tune.show import show_row
+
+    a = arguments
+    if a.rows < 0:
+        raise Error(f"--rows: expected 0 or more, found {a.rows}")
+    recipe = Recipe(**reading(a, parser, "data show"))
+    length = 512 if a.length is None else a.length
+    tokenizer = _tokenizer(a)
+    source = Source(
+        a.file, recipe.method, tokenizer, length, recipe.truncate, recipe.date, recipe.raw
+    )
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    count = 0
+    for row in islice(source, a.rows or None):
+        print(show_row(row, tokenizer, length, colour))
+        count += 1
+    if not count:
+        raise Error(f"{a.file}: expected at least one example, found an empty file")
+    warn_of_unused(a.file, source.reader.unused)
+    return 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> Any:
+    from gptoss.train.data import load_tokenizer
+    from gptoss.train.tune.frozen import open_vocabulary
+    from gptoss.train.weights import open_base
+
+    if arguments.tokenizer is not None:
+        return load_tokenizer(arguments.tokenizer)
+    with open_base(bundled(arguments.model)) as source:
+        return open_vocabulary(source)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

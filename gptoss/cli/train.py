@@ -110,9 +110,10 @@ def _prepared(place: str, arguments: argparse.Namespace, preset: Preset) -> Path
     if (Path(place) / "data.json").exists():
         return Path(place)
     out: Path = arguments.out / "data"
-    if (out / "data.json").exists():
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if (out / "data.json").exists() and (several or not Path(place).exists()):
         return out
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several:
         raise Error(
             f"{place}: expected data made by `gptoss data prepare`, which has to come first where "
             "several processes train"
@@ -181,8 +182,11 @@ def _asked(arguments: argparse.Namespace) -> tuple[Preset, dict[str, Any], str]:
     else:
         raise Error(f"train: expected --preset, or a run to go on with in {out}")
     changes = from_table(table, preset, str(arguments.config))
-    changes |= from_options(arguments.set, preset)
+    named = from_options(arguments.set, preset)
+    changes |= named
     if arguments.device is not None:
+        if "device" in named:
+            raise Error("train: expected --device or --set device, found both")
         changes["device"] = arguments.device
     data = arguments.data or _directory(table) or _directory(kept)
     if data is None:

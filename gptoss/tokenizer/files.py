@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CONFIG_NAME = "tokenizer_config.json"
 NAMES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    CONFIG_NAME,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",

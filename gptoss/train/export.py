@@ -16,7 +16,7 @@ from gptoss.train.data import PreparedData, open_data
 from gptoss.train.model.convert import require_exportable, rounded, to_source
 from gptoss.train.model.model import GptOss
 from gptoss.train.run.evaluation import evaluate
-from gptoss.train.weights import load_run
+from gptoss.train.weights import UNTAUGHT, load_run
 
 REPORT_FILE = "export.json"
 RULES = ("mx", "mse")
@@ -92,7 +92,8 @@ def export(
     if rule == "best":
         rule = min(measured, key=lambda name: measured[name]) if measured else "mse"
     report["rule"] = rule if experts == "mxfp4" else None
-    write_checkpoint(to_source(model, experts, rule, directory=run), out, LAYOUTS[layout])
+    source = to_source(model, experts, rule, run, UNTAUGHT)
+    write_checkpoint(source, out, LAYOUTS[layout])
     text = json.dumps(report, indent=1) + "\n"
     write_in_one_piece(run / REPORT_FILE, lambda file: file.write(text.encode()))
     return report

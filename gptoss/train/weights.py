@@ -22,6 +22,9 @@ from gptoss.train.run.state import CHECKPOINT_FILE, load_state
 
 MARKER = "adapters.json"  # its presence says: a fine-tuning run
 STATE = "adapters.pt"
+# What a model says of its conversations (TensorSource.conversation_format): after training on
+# plain texts, and after fine-tuning on conversations or preferences.
+UNTAUGHT, TAUGHT = "none", "harmony"
 _ENDS = 1 << 20  # bytes hashed at either end of a file
 
 
@@ -62,6 +65,7 @@ def merged_source(run: Path, base: str | None = None, rule: str | None = "mse") 
         if name.endswith("embedding.rows")
     }
     merged = MergedSource(source, config, factors_of(trained, scale), rows, marker["token_ids"])
+    merged.conversation_format = _format_after(marker) or source.conversation_format
     if rule and merged.expert_dtype == "bf16" and source.expert_dtype == "mxfp4":
         return QuantizedMerged(merged, rule)
     return merged
@@ -75,7 +79,16 @@ def _full(
     with torch.device("meta"):
         model = GptOss(dataclasses.replace(architecture, config=config))
     model.load_state_dict(state["trained"], assign=True)
-    return to_source(model, "mxfp4" if rule else "bf16", rule or "mse", directory=run)
+    experts = "mxfp4" if rule else "bf16"
+    return to_source(model, experts, rule or "mse", run, _format_after(marker))
+
+
+def _format_after(marker: dict[str, Any]) -> str | None:
+    """What a run says of conversations; None: what its base says."""
+    if marker["recipe"]["method"] != "text":
+        return TAUGHT
+    found = marker.get("conversation_format")  # absent in runs of earlier versions
+    return found if isinstance(found, str) else None
 
 
 def _with_stop_ids(config: ModelConfig, stop_ids: list[int]) -> ModelConfig:
@@ -103,7 +116,8 @@ def open_base(path: str) -> TensorSource:
     if is_run(Path(path)):
         return merged_source(Path(path))
     if (Path(path) / CHECKPOINT_FILE).exists():
-        return to_source(load_run(Path(path))[0], directory=Path(path))
+        model = load_run(Path(path))[0]
+        return to_source(model, directory=Path(path), conversation_format=UNTAUGHT)
     return open_checkpoint(path)
 
 

@@ -33,13 +33,18 @@ def require_exportable(model: GptOss) -> None:
 
 
 def to_source(
-    model: GptOss, experts: str = "mxfp4", rule: str = "mse", directory: Path | None = None
+    model: GptOss,
+    experts: str = "mxfp4",
+    rule: str = "mse",
+    directory: Path | None = None,
+    conversation_format: str | None = None,
 ) -> ArraySource:
     """The model's weights for `gptoss.checkpoint.write.write_checkpoint`.
 
     Everything is rounded to bf16, but experts to MXFP4 with the scales of `rule` ("mx" or "mse"),
     unless `experts` is "bf16"; quantized ones are handed on as they are. Tokenizer files are taken
-    from `directory`. Raises Error for an architecture that is not gpt-oss.
+    from `directory`; they say `conversation_format` when written. Raises Error for an architecture
+    that is not gpt-oss.
     """
     require_exportable(model)
     arrays: dict[str, np.ndarray] = {}
@@ -54,7 +59,9 @@ def to_source(
             if experts != "mxfp4":
                 raise Error(f"experts: expected 'mxfp4' for a quantized model, found {experts!r}")
             arrays[name] = buffer.cpu().numpy()
-    return ArraySource(model.config, arrays, name="trained model", directory=directory)
+    source = ArraySource(model.config, arrays, name="trained model", directory=directory)
+    source.conversation_format = conversation_format
+    return source
 
 
 def from_source(

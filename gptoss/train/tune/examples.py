@@ -1,39 +1,49 @@
-"""From a file of conversations, preferences or texts to rows of tokens."""
+"""From a file of conversations, preferences or texts to examples, and to rows of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gptoss import files
 from gptoss.errors import Error
-from gptoss.train.data import END_OF_TEXT, Batch, clean, is_validation
+from gptoss.train.data import END_OF_TEXT, Batch, TextTokenizer, clean, is_validation
 from gptoss.train.data.sources import Reading, read_documents
-from gptoss.train.tune.conversations import NOTHING, Example, Harmony, Message, parse_messages
+from gptoss.train.tune.conversations import NOTHING, Example, Teacher
+from gptoss.train.tune.forms import VARIED, Reader, Record
+from gptoss.train.tune.records import read_records
 
 METHODS = ("sft", "dpo", "text")
 
 Item = tuple[Example, ...]  # one sequence, or for DPO the chosen and the rejected one
 
 
-class Vocabulary(NamedTuple):
-    """Of a model: text to ids, names of special tokens being plain text; special name → id."""
+@dataclass(frozen=True)
+class Row:
+    """What one row of a file gives. where: "file:line"; form: how it was read.
 
-    encode: Callable[[str], list[int]]
-    special: Mapping[str, int]
+    record: the row, for its hash. items: examples, whole; fitted: each of them as it is learned in
+    rows of `length` tokens, or None where it is too long.
+    """
+
+    where: str
+    form: str
+    record: Any
+    items: tuple[Item, ...]
+    fitted: tuple[Item | None, ...]
 
 
 @dataclass
 class Examples:
     """What a file holds: to train on, and held out. `digest`: sha256 hex of the file.
 
-    dropped: longer than a row; truncated: cut to it.
+    dropped: longer than a row; truncated: cut to it. forms, unused and cut: see `Reader`.
     """
 
     train: list[Item] = field(default_factory=list)
@@ -41,52 +51,121 @@ class Examples:
     dropped: int = 0
     truncated: int = 0
     digest: str = ""
+    forms: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
 
     def __str__(self) -> str:
         text = f"{len(self.train)} examples, {len(self.held_out)} more held out"
+        if self.forms:
+            text += "; read as " + ", ".join(f"{name} ({n})" for name, n in self.forms.items())
         if self.truncated:
             text += f"; {self.truncated} cut to the length of a row"
         if self.dropped:
             text += f"; {self.dropped} longer than a row left out"
+        if self.cut:
+            text += f"; {self.cut} answers that were cut off left out"
         return text
+
+
+class Source:
+    """A file of examples, read row by row.
+
+    Iterating over it gives each row once; `reader` then tells what was found in them. Raises Error,
+    naming the file and the line.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        method: str,
+        vocabulary: TextTokenizer,
+        length: int,
+        truncate: bool = False,
+        date: str = VARIED,
+        raw: bool = False,
+    ) -> None:
+        """See `read_examples`."""
+        self.path, self.method, self.length, self.truncate = path, method, length, truncate
+        self._vocabulary = vocabulary
+        self._data = path.read_bytes()
+        self.digest = hashlib.sha256(self._data).hexdigest()
+        self.reader = Reader(method, date, raw)
+        if method != "text":
+            self._teacher = Teacher(vocabulary, raw)
+        elif END_OF_TEXT not in vocabulary.special:
+            raise Error(f"tokenizer: expected the special token {END_OF_TEXT}, found none")
+
+    def __iter__(self) -> Iterator[Row]:
+        if self.method == "text":
+            for number, document in enumerate(read_documents(self.path, Reading()), start=1):
+                if text := clean(document):
+                    items = tuple(self._pieces(text))
+                    yield Row(f"{self.path}: text {number}", "text", text, items, items)
+            return
+        for where, record in read_records(self.path, self._data):
+            found = self.reader.read(record, where)
+            items = tuple(self._items(found, where))
+            yield Row(where, found.form, record, items, tuple(map(self._fit, items)))
+
+    def _items(self, record: Record, where: str) -> Iterator[Item]:
+        if self.method == "dpo":
+            pair = [self._teacher.reply(c, where) for c in record.conversations]
+            yield (pair[0], pair[1])
+            return
+        for conversation in record.conversations:
+            for example in self._teacher.examples(conversation, where):
+                yield (example,)
+
+    def _pieces(self, text: str) -> Iterator[Item]:
+        ids = [*self._vocabulary.encode(text), self._vocabulary.special[END_OF_TEXT]]
+        whole = np.array(ids, np.int64)
+        tokens, targets = whole[:-1], whole[1:]
+        for at in range(0, len(tokens), self.length):
+            end = at + self.length
+            yield (Example(tokens[at:end], targets[at:end]),)
+
+    def _fit(self, item: Item) -> Item | None:
+        """`item`, cut if that is wanted, or None where it is too long or nothing would be left."""
+        if max(map(len, item)) <= self.length:
+            return item
+        if not self.truncate:
+            return None
+        item = tuple(Example(e.tokens[: self.length], e.targets[: self.length]) for e in item)
+        return item if all((e.targets >= 0).any() for e in item) else None
 
 
 def read_examples(
     path: Path,
     method: str,
-    vocabulary: Vocabulary,
+    vocabulary: TextTokenizer,
     length: int,
     validation: float,
     truncate: bool = False,
+    date: str = VARIED,
+    raw: bool = False,
 ) -> Examples:
     """Reads `path` for "sft", "dpo" or "text" (see docs/finetuning.md for the formats).
 
     length: tokens of a sequence. A longer conversation is left out; with `truncate` its end is cut
     off, and with it the end token. Texts are cut into pieces. validation: share of the records
-    that is held out, chosen by their own hash. Raises Error, naming the file and the line.
+    that is held out, chosen by their own hash. date, raw: see `Reader`. Raises Error, naming the
+    file and the line.
     """
-    data = path.read_bytes()
-    found = Examples(digest=hashlib.sha256(data).hexdigest())
-    make: Any = {"sft": _conversation, "dpo": _preference, "text": _text}[method]
-    reader = vocabulary if method == "text" else Harmony(*vocabulary)
-    if method == "text" and END_OF_TEXT not in vocabulary.special:
-        raise Error(f"tokenizer: expected the special token {END_OF_TEXT}, found none")
+    source = Source(path, method, vocabulary, length, truncate, date, raw)
+    reader = source.reader
+    found = Examples(digest=source.digest, forms=reader.forms, unused=reader.unused)
     count = 0
-    for where, record in _records(path, data, method):
+    for row in source:
         count += 1
-        held_out = is_validation(json.dumps(record, sort_keys=True), validation)
-        for item in make(record, where, reader, length):
-            longest = max(len(sequence) for sequence in item)
-            if longest > length:
-                if not truncate:
-                    found.dropped += 1
-                    continue
-                item = tuple(_cut(sequence, length) for sequence in item)
-                if not all((sequence.targets >= 0).any() for sequence in item):
-                    found.dropped += 1  # nothing to learn is left
-                    continue
-                found.truncated += 1
+        held_out = is_validation(json.dumps(row.record, sort_keys=True, default=str), validation)
+        for whole, item in zip(row.items, row.fitted, strict=True):
+            if item is None:
+                found.dropped += 1
+                continue
+            found.truncated += item is not whole
             (found.held_out if held_out else found.train).append(item)
+    found.cut = reader.cut
     if not count:
         raise Error(f"{path}: expected at least one example, found an empty file")
     if not found.train:
@@ -95,62 +174,6 @@ def read_examples(
             f"({found}); raise --length or say --truncate"
         )
     return found
-
-
-def _records(path: Path, data: bytes, method: str) -> Iterator[tuple[str, Any]]:
-    """(where, record): a text, or an object per line."""
-    if method == "text":
-        for number, document in enumerate(read_documents(path, Reading()), start=1):
-            if text := clean(document):
-                yield f"{path}: text {number}", text
-        return
-    for number, line in enumerate(data.splitlines(), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, files.parse_object(line, where)
-
-
-def _conversation(record: Any, where: str, harmony: Harmony, length: int) -> list[Item]:
-    messages = parse_messages(record.get("messages"), where)
-    return [(example,) for example in harmony.examples(messages, where)]
-
-
-def _preference(record: Any, where: str, harmony: Harmony, length: int) -> list[Item]:
-    prompt = _side(record, "prompt", "user", where)
-    pair = []
-    for key in ("chosen", "rejected"):
-        reply = _side(record, key, "assistant", where)
-        if not all(message.from_model for message in reply):
-            raise Error(f"{where}: {key}: expected assistant messages, found others")
-        learned = range(len(prompt), len(prompt) + len(reply))
-        pair.append(harmony.example([*prompt, *reply], learned))
-    if all(np.array_equal(a, b) for a, b in zip(*map(_arrays, pair), strict=True)):
-        raise Error(f"{where}: expected two different replies, found the same one twice")
-    return [(pair[0], pair[1])]
-
-
-def _side(record: Any, key: str, role: str, where: str) -> list[Message]:
-    value = record.get(key)
-    if isinstance(value, str):
-        value = {"role": role, "content": value}
-    if isinstance(value, dict):
-        value = [value]
-    return parse_messages(value, f"{where}: {key}")
-
-
-def _arrays(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    return example.tokens, example.targets
-
-
-def _text(text: str, where: str, vocabulary: Vocabulary, length: int) -> list[Item]:
-    ids = np.array([*vocabulary.encode(text), vocabulary.special[END_OF_TEXT]], np.int64)
-    tokens, targets = ids[:-1], ids[1:]
-    starts = range(0, len(tokens), length)
-    return [(Example(tokens[at : at + length], targets[at : at + length]),) for at in starts]
-
-
-def _cut(example: Example, length: int) -> Example:
-    return Example(example.tokens[:length], example.targets[:length])
 
 
 class Rows:

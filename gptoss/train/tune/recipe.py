@@ -11,7 +11,15 @@ from gptoss.errors import Error
 from gptoss.model import ModelConfig
 from gptoss.train.run.settings import Settings
 from gptoss.train.tune.examples import METHODS
+from gptoss.train.tune.forms import VARIED, check_date
 from gptoss.train.tune.lora import parse_targets
+
+# Settings that fine-tuning carries out. The others are of `gptoss train` alone.
+USED = frozenset(
+    "steps batch_tokens micro_tokens length seed learning_rate schedule decay_from "
+    "final_learning_rate warmup weight_decay beta1 beta2 clip balance quantize_from dtype device "
+    "checkpointing validate_every save_every tensorboard".split()
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Recipe:
     lora_targets: names out of attention, router, experts, tokens, with commas. beta: how strongly
     DPO penalises leaving the model it started from. validation: share of the examples held out.
     truncate: cut what is too long instead of leaving it out. epochs: passes over the data; 0 says
-    that settings.steps counts.
+    that settings.steps counts. date and raw: of conversations (see `gptoss.train.tune.forms`).
     """
 
     method: str = "sft"
@@ -33,10 +41,13 @@ class Recipe:
     validation: float = 0.1
     truncate: bool = False
     epochs: float = 3.0
+    date: str = VARIED
+    raw: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise Error(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
+        check_date(self.date)
         object.__setattr__(self, "lora_targets", ",".join(parse_targets(self.lora_targets)))
         for name, low, high in (
             ("lora_rank", 1, 1 << 16),
@@ -74,6 +85,12 @@ class Recipe:
 
         A row is one `length` long, or for DPO two, so that a pair lies in one row.
         """
+        if unused := sorted(changes.keys() - USED):
+            raise Error(f"{unused[0]}: fine-tuning has no such setting; {', '.join(sorted(USED))}")
+        if self.epochs and "steps" in changes:
+            raise Error(
+                f"steps: expected epochs 0 beside a number of steps, found epochs {self.epochs:g}"
+            )
         length = changes.get("length", min(Settings.length, config.context_length))
         if isinstance(length, int) and length > config.context_length:
             raise Error(
@@ -100,7 +117,10 @@ class Recipe:
             "long_length": length,
             "long_from": 1.0,
         }
-        values["warmup"] = min(values["warmup"], values.get("steps", Settings.steps))
+        if "steps" not in changes:  # until it is known how many the epochs take
+            values["steps"] = max(Settings.steps, values["warmup"])
+        elif "warmup" not in changes:
+            values["warmup"] = min(values["warmup"], values["steps"])
         settings = Settings(**values)
         if settings.batch_tokens % width:
             raise Error(

@@ -27,10 +27,10 @@ from gptoss.train.run.schedule import learning_rate, parameter_groups
 from gptoss.train.run.settings import Settings
 from gptoss.train.run.state import CHANGEABLE, FORMAT, LOG_FILE, load_state, save_state, trim_log
 from gptoss.train.tune import frozen, lora
-from gptoss.train.tune.examples import Rows, Vocabulary, read_examples
+from gptoss.train.tune.examples import Rows, read_examples
 from gptoss.train.tune.objectives import dpo, sequence_logps, token_losses
 from gptoss.train.tune.recipe import Recipe
-from gptoss.train.weights import MARKER, STATE, read_marker
+from gptoss.train.weights import MARKER, STATE, TAUGHT, read_marker
 
 _LARGE = 1_000_000_000  # parameters above which activations are computed again by default
 
@@ -61,19 +61,26 @@ class Tuner:
             raise Error(f"torchrun: expected one process for fine-tuning, found {world.size}")
         self.device = world.device
         tokenizer = frozen.open_vocabulary(self.source)
-        vocabulary = Vocabulary(tokenizer.encode, tokenizer.special)
         self.examples = read_examples(
-            data, recipe.method, vocabulary, settings.length, recipe.validation, recipe.truncate
+            data,
+            recipe.method,
+            tokenizer,
+            settings.length,
+            recipe.validation,
+            recipe.truncate,
+            recipe.date,
+            recipe.raw,
         )
         width = settings.length * recipe.sequences
         self.rows = Rows(self.examples.train, width, settings.seed)
         self.held_out = Rows(self.examples.held_out, width, 0, shuffle=False)
         self.rows_per_step = settings.batch_tokens // width
-        self.settings = settings = self._with_steps(settings)
+        shorten = "warmup" not in (changes or {})
+        self.settings = settings = self._with_steps(settings, shorten)
         ends = (END_OF_TEXT,) if recipe.method == "text" else (RETURN, CALL)
-        self.stop_ids = [vocabulary.special[name] for name in ends]
+        self.stop_ids = [tokenizer.special[name] for name in ends]
         known = (END_OF_TEXT, *REQUIRED)
-        self.token_ids = [vocabulary.special[n] for n in known if n in vocabulary.special]
+        self.token_ids = [tokenizer.special[n] for n in known if n in tokenizer.special]
         self.model = self._open_model(base)
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
@@ -91,13 +98,17 @@ class Tuner:
         else:
             self._begin()
 
-    def _with_steps(self, settings: Settings) -> Settings:
-        """`settings` with the steps that the epochs asked for take."""
+    def _with_steps(self, settings: Settings, shorten: bool) -> Settings:
+        """`settings` with the steps that the epochs asked for take, and no longer a warm-up.
+
+        Unless it may be shortened, a longer one raises Error.
+        """
         if not self.recipe.epochs:
             return settings
         rows = len(self.rows.rows(0)) * self.recipe.epochs
         steps = max(1, math.ceil(rows / self.rows_per_step))
-        return dataclasses.replace(settings, steps=steps, warmup=min(settings.warmup, steps))
+        warmup = min(settings.warmup, steps) if shorten else settings.warmup
+        return dataclasses.replace(settings, steps=steps, warmup=warmup)
 
     def _open_model(self, base: str) -> Any:
         s, r = self.settings, self.recipe
@@ -124,6 +135,9 @@ class Tuner:
             "data": self.examples.digest,
             "stop_ids": self.stop_ids,
             "token_ids": self.token_ids,
+            "conversation_format": (
+                TAUGHT if self.recipe.method != "text" else self.source.conversation_format
+            ),
             "architecture": self.model.architecture.to_dict(),
         }
         text = json.dumps(marker, indent=1) + "\n"
@@ -156,7 +170,15 @@ class Tuner:
             **self.recipe.to_dict(),
             **dataclasses.asdict(self.settings),
         }
-        kept = {**marker, **marker["recipe"], **marker["settings"]}
+        # Runs of before conversations had a system message of harmony's wrote them as they were.
+        exact = marker["recipe"]["method"] != "text"
+        kept = {
+            "raw": exact,
+            "date": self.recipe.date,
+            **marker,
+            **marker["recipe"],
+            **marker["settings"],
+        }
         changed = {name: value for name, value in asked.items() if kept.get(name) != value}
         for name, value in changed.items():
             if name not in CHANGEABLE | {"epochs"}:

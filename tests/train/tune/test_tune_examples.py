@@ -11,13 +11,34 @@ import numpy as np
 import pytest
 
 from gptoss.errors import Error
-from gptoss.train.tune.conversations import REQUIRED, Example
-from gptoss.train.tune.examples import Rows, Vocabulary, read_examples
+from gptoss.chat import REQUIRED
+from gptoss.train.tune import examples
+from gptoss.train.tune.conversations import Example
+from gptoss.train.tune.examples import Examples, Rows
 
-BYTES = Vocabulary(
-    lambda text: list(text.encode()),
-    {name: 256 + n for n, name in enumerate(("<|endoftext|>", *REQUIRED))},
-)
+
+class Bytes:
+    """A vocabulary of bytes."""
+
+    vocab_size = 256 + 1 + len(REQUIRED)
+
+    def __init__(self, special: tuple[str, ...] = ("<|endoftext|>", *REQUIRED)) -> None:
+        self.special = {name: 256 + n for n, name in enumerate(special)}
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Any) -> str:
+        names = {token: name for name, token in self.special.items()}
+        return b"".join(names[n].encode() if n > 255 else bytes([n]) for n in ids).decode()
+
+
+def read_examples(*arguments: Any, raw: bool = True, **options: Any) -> Examples:
+    """Short ones: with no system message of harmony's."""
+    return examples.read_examples(*arguments, raw=raw, **options)
+
+
+BYTES = Bytes()
 END = BYTES.special["<|endoftext|>"]
 
 
@@ -154,10 +175,16 @@ def test_preferences(jsonl: Callable[..., Path]) -> None:
         ("\n\n", "sft", "expected at least one example"),
         ('{"messages": ', "sft", ":1: expected JSON"),
         ('\n{"messages": [1]}', "sft", ":2: messages[0]: expected an object"),
-        ("[1]", "sft", ":1: expected a JSON object"),
-        ("{}", "sft", ":1: messages: expected a list"),
+        ("[1]", "sft", ": record 1: expected a JSON object"),
+        ("{}", "sft", ":1: expected messages or another form (docs/finetuning.md"),
+        ('{"text": "a"}', "sft", "found the keys text"),
+        ('{"messages": null}', "sft", "found the keys none"),
+        ('{"messages": "hi"}', "sft", ":1: messages: expected a list"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "sft", "found one for dpo"),
+        ('{"messages": []}', "dpo", "found one for sft"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "sft", "expected an assistant"),
-        ('{"prompt": "a", "chosen": "b"}', "dpo", ":1: rejected: messages: expected a list"),
+        ('{"prompt": "a", "chosen": "b"}', "dpo", "expected chosen and rejected"),
+        ('{"prompt": "a", "chosen": 1, "rejected": "b"}', "dpo", ":1: chosen: messages: expected"),
         ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "dpo", "found the same one twice"),
         (
             '{"prompt": "a", "chosen": {"role": "user", "content": "b"}, "rejected": "c"}',
@@ -188,9 +215,9 @@ def test_everything_too_long(jsonl: Callable[..., Path]) -> None:
 
 
 def test_vocabulary_without_what_is_needed(jsonl: Callable[..., Path]) -> None:
-    poor = Vocabulary(BYTES.encode, {"<|endoftext|>": END})
+    poor = Bytes(("<|endoftext|>",))
     with pytest.raises(Error, match=re.escape("lacks <|start|>")):
         read_examples(jsonl(chat("a", "b")), "sft", poor, 64, validation=0)
     read_examples(jsonl({"text": "ab"}), "text", poor, 64, validation=0)
     with pytest.raises(Error, match="expected the special token"):
-        read_examples(jsonl({"text": "ab"}), "text", Vocabulary(BYTES.encode, {}), 64, 0)
+        read_examples(jsonl({"text": "ab"}), "text", Bytes(()), 64, 0)
