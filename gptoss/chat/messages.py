@@ -17,7 +17,7 @@ from gptoss.chat.conversation import (
     Tool,
     settled,
 )
-from gptoss.chat.text import valid_text
+from gptoss.chat.text import valid_json, valid_text
 from gptoss.errors import Error, shown
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a tool that is declared
@@ -287,6 +287,7 @@ def parse_tools(raw: object) -> list[Tool]:
                     f"{shown(parameters)}"
                 )
             _check_schema(parameters, f"{where}.function.parameters")
+            parameters = valid_json(parameters)
         strict = function.get("strict") or False
         if not isinstance(strict, bool):
             raise _bad_tool(

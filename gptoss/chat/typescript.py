@@ -213,9 +213,9 @@ class _Printer:
         out.append(f"{indent}{name}:\n")
         for i, variant in enumerate(variants):
             text, about = self._variant(variant, indent)
-            if about and (about[0] == description or (i == 0 and above)):
-                about = ["", *about[1:]]
-            said = " ".join(each for each in about if each)
+            if about[0] == description or (i == 0 and above):
+                about = about[1:]
+            said = " ".join(about)
             out.append(f"{indent} | {text}{' // ' + said if said else ''}\n")
         if value.get("nullable") is True and not any("null" in line for line in out):
             out.append(f"{indent} | null\n")

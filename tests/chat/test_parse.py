@@ -1,10 +1,7 @@
 """`gptoss.chat.parse`: whatever is written, whole, cut or in any pieces."""
 
 import re
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,27 +14,9 @@ from gptoss import Error
 from gptoss.chat import parse
 from gptoss.chat.conversation import Message
 from gptoss.chat.harmony import CONSTRAIN, REQUIRED, MarkedParser
-from gptoss.tokenizer import HARMONY_SIZE, O200K_FILE, load_tokenizer
+from gptoss.tokenizer import HARMONY_SIZE
 
 SPECIAL = re.compile("(" + "|".join(map(re.escape, WORDS.special_tokens)) + ")")
-
-
-@pytest.fixture(scope="module")
-def published():
-    try:
-        return load_tokenizer(None, SimpleNamespace(vocab_size=HARMONY_SIZE))
-    except Error as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def openais(published):
-    """openai-harmony with the same vocabulary."""
-    library = pytest.importorskip("openai_harmony")
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        Path(folder, O200K_FILE).write_bytes(published.rank_file())
-        patch.setenv("TIKTOKEN_ENCODINGS_BASE", folder)
-        return library.load_harmony_encoding(library.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 
 # What models write, in any order.
