@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from gptoss.errors import Error, shown
@@ -19,6 +19,7 @@ from gptoss.request.schema import as_unicode, schema_text
 
 MAX_SOURCE = 1 << 20  # characters of a grammar
 MAX_CHOICES = 1024
+_REMEMBERED = 16  # grammars that were checked lately
 # Between the parts of a JSON text: enough to indent it; without an end, models write nothing else.
 _BLANKS = r"( |\n[ \t]{0,64})?"
 _refused = partial(Error, field="grammar")  # the option that a grammar is given by
@@ -107,10 +108,7 @@ class Grammar:
         if len(source) > MAX_SOURCE:
             raise _refused(f"{what}: expected at most {MAX_SOURCE} characters, found {len(source)}")
         source = as_unicode(source)
-        library = load_llguidance()
-        problem = library.LLMatcher.validate_grammar(
-            library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
-        )
+        problem = _problem(source)
         if problem and not problem.startswith("WARNING"):
             raise _refused(f"{what}: {first_line(problem)}")
         return Grammar(source, what)
@@ -122,6 +120,18 @@ class Grammar:
         if self.what == "grammar" or start:
             return f"%lark {{\n{self.source}\n}}"
         return rest
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _problem(source: str) -> str:
+    """What is wrong with a grammar; empty: nothing. To find out takes some 5 ms for each schema in
+    it, and the requests of a conversation have the same tools.
+    """
+    library = load_llguidance()
+    found: str = library.LLMatcher.validate_grammar(
+        library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
+    )
+    return found
 
 
 def json_rule(schema: Mapping[str, Any] | bool, *, strict: bool = True) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gptoss import Engine, Error, Grammar, SamplingParams
 from gptoss.engine.constraint import GrammarVocabulary
+from gptoss.request import load_llguidance
 
 pytest.importorskip("llguidance", reason="the extra grammar is missing")
 
@@ -73,6 +75,27 @@ def test_choices(engine):
     assert set(texts(engine, Grammar.choice(options))) <= set(options)
     bias = {engine.tokenizer.encode("y")[0]: 100.0}
     assert set(texts(engine, Grammar.choice(options), logit_bias=bias)) == {"yes"}
+
+
+def test_a_grammar_is_checked_once(monkeypatch):
+    """The requests of a conversation have the same tools; of many, checking takes a while."""
+    library, checked = load_llguidance(), []
+
+    def validate(source, **limits):
+        checked.append(source)
+        return library.LLMatcher.validate_grammar(source, **limits)
+
+    matcher = SimpleNamespace(
+        validate_grammar=validate, grammar_from_lark=library.LLMatcher.grammar_from_lark
+    )
+    counted = SimpleNamespace(LLMatcher=matcher, LLParserLimits=library.LLParserLimits)
+    monkeypatch.setattr("gptoss.request.grammar.load_llguidance", lambda: counted)
+    good, bad = "start: /one of a kind/", "start: nothing of this kind"
+    for _ in range(3):
+        assert Grammar.lark(good) == Grammar.lark(good, what="grammar")
+        with pytest.raises(Error):
+            Grammar.lark(bad)
+    assert len(checked) == 2
 
 
 def test_lark(engine):
