@@ -512,7 +512,7 @@ def test_json_files(tmp_path: Path, name: str, data: str, places: list[str], zip
 def test_parquet(tmp_path: Path) -> None:
     """Columns of structs: every row has every key, and null where it had none."""
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     call = {"function": {"name": "get_weather", "arguments": {"city": "Ulm", "day": None}}}
     rows = [
@@ -536,7 +536,7 @@ def test_parquet(tmp_path: Path) -> None:
         },
     ]
     path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     reader = Reader()
     found = [reader.read(row, where) for where, row in read_records(path, path.read_bytes())]
     assert brief(found[0].conversations[0].messages) == [USER, CALL, RESULT, ANSWER]
