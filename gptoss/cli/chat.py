@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     )
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     # A byte that is no UTF-8 must not end the conversation.
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if terminal:
         _edit_lines()
     with open_engine(arguments) as engine:
