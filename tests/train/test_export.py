@@ -117,6 +117,8 @@ def test_export_of_a_run(trained: Path, prepared: Path, tmp_path: Path) -> None:
         "tokenizer.tiktoken",
         "tokenizer_config.json",
     }
+    said = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert said["conversation_format"] == "none"
     with open_checkpoint(tmp_path / "out") as source:
         assert source.config.eos_token_ids == model.config.eos_token_ids != ()
         for a, b in zip(

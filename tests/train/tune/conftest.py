@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -57,27 +58,46 @@ def tune_config() -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tune_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, experts in MXFP4, with a vocabulary."""
+def write_model(config: ModelConfig, words: Path, out: Path) -> Path:
+    """A checkpoint of random weights, experts in MXFP4, with the vocabulary in `words`."""
     import torch
 
     from gptoss.checkpoint.write import write_checkpoint
     from gptoss.train.model.convert import to_source
     from gptoss.train.model.model import GptOss
 
-    words = tmp_path_factory.mktemp("words")
-    write_vocabulary(words)
-    model = GptOss(tune_config)
+    model = GptOss(config)
     model.initialise(3)
     with torch.no_grad():  # as training leaves them: nothing is zero or one
         generator = torch.Generator().manual_seed(4)
         for name, parameter in model.named_parameters():
             if name.endswith(("bias", "sinks", "scale")):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    out = tmp_path_factory.mktemp("models") / "checkpoint"
     write_checkpoint(to_source(model, directory=words), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tune_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, experts in MXFP4, with a vocabulary."""
+    words = tmp_path_factory.mktemp("words")
+    write_vocabulary(words)
+    return write_model(tune_config, words, tmp_path_factory.mktemp("models") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def untaught(tune_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `gptoss train` leaves a model: it says that it was taught no conversations.
+
+    Its context has room for harmony's system message.
+    """
+    words = tmp_path_factory.mktemp("words")
+    write_vocabulary(words)
+    path = words / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "conversation_format": "none"}))
+    config = dataclasses.replace(tune_config, initial_context_length=256)
+    return write_model(config, words, tmp_path_factory.mktemp("models") / "untaught")
 
 
 @pytest.fixture
