@@ -1,0 +1,98 @@
+// Vercel's AI SDK: OpenAI's provider with responses (its default) and chat completions, and the
+// provider for servers that are like OpenAI's.
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { Output, generateText, stepCountIs, streamText, tool } from "ai";
+import { z } from "zod";
+import { Report, address, model, weather } from "./reporting.mjs";
+
+globalThis.AI_SDK_LOG_WARNINGS = false;
+const report = new Report("vercel-ai");
+const openai = createOpenAI({ baseURL: address, apiKey: "none" });
+const compatible = createOpenAICompatible({
+  name: "gptoss",
+  baseURL: address,
+  includeUsage: true,
+  supportsStructuredOutputs: true,
+});
+const models = {
+  responses: openai(model),
+  chat: openai.chat(model),
+  compatible: compatible(model),
+};
+const schema = z.object({ city: z.enum(["Oslo", "Rome"]), days: z.int() });
+const tools = Object.fromEntries(
+  ["get_time", "get_weather"].map((name) => [
+    name,
+    tool({
+      description: name,
+      inputSchema: z.object({ city: z.string() }),
+      execute: () => weather,
+    }),
+  ]),
+);
+const stopWhen = stepCountIs(4);
+const told = ({ text, steps }) => ({
+  text,
+  called: steps.flatMap((step) => step.toolCalls.map((call) => call.toolName)),
+});
+
+for (const api of Object.keys(models)) {
+  const base = { model: models[api], maxRetries: 0 };
+  // It knows of a few models by name that they think, and does not send others' thinking back.
+  const thinks = { openai: { forceReasoning: true } };
+
+  await report.check(api, "plain", async (prompt) => {
+    const { text, reasoningText } = await generateText({ ...base, prompt });
+    return { text, thinking: reasoningText };
+  });
+
+  await report.check(api, "streamed", async (prompt) => {
+    const whole = { text: "", thinking: "" };
+    const result = streamText({ ...base, prompt, onError: () => {} });
+    for await (const part of result.fullStream) {
+      if (part.type === "error") {
+        throw part.error;
+      } else if (part.type === "text-delta") {
+        whole.text += part.text;
+      } else if (part.type === "reasoning-delta") {
+        whole.thinking += part.text;
+      }
+    }
+    return { ...whole, tokens: (await result.totalUsage).totalTokens };
+  });
+
+  const loop = async (prompt, providerOptions) =>
+    told(await generateText({ ...base, prompt, tools, stopWhen, providerOptions }));
+  for (const check of ["tools", "preamble", "undeclared"]) {
+    await report.check(api, check, (prompt) => loop(prompt));
+  }
+  if (api === "responses") {
+    await report.check(api, "stored", (prompt) => loop(prompt, thinks));
+    await report.check(api, "encrypted", (prompt) =>
+      loop(prompt, { openai: { ...thinks.openai, store: false } }),
+    );
+  }
+
+  await report.check(api, "tools_streamed", async (prompt) => {
+    let failed;
+    const onError = ({ error }) => {
+      failed = error;
+    };
+    const result = streamText({ ...base, prompt, tools, stopWhen, onError });
+    await result.consumeStream({ onError: () => {} });
+    if (failed) {
+      throw failed;
+    }
+    return told({ text: await result.text, steps: await result.steps });
+  });
+
+  await report.check(api, "structured", async (prompt) => {
+    const { output } = await generateText({ ...base, prompt, output: Output.object({ schema }) });
+    return { value: output };
+  });
+
+  await report.check(api, "too_long", (prompt) => generateText({ ...base, prompt }));
+}
+
+report.print();

@@ -1,0 +1,113 @@
+"""LangChain's model of OpenAI's API, with either of them, and LangGraph's loop of an agent."""
+
+from __future__ import annotations
+
+import warnings
+
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from langgraph.prebuilt import create_react_agent
+
+report = Report("langchain")
+
+
+class Trip(BaseModel):
+    """A trip."""
+
+    city: str
+    days: int
+
+
+@tool
+def get_time(city: str) -> str:
+    """The time in a city."""
+    return "Noon."
+
+
+@tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return WEATHER
+
+
+def thinking_of(message):
+    """Chat completions' is left out by LangChain itself."""
+    blocks = message.content if isinstance(message.content, list) else []
+    parts = [part for block in blocks if block["type"] == "reasoning"
+             for part in block.get("content", ())]  # fmt: skip
+    return "".join(part["text"] for part in parts)
+
+
+def model(api, **options):
+    return ChatOpenAI(
+        base_url=ADDRESS, api_key=KEY, model=MODEL, max_retries=0, timeout=120,
+        use_responses_api=api == "responses", **options,
+    )  # fmt: skip
+
+
+def told(messages):
+    calls = [call["name"] for message in messages for call in getattr(message, "tool_calls", ())]
+    return {"text": messages[-1].text, "called": calls}
+
+
+for api in ("chat", "responses"):
+
+    @report(api, "plain")
+    def _(text, api=api):
+        message = model(api).invoke(text)
+        return {"text": message.text, "thinking": thinking_of(message)}
+
+    @report(api, "streamed")
+    def _(text, api=api):
+        whole = None
+        for chunk in model(api, stream_usage=True).stream(text):
+            whole = chunk if whole is None else whole + chunk
+        return {
+            "text": whole.text,
+            "thinking": thinking_of(whole),
+            "tokens": whole.usage_metadata["total_tokens"],
+        }
+
+    @report(api, "parallel")
+    def _(text, api=api):
+        found = model(api).batch([f"{text} {i}" for i in range(3)])
+        return {"texts": [message.text for message in found]}
+
+    def loop(text, api=api):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            agent = create_react_agent(model(api), [get_time, get_weather])
+        asked = {"messages": [("user", text)]}
+        return told(agent.invoke(asked, {"recursion_limit": 8})["messages"])
+
+    def loop_streamed(text, api=api):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            agent = create_react_agent(model(api, streaming=True), [get_time, get_weather])
+        asked = {"messages": [("user", text)]}
+        for state in agent.stream(asked, {"recursion_limit": 8}, stream_mode="values"):
+            last = state
+        return told(last["messages"])
+
+    for check in ("tools", "preamble", "undeclared"):
+        report(api, check)(loop)
+    report(api, "tools_streamed")(loop_streamed)
+
+    for method in ("json_schema", "function_calling"):
+
+        @report(api, "structured" if method == "json_schema" else "structured_by_call")
+        def _(text, api=api, method=method):
+            found = model(api).with_structured_output(Trip, method=method).invoke(text)
+            return {"value": found.model_dump()}
+
+    @report(api, "too_long")
+    def _(text, api=api):
+        model(api).invoke(text)
+
+
+report.print()
