@@ -529,10 +529,10 @@ class Engine:
     def _check_length(self, field: str, tokens: int, most: int) -> None:
         if tokens > most:
             raise Error(
-                # Clients look for these words, OpenAI's, or for the code.
-                f"{field}: expected at most {most} tokens (this model's maximum context length is "
-                f"{self._config.context_length} tokens, prompt and output together), found "
-                f"{tokens}",
+                # Clients look for the code, or for "prompt is too long", or for OpenAI's words.
+                f"{field}: expected at most {most} tokens, found {tokens}: the {field} is too "
+                f"long, this model's maximum context length is {self._config.context_length} "
+                "tokens, prompt and output together",
                 field=field,
                 code="context_length_exceeded",
             )
