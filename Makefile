@@ -1,5 +1,6 @@
 # make demo   install into .venv and let the bundled model write a story
 # make test   install into .venv with the test extras, run the C++ and the Python tests
+# make clients  other people's clients against the server
 # make slow   what takes long: notebooks, programs that measure, random examples, fuzzing
 #
 # Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
@@ -19,12 +20,13 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test slow lint sanitize tsan fuzz cuda clean
+.PHONY: help install demo test clients slow lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      the bundled model writes a story"
 	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
+	@echo "make clients   other people's clients, from their registries, against the server"
 	@echo "make slow      what takes long: notebooks, random examples, fuzzing for five minutes"
 	@echo "make install   the package, editable, in .venv"
 	@echo "make lint      formatters, linters, type checker"
@@ -85,8 +87,12 @@ test: $(VENV)/test-extras
 	@$(BIN)/cmake --build $(BUILD) --target core_tests
 	@status=0; \
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --timeout 300 || status=1; \
-	$(BIN)/pytest -m "not slow" || status=1; \
+	$(BIN)/pytest -m "not slow and not clients" || status=1; \
 	exit $$status
+
+# Installs them in build/clients; skipped where their registries are not to be had.
+clients: $(VENV)/test-extras
+	@$(BIN)/pytest tests/clients
 
 # hypothesis draws other examples each time here, and the same ones in `make test`.
 slow: $(VENV)/test-extras

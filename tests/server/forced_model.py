@@ -28,9 +28,10 @@ from typing import Any
 from unittest import mock
 
 from gptoss import Engine
-from gptoss.chat.formats import HarmonyChat
+from gptoss.chat import Conversation, HarmonyChat, Rendered, Tool
 from gptoss.request import Grammar
 from gptoss.server.api import app as server
+from gptoss.tokenizer import Tokenizer
 
 CHECKPOINT = "synthetic:tiny?vocab=201088&layers=1"
 THINKING = "We need to think. Then we act."
@@ -49,36 +50,40 @@ class ForcedChat(HarmonyChat):
     prompts: the texts that it was shown, the last ones, in order.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self.prompts: deque[str] = deque(maxlen=_MAX_KEPT)
-        self._decode = tokenizer.decode
         self._asked = threading.local()  # a prompt and its grammar are made by one thread
 
-    def prompt(self, messages: Sequence[Any], options: Any) -> list[int]:
-        ids = super().prompt(messages, options)
-        self._remember(messages, ids)
-        return ids
+    def render(self, conversation: Conversation) -> Rendered:
+        rendered = super().render(conversation)
+        self._asked.messages = conversation.messages
+        self.prompts.append(rendered.text)
+        return rendered
 
     def grammar(
-        self, tools: Sequence[Any], answer: Grammar | None, must_call: bool = False, **options: Any
+        self,
+        tools: Sequence[Tool],
+        answer: Grammar | None,
+        must_call: bool = False,
+        *,
+        hold: bool = True,
+        continues: bool = False,
     ) -> Grammar | None:
         messages = self._asked.messages
         said = next((m.content for m in reversed(messages) if m.role == "user"), "")
         if "!real" in said:
-            return super().grammar(tools, answer, must_call, **options)
+            return super().grammar(tools, answer, must_call, hold=hold, continues=continues)
+        if continues:
+            return Grammar.lark(_lark([f"{_quoted(ANSWER)} <|return|>"]))
         answered = messages[-1].role == "tool"
         return Grammar.lark(forced(said, answered, tools, answer, must_call))
-
-    def _remember(self, messages: Sequence[Any], ids: Sequence[int]) -> None:
-        self._asked.messages = messages
-        self.prompts.append(self._decode(ids))
 
 
 def forced(
     said: str,
     answered: bool,
-    tools: Sequence[Any],
+    tools: Sequence[Tool],
     answer: Grammar | None = None,
     must_call: bool = False,
 ) -> str:
@@ -176,7 +181,7 @@ def forced_models() -> Iterator[list[ForcedChat]]:
     formats."""
     made: list[ForcedChat] = []
 
-    def load_chat(tokenizer: Any) -> ForcedChat:
+    def load_chat(tokenizer: Tokenizer) -> ForcedChat:
         made.append(ForcedChat(tokenizer))
         return made[-1]
 

@@ -14,7 +14,7 @@ import { Report, address, model, weather } from "./reporting.mjs";
 
 setTracingDisabled(true);
 const client = new OpenAI({ baseURL: address, apiKey: "none", maxRetries: 0 });
-const report = new Report("openai-agents-javascript");
+const report = new Report();
 const models = {
   chat: new OpenAIChatCompletionsModel(client, model),
   responses: new OpenAIResponsesModel(client, model),
@@ -28,7 +28,7 @@ const tools = ["get_time", "get_weather"].map((name) =>
 const thinkingOf = (result) =>
   result.newItems
     .filter((item) => item.type === "reasoning_item")
-    .flatMap(({ rawItem }) => rawItem.rawContent ?? rawItem.content)
+    .flatMap(({ rawItem }) => rawItem.rawContent ?? rawItem.providerData.content)
     .map((part) => part.text)
     .join("");
 

@@ -5,7 +5,7 @@ import { z } from "zod";
 import { Report, address, model, weather } from "./reporting.mjs";
 
 const client = new OpenAI({ baseURL: address, apiKey: "none", maxRetries: 0 });
-const report = new Report("openai-javascript");
+const report = new Report();
 const trip = z.object({ city: z.enum(["Oslo", "Rome"]), days: z.int() });
 const parameters = {
   type: "object",

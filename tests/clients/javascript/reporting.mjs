@@ -1,5 +1,8 @@
 // What every client is asked for, and how its program reports what it got: as a line of JSON, for
 // each API and check, either what the client made of the answer, or the classes of the error.
+import { basename } from "node:path";
+
+const program = basename(process.argv[1]);
 export const address = `${process.argv[2]}/v1`;
 export const model = "gpt-oss-20b";
 export const weather = "It rains.";
@@ -8,7 +11,6 @@ const words = {
   tools: call,
   tools_streamed: call,
   encrypted: call,
-  stored: call,
   preamble: `${call} !preamble`,
   undeclared: "!builtin",
   structured: "!answer",
@@ -24,15 +26,14 @@ const classes = (error) => {
 };
 
 export class Report {
-  constructor(client) {
-    this.client = client;
+  constructor() {
     this.found = {};
   }
 
   // Run a function of the user's text, whose result is reported.
   async check(api, name, run) {
     try {
-      const text = `${this.client}/${api}/${name}: ${words[name] ?? ""}`;
+      const text = `${program}/${api}/${name}: ${words[name] ?? ""}`;
       this.found[`${api}/${name}`] = await run(text);
     } catch (error) {
       const said = { error: classes(error), says: String(error.message).slice(0, 500) };

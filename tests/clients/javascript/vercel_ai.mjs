@@ -7,7 +7,7 @@ import { z } from "zod";
 import { Report, address, model, weather } from "./reporting.mjs";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
-const report = new Report("vercel-ai");
+const report = new Report();
 const openai = createOpenAI({ baseURL: address, apiKey: "none" });
 const compatible = createOpenAICompatible({
   name: "gptoss",
@@ -39,17 +39,14 @@ const told = ({ text, steps }) => ({
 
 for (const api of Object.keys(models)) {
   const base = { model: models[api], maxRetries: 0 };
-  // It knows of a few models by name that they think, and does not send others' thinking back.
-  const thinks = { openai: { forceReasoning: true } };
-
   await report.check(api, "plain", async (prompt) => {
     const { text, reasoningText } = await generateText({ ...base, prompt });
     return { text, thinking: reasoningText };
   });
 
-  await report.check(api, "streamed", async (prompt) => {
+  const streamed = async (prompt, providerOptions) => {
     const whole = { text: "", thinking: "" };
-    const result = streamText({ ...base, prompt, onError: () => {} });
+    const result = streamText({ ...base, prompt, providerOptions, onError: () => {} });
     for await (const part of result.fullStream) {
       if (part.type === "error") {
         throw part.error;
@@ -60,7 +57,8 @@ for (const api of Object.keys(models)) {
       }
     }
     return { ...whole, tokens: (await result.totalUsage).totalTokens };
-  });
+  };
+  await report.check(api, "streamed", (prompt) => streamed(prompt));
 
   const loop = async (prompt, providerOptions) =>
     told(await generateText({ ...base, prompt, tools, stopWhen, providerOptions }));
@@ -68,9 +66,13 @@ for (const api of Object.keys(models)) {
     await report.check(api, check, (prompt) => loop(prompt));
   }
   if (api === "responses") {
-    await report.check(api, "stored", (prompt) => loop(prompt, thinks));
+    // It does not know by the name that the model thinks.
+    const thinks = { forceReasoning: true };
     await report.check(api, "encrypted", (prompt) =>
-      loop(prompt, { openai: { ...thinks.openai, store: false } }),
+      loop(prompt, { openai: { ...thinks, store: false } }),
+    );
+    await report.check(api, "summary", (prompt) =>
+      streamed(prompt, { openai: { ...thinks, reasoningSummary: "auto" } }),
     );
   }
 

@@ -7,7 +7,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 from reporting import ADDRESS, KEY, MODEL, Report
 
-report = Report("instructor")
+report = Report()
 
 
 class Trip(BaseModel):
@@ -33,9 +33,7 @@ for way in WAYS:
     @report(way, "structured_by_call" if way != "json_schema" else "structured")
     def _(text, way=way):
         asked = [{"role": "user", "content": text}]
-        found = client(way).create(
-            model=MODEL, messages=asked, response_model=Trip, max_retries=0
-        )
+        found = client(way).create(model=MODEL, messages=asked, response_model=Trip, max_retries=0)
         return {"value": found.model_dump()}
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from langgraph.prebuilt import create_react_agent
 from pydantic import BaseModel
 from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from langgraph.prebuilt import create_react_agent
-
-report = Report("langchain")
+report = Report()
 
 
 class Trip(BaseModel):
@@ -35,11 +30,11 @@ def get_weather(city: str) -> str:
     return WEATHER
 
 
-def thinking_of(message):
+def thinking_of(message, key="content"):
     """Chat completions' is left out by LangChain itself."""
     blocks = message.content if isinstance(message.content, list) else []
     parts = [part for block in blocks if block["type"] == "reasoning"
-             for part in block.get("content", ())]  # fmt: skip
+             for part in block.get(key, ())]  # fmt: skip
     return "".join(part["text"] for part in parts)
 
 
@@ -53,6 +48,14 @@ def model(api, **options):
 def told(messages):
     calls = [call["name"] for message in messages for call in getattr(message, "tool_calls", ())]
     return {"text": messages[-1].text, "called": calls}
+
+
+def loop(text, of):
+    agent = create_react_agent(of, [get_time, get_weather])
+    asked = {"messages": [("user", text)]}
+    for state in agent.stream(asked, {"recursion_limit": 8}, stream_mode="values"):
+        last = state
+    return told(last["messages"])
 
 
 for api in ("chat", "responses"):
@@ -78,25 +81,9 @@ for api in ("chat", "responses"):
         found = model(api).batch([f"{text} {i}" for i in range(3)])
         return {"texts": [message.text for message in found]}
 
-    def loop(text, api=api):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            agent = create_react_agent(model(api), [get_time, get_weather])
-        asked = {"messages": [("user", text)]}
-        return told(agent.invoke(asked, {"recursion_limit": 8})["messages"])
-
-    def loop_streamed(text, api=api):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            agent = create_react_agent(model(api, streaming=True), [get_time, get_weather])
-        asked = {"messages": [("user", text)]}
-        for state in agent.stream(asked, {"recursion_limit": 8}, stream_mode="values"):
-            last = state
-        return told(last["messages"])
-
     for check in ("tools", "preamble", "undeclared"):
-        report(api, check)(loop)
-    report(api, "tools_streamed")(loop_streamed)
+        report(api, check)(lambda text, api=api: loop(text, model(api)))
+    report(api, "tools_streamed")(lambda text, api=api: loop(text, model(api, streaming=True)))
 
     for method in ("json_schema", "function_calling"):
 
@@ -108,6 +95,23 @@ for api in ("chat", "responses"):
     @report(api, "too_long")
     def _(text, api=api):
         model(api).invoke(text)
+
+
+# Its streams hold a summary of thinking, and what is encrypted.
+KEPT = {"include": ["reasoning.encrypted_content"], "store": False}
+
+
+@report("responses", "summary")
+def _(text):
+    whole = None
+    for chunk in model("responses", reasoning={"summary": "auto"}).stream(text):
+        whole = chunk if whole is None else whole + chunk
+    return {"text": whole.text, "thinking": thinking_of(whole, "summary")}
+
+
+@report("responses", "encrypted")
+def _(text):
+    return loop(text, model("responses", streaming=True, **KEPT))
 
 
 report.print()

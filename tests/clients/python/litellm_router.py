@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import warnings
-
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # nothing is downloaded
-warnings.simplefilter("ignore")
 
 import litellm
 from reporting import ADDRESS, KEY, MODEL, SCHEMA, WEATHER, Report
 
 litellm.suppress_debug_info = True
-report = Report("litellm")
+report = Report()
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTIONS = [{"name": name, "parameters": PARAMETERS} for name in ("get_time", "get_weather")]
 PROVIDERS = {"chat": "openai", "hosted_vllm": "hosted_vllm"}

@@ -9,7 +9,7 @@ from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
 
 agents.set_tracing_disabled(True)
 client = openai.AsyncOpenAI(base_url=ADDRESS, api_key=KEY, max_retries=0)
-report = Report("openai-agents")
+report = Report()
 
 
 class Trip(BaseModel):
@@ -30,7 +30,10 @@ def get_weather(city: str) -> str:
 
 
 MODELS = {
-    "chat": agents.OpenAIChatCompletionsModel(MODEL, client),
+    # It sends thinking back to models whose names it knows, or where it is told to.
+    "chat": agents.OpenAIChatCompletionsModel(
+        MODEL, client, should_replay_reasoning_content=lambda context: True
+    ),
     "responses": agents.OpenAIResponsesModel(MODEL, client),
 }
 
@@ -70,7 +73,7 @@ for api in MODELS:
             kind = getattr(event.data, "type", "") if event.type == "raw_response_event" else ""
             if kind == "response.output_text.delta":
                 whole["text"] += event.data.delta
-            elif kind in ("response.reasoning_text.delta", "response.reasoning_summary_text.delta"):
+            elif kind == "response.reasoning_text.delta":
                 whole["thinking"] += event.data.delta
         return {**whole, "tokens": result.context_wrapper.usage.total_tokens}
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
 
 client = openai.OpenAI(base_url=ADDRESS, api_key=KEY, max_retries=0)
-report = Report("openai")
+report = Report()
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string"}},
@@ -91,9 +91,7 @@ report("chat", "tools_streamed")(chat_loop_streamed)
 
 @report("chat", "structured")
 def _(text):
-    done = client.chat.completions.parse(
-        model=MODEL, messages=messages(text), response_format=Trip
-    )
+    done = client.chat.completions.parse(model=MODEL, messages=messages(text), response_format=Trip)
     return {"value": done.choices[0].message.parsed.model_dump()}
 
 
@@ -152,9 +150,27 @@ for check in ("tools", "preamble", "undeclared"):
     report("responses", check)(responses_loop)
 
 
+@report("responses", "tools_streamed")
+def _(text):
+    items, called = messages(text), []
+    tools = [{"type": "function", **function} for function in FUNCTIONS]
+    while len(called) < 4:
+        with client.responses.stream(model=MODEL, input=items, tools=tools) as stream:
+            done = stream.get_final_response()
+        items += [item.model_dump(exclude={"parsed_arguments"}) for item in done.output]
+        calls = [item for item in done.output if item.type == "function_call"]
+        if not calls:
+            return {"text": done.output_text, "called": called}
+        for call in calls:
+            assert "city" in call.parsed_arguments
+            called.append(call.name)
+            items.append({"type": "function_call_output", "call_id": call.call_id,
+                          "output": WEATHER})  # fmt: skip
+    return {"called": called}
+
+
 @report("responses", "encrypted")
 def _(text):
-    text += "!call get_weather"
     return responses_loop(text, include=["reasoning.encrypted_content"], store=False)
 
 

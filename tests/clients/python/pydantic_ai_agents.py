@@ -10,7 +10,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
 
-report = Report("pydantic-ai")
+report = Report()
 
 
 class Trip(BaseModel):

@@ -13,8 +13,10 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+PROGRAM = Path(sys.argv[0]).name
 ADDRESS = f"{sys.argv[1]}/v1"
 KEY = "none"
 MODEL = "gpt-oss-20b"
@@ -28,6 +30,7 @@ WEATHER = "It rains."  # what the tool says
 WORDS = {  # for the forced model
     "tools": "!call get_weather",
     "tools_streamed": "!call get_weather",
+    "encrypted": "!call get_weather",
     "preamble": "!call get_weather !preamble",
     "undeclared": "!builtin",
     "structured": "!answer",
@@ -41,8 +44,7 @@ class Report:
     found: by API and check.
     """
 
-    def __init__(self, client: str) -> None:
-        self.client = client
+    def __init__(self) -> None:
         self.found: dict[str, Any] = {}
         self._loop = asyncio.new_event_loop()  # one, as clients keep connections
 
@@ -50,7 +52,7 @@ class Report:
         """A decorator for a function of the user's text, whose result is reported."""
 
         def run(function: Callable[[str], Any]) -> None:
-            text = f"{self.client}/{api}/{check}: {WORDS.get(check, '')}"
+            text = f"{PROGRAM}/{api}/{check}: {WORDS.get(check, '')}"
             try:
                 found = function(text)
                 if inspect.isawaitable(found):
