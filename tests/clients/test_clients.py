@@ -32,6 +32,7 @@ QUIET = {  # nothing is downloaded, nothing is told to anybody
 TEXTS = ("plain", "streamed", "summary")
 LOOPS = ("tools", "tools_streamed", "preamble")
 ALL = ("plain", "streamed", *LOOPS, "undeclared", "structured", "too_long")
+AGENT = (*ALL, "history")
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,22 @@ CLIENTS = [
     Client(
         "openai_agents.py",
         "agents",
-        dict.fromkeys(("chat", "responses"), (*ALL, "history")),
+        dict.fromkeys(("chat", "responses"), AGENT),
         undeclared="ModelBehaviorError",
     ),
     Client(
         "langchain_agents.py",
         "agents",
         {
-            "chat": (*ALL, "structured_by_call", "parallel"),
-            "responses": (*ALL, "structured_by_call", "parallel", "summary", "encrypted"),
+            "chat": (*AGENT, "structured_by_call", "parallel"),
+            "responses": (
+                *ALL,
+                "history",
+                "structured_by_call",
+                "parallel",
+                "summary",
+                "encrypted",
+            ),
         },
         hides=("chat/plain", "chat/streamed", "responses/streamed"),
         forgets=("chat/*", "responses/tools_streamed"),
@@ -84,7 +92,7 @@ CLIENTS = [
     Client(
         "pydantic_ai_agents.py",
         "agents",
-        dict.fromkeys(("chat", "responses"), (*ALL, "structured_by_call")),
+        dict.fromkeys(("chat", "responses"), (*AGENT, "structured_by_call")),
         too_long="ModelHTTPError",
     ),
     Client(
@@ -113,13 +121,17 @@ CLIENTS = [
     Client(
         "openai_agents.mjs",
         "javascript",
-        dict.fromkeys(("chat", "responses"), (*ALL, "history")),
+        dict.fromkeys(("chat", "responses"), AGENT),
         undeclared="ModelBehaviorError",
     ),
     Client(
         "vercel_ai.mjs",
         "javascript",
-        {"responses": (*ALL, "summary", "encrypted"), "chat": ALL, "compatible": ALL},
+        {
+            "responses": (*AGENT, "summary", "encrypted"),
+            "chat": AGENT,
+            "compatible": AGENT,
+        },
         hides=("responses/plain", "responses/streamed", "chat/plain", "chat/streamed"),
         forgets=("chat/*",),
         too_long="AI_APICallError",
@@ -196,7 +208,17 @@ def test_client(served, client, api, check):
         called = ["browser.search"] if check == "undeclared" else ["get_weather"]
         assert found["called"] == called + ["get_time"] * (check == "history")
         seen = [text for text in served.prompts if f"{client.program}/{where}: " in text]
-        of_loop(seen[-1] if check != "history" else seen[1], client, where)
+        of_loop(seen[1], client, where)
+        if check == "history":
+            of_second_turn(seen[-1], kept=not listed(where, client.forgets))
+
+
+def of_second_turn(prompt, kept):
+    """Thinking stays until the answer that it led to, and no longer."""
+    first, _, second = prompt.rpartition("<|start|>user")
+    assert f"<|start|>assistant<|channel|>final<|message|>{ANSWER}<|end|>" in first
+    assert "to=functions.get_weather" in first and "to=functions.get_time" in second
+    assert THINKING not in first and (THINKING in second) == kept
 
 
 def listed(where, places):

@@ -10,7 +10,7 @@ import {
 } from "@openai/agents";
 import OpenAI from "openai";
 import { z } from "zod";
-import { Report, address, model, weather } from "./reporting.mjs";
+import { Report, address, again, model, weather } from "./reporting.mjs";
 
 setTracingDisabled(true);
 const client = new OpenAI({ baseURL: address, apiKey: "none", maxRetries: 0 });
@@ -80,10 +80,8 @@ for (const api of Object.keys(models)) {
   });
 
   await report.check(api, "history", async (text) => {
-    const first = await runner.run(agent({ tools }), `${text} !call get_weather`);
-    return told(
-      await runner.run(agent({ tools }), [...first.history, user("Again. !call get_time")]),
-    );
+    const first = await runner.run(agent({ tools }), text);
+    return told(await runner.run(agent({ tools }), [...first.history, user(again)]));
   });
 
   await report.check(api, "structured", async (text) => {

@@ -6,11 +6,13 @@ const program = basename(process.argv[1]);
 export const address = `${process.argv[2]}/v1`;
 export const model = "gpt-oss-20b";
 export const weather = "It rains.";
+export const again = "Again. !call get_time"; // what the user says in a second turn
 const call = "!call get_weather";
 const words = {
   tools: call,
   tools_streamed: call,
   encrypted: call,
+  history: call,
   preamble: `${call} !preamble`,
   undeclared: "!builtin",
   structured: "!answer",

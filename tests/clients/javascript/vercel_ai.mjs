@@ -4,7 +4,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { Output, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { Report, address, model, weather } from "./reporting.mjs";
+import { Report, address, again, model, weather } from "./reporting.mjs";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
 const report = new Report();
@@ -65,6 +65,14 @@ for (const api of Object.keys(models)) {
   for (const check of ["tools", "preamble", "undeclared"]) {
     await report.check(api, check, (prompt) => loop(prompt));
   }
+  await report.check(api, "history", async (content) => {
+    const asked = [{ role: "user", content }];
+    const first = await generateText({ ...base, messages: asked, tools, stopWhen });
+    const messages = [...asked, ...first.response.messages, { role: "user", content: again }];
+    const second = await generateText({ ...base, messages, tools, stopWhen });
+    return told({ text: second.text, steps: [...first.steps, ...second.steps] });
+  });
+
   if (api === "responses") {
     // It does not know by the name that the model thinks.
     const thinks = { forceReasoning: true };

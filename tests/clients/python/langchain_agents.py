@@ -6,7 +6,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.prebuilt import create_react_agent
 from pydantic import BaseModel
-from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
+from reporting import ADDRESS, AGAIN, KEY, MODEL, WEATHER, Report
 
 report = Report()
 
@@ -50,12 +50,15 @@ def told(messages):
     return {"text": messages[-1].text, "called": calls}
 
 
-def loop(text, of):
+def loop(of, *texts):
+    """One conversation, a text of the user after the other."""
     agent = create_react_agent(of, [get_time, get_weather])
-    asked = {"messages": [("user", text)]}
-    for state in agent.stream(asked, {"recursion_limit": 8}, stream_mode="values"):
-        last = state
-    return told(last["messages"])
+    messages = []
+    for text in texts:
+        asked = {"messages": [*messages, ("user", text)]}
+        for state in agent.stream(asked, {"recursion_limit": 8}, stream_mode="values"):
+            messages = state["messages"]
+    return told(messages)
 
 
 for api in ("chat", "responses"):
@@ -82,8 +85,9 @@ for api in ("chat", "responses"):
         return {"texts": [message.text for message in found]}
 
     for check in ("tools", "preamble", "undeclared"):
-        report(api, check)(lambda text, api=api: loop(text, model(api)))
-    report(api, "tools_streamed")(lambda text, api=api: loop(text, model(api, streaming=True)))
+        report(api, check)(lambda text, api=api: loop(model(api), text))
+    report(api, "tools_streamed")(lambda text, api=api: loop(model(api, streaming=True), text))
+    report(api, "history")(lambda text, api=api: loop(model(api), text, AGAIN))
 
     for method in ("json_schema", "function_calling"):
 
@@ -111,7 +115,7 @@ def _(text):
 
 @report("responses", "encrypted")
 def _(text):
-    return loop(text, model("responses", streaming=True, **KEPT))
+    return loop(model("responses", streaming=True, **KEPT), text)
 
 
 report.print()

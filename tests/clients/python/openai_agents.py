@@ -5,7 +5,7 @@ from __future__ import annotations
 import agents
 import openai
 from pydantic import BaseModel
-from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
+from reporting import ADDRESS, AGAIN, KEY, MODEL, WEATHER, Report
 
 agents.set_tracing_disabled(True)
 client = openai.AsyncOpenAI(base_url=ADDRESS, api_key=KEY, max_retries=0)
@@ -93,8 +93,8 @@ for api in MODELS:
     @report(api, "history")
     async def _(text, api=api):
         it = agent(api, tools=[get_time, get_weather])
-        first = await agents.Runner.run(it, f"{text} !call get_weather")
-        again = [*first.to_input_list(), {"role": "user", "content": "Again. !call get_time"}]
+        first = await agents.Runner.run(it, text)
+        again = [*first.to_input_list(), {"role": "user", "content": AGAIN}]
         return told(await agents.Runner.run(it, again))
 
     @report(api, "structured")

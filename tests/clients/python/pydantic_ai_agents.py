@@ -8,7 +8,7 @@ from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.messages import ThinkingPart, ToolCallPart
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from reporting import ADDRESS, KEY, MODEL, WEATHER, Report
+from reporting import ADDRESS, AGAIN, KEY, MODEL, WEATHER, Report
 
 report = Report()
 
@@ -73,6 +73,12 @@ for api in MODELS:
 
     for check in ("tools", "preamble", "undeclared"):
         report(api, check)(loop)
+
+    @report(api, "history")
+    async def _(text, api=api):
+        agent = Agent(model(api), tools=[get_time, get_weather])
+        first = await agent.run(text)
+        return told(await agent.run(AGAIN, message_history=first.all_messages()))
 
     @report(api, "tools_streamed")
     async def _(text, api=api):

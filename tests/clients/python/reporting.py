@@ -27,10 +27,12 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WEATHER = "It rains."  # what the tool says
+AGAIN = "Again. !call get_time"  # what the user says in a second turn
 WORDS = {  # for the forced model
     "tools": "!call get_weather",
     "tools_streamed": "!call get_weather",
     "encrypted": "!call get_weather",
+    "history": "!call get_weather",
     "preamble": "!call get_weather !preamble",
     "undeclared": "!builtin",
     "structured": "!answer",
