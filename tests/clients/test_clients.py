@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -181,6 +182,14 @@ def served():
     o200k_path()  # skips where it is not there
     with forced_app() as app, serving(app) as address:
         yield Served(address, app.state.chat.prompts)
+
+
+def test_the_page_names_the_versions_that_are_tried():
+    page = (environments.ROOT / "docs" / "clients.md").read_text()
+    for name, version in environments.versions().items():
+        name = re.escape(name.partition("[")[0])
+        row = re.search(rf"^\| {name}( \(.*?\))? \| {re.escape(version)} \|", page, re.MULTILINE)
+        assert row or name == "zod", f"{name} {version}"  # zod is a part of others' programs
 
 
 @pytest.mark.parametrize(("client", "api", "check"), cases())
