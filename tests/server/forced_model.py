@@ -113,21 +113,35 @@ def forced(
     return _lark(parts, _json_rule(schema))
 
 
+# What llguidance can hold a text to; a tool that is not strict may have anything in its schema.
+_KEPT = {
+    "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems",
+    "maxItems", "anyOf", "oneOf", "allOf", "enum", "const", "$ref", "$defs", "definitions",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
+    "maxLength", "pattern", "format",
+}  # fmt: skip
+_FORMATS = {
+    "date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid",
+}  # fmt: skip
 _DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
 
 
 def tame(schema: Any) -> Any:
-    """A schema whose texts all fit the given one and are short: random weights do not stop by
-    themselves."""
+    """A schema whose texts are short, as random weights do not stop by themselves, and fit the
+    given one as far as a grammar can say."""
     if not isinstance(schema, Mapping):
         return _DIGIT if schema is True else schema
-    tamed = dict(schema)
+    tamed = {key: each for key, each in schema.items() if key in _KEPT}
+    if tamed.get("format") not in _FORMATS:
+        tamed.pop("format", None)
     for key in ("properties", "$defs", "definitions"):
         if key in tamed:
             tamed[key] = {name: tame(each) for name, each in tamed[key].items()}
     for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
         if key in tamed:
             tamed[key] = [tame(each) for each in tamed[key]]
+    for part in tamed.get("allOf", ()):
+        part.pop("additionalProperties", None)  # of all parts together, not of each
     if "items" in tamed:
         tamed["items"] = tame(tamed["items"])
     if not {"type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties"} & set(tamed):
