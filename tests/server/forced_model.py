@@ -131,7 +131,7 @@ def tame(schema: Any) -> Any:
     given one as far as a grammar can say."""
     if not isinstance(schema, Mapping):
         return _DIGIT if schema is True else schema
-    tamed = {key: each for key, each in schema.items() if key in _KEPT}
+    tamed = {key: each for key, each in _joined(schema).items() if key in _KEPT}
     if tamed.get("format") not in _FORMATS:
         tamed.pop("format", None)
     for key in ("properties", "$defs", "definitions"):
@@ -140,8 +140,6 @@ def tame(schema: Any) -> Any:
     for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
         if key in tamed:
             tamed[key] = [tame(each) for each in tamed[key]]
-    for part in tamed.get("allOf", ()):
-        part.pop("additionalProperties", None)  # of all parts together, not of each
     if "items" in tamed:
         tamed["items"] = tame(tamed["items"])
     if not {"type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties"} & set(tamed):
@@ -167,6 +165,19 @@ def tame(schema: Any) -> Any:
             tamed["properties"] = {"a": tame(others)}
         tamed["additionalProperties"] = False
     return tamed
+
+
+def _joined(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An object whose properties stand in the parts of `allOf`, as one: parts cannot be closed
+    each."""
+    parts = schema.get("allOf", ())
+    if not parts or not all("properties" in part for part in parts):
+        return schema
+    joined = {key: each for key, each in schema.items() if key != "allOf"}
+    for part in parts:
+        joined["properties"] = {**joined.get("properties", {}), **part["properties"]}
+        joined["required"] = [*joined.get("required", ()), *part.get("required", ())]
+    return joined
 
 
 def _tame_rule(rule: str) -> str:
