@@ -113,8 +113,6 @@ def forced(
     return _lark(parts, _json_rule(schema))
 
 
-<<<<<<< HEAD
-=======
 # What llguidance can hold a text to; a tool that is not strict may have anything in its schema.
 _KEPT = {
     "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems",
@@ -125,18 +123,10 @@ _KEPT = {
 _FORMATS = {
     "date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid",
 }  # fmt: skip
->>>>>>> clients
 _DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
 
 
 def tame(schema: Any) -> Any:
-<<<<<<< HEAD
-    """A schema whose texts all fit the given one and are short: random weights do not stop by
-    themselves."""
-    if not isinstance(schema, Mapping):
-        return _DIGIT if schema is True else schema
-    tamed = dict(schema)
-=======
     """A schema whose texts are short, as random weights do not stop by themselves, and fit the
     given one as far as a grammar can say."""
     if not isinstance(schema, Mapping):
@@ -144,7 +134,6 @@ def tame(schema: Any) -> Any:
     tamed = {key: each for key, each in _joined(schema).items() if key in _KEPT}
     if tamed.get("format") not in _FORMATS:
         tamed.pop("format", None)
->>>>>>> clients
     for key in ("properties", "$defs", "definitions"):
         if key in tamed:
             tamed[key] = {name: tame(each) for name, each in tamed[key].items()}
@@ -178,8 +167,6 @@ def tame(schema: Any) -> Any:
     return tamed
 
 
-<<<<<<< HEAD
-=======
 def _joined(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """An object whose properties stand in the parts of `allOf`, as one: parts cannot be closed
     each."""
@@ -193,7 +180,6 @@ def _joined(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return joined
 
 
->>>>>>> clients
 def _tame_rule(rule: str) -> str:
     """The right side of an answer's rule."""
     kind, _, source = rule.partition(" ")

@@ -100,8 +100,6 @@ def test_it_is_free_where_it_should_be(ask):
     assert len(texts) == 2
 
 
-<<<<<<< HEAD
-=======
 def test_it_calls_tools_whose_schemas_no_grammar_can_hold(ask):
     names = {"type": "object", "propertyNames": {"pattern": "^a"}, "additionalProperties": True}
     parts = [{"properties": {name: {"type": "boolean"}}, "required": [name]} for name in "ab"]
@@ -116,7 +114,6 @@ def test_it_calls_tools_whose_schemas_no_grammar_can_hold(ask):
     assert set(arguments) == {"names", "set", "both"} and {"a", "b"} <= set(arguments["both"])
 
 
->>>>>>> clients
 @pytest.mark.parametrize("seed", range(2))
 def test_arguments_and_answers_fit_their_schemas(ask, seed):
     schema = Order.model_json_schema()
