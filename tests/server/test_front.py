@@ -5,7 +5,9 @@ import json
 
 import httpx
 import pytest
+from openai_types import check_event, check_response
 from serving import serving
+from test_response_events import PIECES, response_of, told
 from waiting import until_async
 
 from gptoss.server.front.app import Broken, Call, FrontOptions, Unreached, create_front
@@ -189,6 +191,30 @@ def test_a_stream_ends_with_an_error_of_its_kind():
         error = json.loads(data)
         assert (name, error.get("type")) == (("event: error\n", kind) if kind else ("", None))
         assert "went" in (error if kind else error["error"])["message"] and reply.closed == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 100])
+def test_a_response_that_breaks_off_has_failed(parts):
+    """By events of OpenAI's types, whose numbers go on, and the response that was begun."""
+
+    async def written():
+        pieces = response_of(*PIECES)
+        return [event async for event in told(pieces)]
+
+    events = asyncio.run(written())[:-1]
+    sent = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in events).encode()
+    step = len(sent) // parts + 1
+    cut = [sent[i : i + step] for i in range(0, len(sent), step)]
+    reply = Reply([*cut, b"event: half", Broken("went")], EVENTS)
+    (answer,) = ask([Replica(lambda call: reply)], post(RESPONSES))
+    found = [json.loads(block.split("data: ")[1]) for block in answer.text.strip().split("\n\n")]
+    assert found[:-2] == events
+    assert [check_event(event).sequence_number for event in found] == list(range(len(found)))
+    said, failed = found[-2:]
+    assert said["message"] == said["error"]["message"] == "went"
+    assert check_response(failed["response"]).status == "failed"
+    assert failed["response"]["id"] == events[0]["response"]["id"]
+    assert failed["response"]["error"] == {"code": "server_error", "message": "went"}
 
 
 def test_events_come_as_they_are_written():

@@ -272,6 +272,16 @@ def test_what_a_response_repeats(ask):
     assert {name: found[name] for name in request} == expected
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("more", [{}, {"strict": True, "description": "A sum."}])
+def test_a_form_in_that_of_this_api(ask, nested, more):
+    pytest.importorskip("llguidance", reason="the extra grammar is missing")
+    form = {"name": "sum", "schema": SCHEMA, **more}
+    sent = {"type": "json_schema", "json_schema": form} if nested else form
+    found = ask(ANSWER, text={"format": {"type": "json_schema", **sent}}).to_dict()
+    assert found["text"] == {"format": {"type": "json_schema", **form}}
+
+
 def test_what_null_stands_for(ask):
     nulls = dict.fromkeys(
         ["instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature",

@@ -91,11 +91,10 @@ def _text(form: Any, verbosity: str | None) -> dict[str, Any]:
         name = described.get("name")
         said["name"] = name if isinstance(name, str) else "response"
         said["schema"] = described["schema"]
-        said |= {
-            key: described[key]
-            for key in ("description", "strict")
-            if described.get(key) is not None
-        }
+        if isinstance(described.get("description"), str):
+            said["description"] = described["description"]
+        if described.get("strict") is not None:
+            said["strict"] = described["strict"]
     return {"format": said} if verbosity is None else {"format": said, "verbosity": verbosity}
 
 

@@ -9,10 +9,7 @@ from typing import Any, Protocol
 
 from gptoss.server.api.answer import Finished, Part, Piece, Usage
 from gptoss.server.api.response_output import PLAIN, Event, Output, ThinkingForms
-
-# Of the codes that OpenAI's API has for a response that failed, those of ours, by type of error.
-_CODES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}
-_OTHER = "server_error"
+from gptoss.server.stream_failure import failure_events
 
 
 class Pieces(AsyncIterable[Piece], Protocol):
@@ -75,18 +72,9 @@ class Response:
         yield self._numbered(self._event(status, status, usage=self._pieces.usage))
 
     def failed(self, error: Mapping[str, Any]) -> list[Event]:
-        """The events after an error ended the others: an `error`, then the failed response, as
-        OpenAI's server sends them. The former says it twice: where OpenAI's types have it, and
-        where its server and so many clients do.
-
-        error: {"message", "type", "param", "code"}.
-        """
-        code = _CODES.get(error["type"], _OTHER)
-        error = {**error, "code": error["code"] or code}
-        flat = {name: error[name] for name in ("code", "message", "param")}
+        """The events after an error ended the others. error: as of `failure_events`."""
         self._output.close()
-        failed = self._event("failed", "failed", error={"code": code, "message": error["message"]})
-        return [self._numbered({"type": "error", **flat, "error": error}), self._numbered(failed)]
+        return failure_events(error, self._event("failed", "failed")["response"], self._number)
 
     def _numbered(self, event: Event) -> Event:
         event = {**event, "sequence_number": self._number}
@@ -98,7 +86,6 @@ class Response:
         name: str,
         status: str,
         *,
-        error: Mapping[str, Any] | None = None,
         usage: Usage | None = None,
     ) -> Event:
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -107,7 +94,7 @@ class Response:
             **self._echo,
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
-            "error": error,
+            "error": None,
             "incomplete_details": cut,
             "output": self._output.items(),
             "usage": None if usage is None else _usage(usage),

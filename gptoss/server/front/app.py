@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -45,6 +45,7 @@ from gptoss.server.http import (
     request_id,
     unless_left,
 )
+from gptoss.server.stream_failure import failure_events
 
 _METRICS_PATIENCE = 5.0  # seconds that a replica has to tell its metrics
 _LARGE = 1 << 18  # bytes of a body that are cut into keys on another thread
@@ -282,24 +283,37 @@ class _Passed(StreamingResponse):
 
 async def _events(reply: Reply, path: str) -> AsyncIterator[bytes]:
     """Whole events, and an error as the last one when the replica goes away among them."""
-    held = b""
+    held, first, last = b"", b"", b""
     try:
         async for part in reply.parts():
             held += part
             end = held.rfind(b"\n\n") + 2
             if end > 1:
+                first, last = first or held[:end], held[:end]
                 yield held[:end]
                 held = held[end:]
     except Broken as error:
         said = error.body()
         if path == RESPONSES:
-            event = json.dumps({**said["error"], "type": "error"})
-            yield f"event: error\ndata: {event}\n\n".encode()
+            begun = _event_of(first, 0).get("response")
+            number = _event_of(last, -1).get("sequence_number", -1) + 1
+            for event in failure_events(said["error"], begun, number):
+                yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
         else:
             yield f"data: {json.dumps(said)}\n\n".encode()
         return
     if held:
         yield held
+
+
+def _event_of(sent: bytes, place: int) -> dict[str, Any]:
+    """One of some whole events; {} where there is none."""
+    try:
+        _, _, data = sent.strip().split(b"\n\n")[place].rpartition(b"data: ")
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 async def _joined(reply: Reply) -> bytes:
