@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.request.gbnf import gbnf_to_lark
 from gptoss.request.schema import as_unicode, schema_text
 
 MAX_SOURCE = 1 << 20  # characters of a grammar
@@ -112,6 +113,21 @@ class Grammar:
         if problem and not problem.startswith("WARNING"):
             raise _refused(f"{what}: {first_line(problem)}")
         return Grammar(source, what)
+
+    @staticmethod
+    def gbnf(source: str) -> Grammar:
+        """Text of a grammar of llama.cpp, whose first rule is ``root``.
+
+        Raises:
+            Error: as `lark`.
+        """
+        if not isinstance(source, str):
+            raise _refused(f"grammar: expected a string, found {shown(source)}")
+        if len(source) > MAX_SOURCE:
+            raise _refused(
+                f"grammar: expected at most {MAX_SOURCE} characters, found {len(source)}"
+            )
+        return Grammar.lark(gbnf_to_lark(source))
 
     @property
     def rule(self) -> str:
