@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="end at these tokens",
     )
+    add("--min-tokens", type=whole, default=0, metavar="N", help="do not end before N tokens")
     add("--ignore-eos", action="store_true", help="go on past the model's end tokens")
     add("--n", type=whole, default=1, metavar="N", help="write N completions (default: 1)")
 
@@ -112,6 +113,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             **{
                 field.name: getattr(arguments, field.name)
                 for field in dataclasses.fields(SamplingParams)
+                if field.name in arguments  # others are for servers
             }
         )
     except Error as error:
