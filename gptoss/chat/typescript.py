@@ -212,11 +212,10 @@ class _Printer:
         out += [f"{indent}// {note}\n" for note in notes]
         out.append(f"{indent}{name}:\n")
         for i, variant in enumerate(variants):
-            text, about = self._variant(variant, indent)
-            if about[0] == description or (i == 0 and above):
-                about = about[1:]
-            said = " ".join(about)
-            out.append(f"{indent} | {text}{' // ' + said if said else ''}\n")
+            text, about, notes = self._variant(variant, indent)
+            if about is not None and about != description and not (i == 0 and above):
+                notes = [about, *notes]
+            out.append(f"{indent} | {text}{_trailing(notes)}\n")
         if value.get("nullable") is True and not any("null" in line for line in out):
             out.append(f"{indent} | null\n")
         return "".join([*out, f"{indent},\n"])
@@ -224,19 +223,18 @@ class _Printer:
     def _one_of(self, schema: Schema, indent: str) -> str:
         out = []
         for variant in _schemas(schema, "oneOf"):
-            text, about = self._variant(variant, indent)
-            said = " ".join(each for each in about if each)
-            out.append(f"\n{indent} | {text}{' // ' + said if said else ''}")
+            text, about, notes = self._variant(variant, indent)
+            notes = notes if about is None else [about, *notes]
+            out.append(f"\n{indent} | {text}{_trailing(notes)}")
         return "".join(out)
 
-    def _variant(self, variant: object, indent: str) -> tuple[str, list[str]]:
-        """A variant's type; and its description (or ""), its default and what else is to say."""
+    def _variant(self, variant: object, indent: str) -> tuple[str, str | None, list[str]]:
+        """A variant's type, its description, and its default and what else is to say."""
         described = self._resolved(variant)
         text = _or_null(self.type(variant, f"{indent}   "), described)
         description = described.get("description")
-        about = [description if isinstance(description, str) else ""]
-        about += [each for each in (_default(described), self.notes(variant)) if each]
-        return text, about
+        notes = [each for each in (_default(described), self.notes(variant)) if each]
+        return text, description if isinstance(description, str) else None, notes
 
     def _any_of(self, schema: Schema, indent: str) -> str:
         rest = _without(schema, "anyOf")
@@ -426,6 +424,11 @@ def _anchored(schema: object, name: str) -> Schema | None:
 def _or_null(text: str, schema: Schema) -> str:
     """`nullable` is how OpenAPI 3.0 says that null will do."""
     return f"{text} | null" if schema.get("nullable") is True and "null" not in text else text
+
+
+def _trailing(notes: Sequence[str]) -> str:
+    """A comment at the end of a line. An empty description makes one, too."""
+    return f" // {' '.join(notes)}" if notes else ""
 
 
 def _default(schema: Schema, bare: bool = False) -> str:

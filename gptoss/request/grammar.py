@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from gptoss.errors import Error, shown
-from gptoss.request.gbnf import gbnf_to_lark
+from gptoss.request.gbnf import lark_of
 from gptoss.request.schema import as_unicode, schema_text
 
 MAX_SOURCE = 1 << 20  # characters of a grammar
@@ -116,24 +116,22 @@ class Grammar:
 
     @staticmethod
     def gbnf(source: str) -> Grammar:
-        """Text of a grammar of llama.cpp, whose first rule is ``root``.
+        """Text of a grammar as llama.cpp has it; its first rule is ``root``.
 
         Raises:
-            Error: as `lark`.
+            Error: it is invalid, names tokens instead of characters, or is too large.
         """
         if not isinstance(source, str):
-            raise _refused(f"grammar: expected a string, found {shown(source)}")
+            raise _refused(f"gbnf: expected a string, found {shown(source)}")
         if len(source) > MAX_SOURCE:
-            raise _refused(
-                f"grammar: expected at most {MAX_SOURCE} characters, found {len(source)}"
-            )
-        return Grammar.lark(gbnf_to_lark(source))
+            raise _refused(f"gbnf: expected at most {MAX_SOURCE} characters, found {len(source)}")
+        return Grammar.lark(lark_of(as_unicode(source)), what="gbnf")
 
     @property
     def rule(self) -> str:
         """The same as the right side of a rule, which stands on lines of its own."""
         start, _, rest = self.source.partition("start: ")
-        if self.what == "grammar" or start:
+        if self.what in ("grammar", "gbnf") or start:
             return f"%lark {{\n{self.source}\n}}"
         return rest
 

@@ -192,8 +192,8 @@ def json_values() -> st.SearchStrategy[Any]:
 
 @st.composite
 def plain_schemas(draw: st.DrawFn, depth: int = 3, nullable: bool = True) -> dict[str, Any]:
-    """Of the part of JSON schema that OpenAI's library writes. Elements of arrays are not nullable
-    there.
+    """Of the part of JSON schema that OpenAI's library writes. Elements of arrays and properties of
+    several variants are not nullable there.
     """
     kinds = ["string", "number", "integer", "boolean", "enum", "types"]
     kind = draw(st.sampled_from(kinds + ["object", "array", "oneOf"] * (depth > 0)))
@@ -210,6 +210,7 @@ def plain_schemas(draw: st.DrawFn, depth: int = 3, nullable: bool = True) -> dic
         if draw(st.booleans()):
             schema["items"] = draw(plain_schemas(depth - 1, nullable=False))
     elif kind == "oneOf":
+        nullable = False
         schema = {"oneOf": draw(st.lists(plain_schemas(depth - 1), min_size=1, max_size=3))}
     elif kind == "object":
         schema.update(draw(objects(depth - 1)))

@@ -38,7 +38,7 @@ def bytewise():
     class Bytes:
         eos_token_id, bos_token_id = 256, None
         tokens = [bytes([i]) for i in range(256)] + [b"<end>"]
-        special_token_ids = [256]
+        special_token_ids = (256,)
 
         def __call__(self, text):
             return list(text.encode() if isinstance(text, str) else text)
@@ -71,7 +71,8 @@ def allows(tokenizer, source, text):
         ('root ::= root "a" | "a"', ["aaa"], ["", "b"]),
         (JSON, ['{"a": [1, -2.5e1, {}], "ü": "\\u00e9\\n"}', "{}", '{\n  "a":null}'],
          ["[1]", '{"a": 01x}', '{"a":}', '{"a":tru}']),
-        (CHESS, ["1. e4 e5\n2. Nf3 Nc6\n", "1. e4 O-O-O\n9. exd5 Qxa1+\n"], ["1. e4 e5", "1. e9 e5\n"]),
+        (CHESS, ["1. e4 e5\n2. Nf3 Nc6\n", "1. e4 O-O-O\n9. exd5 Qxa1+\n"],
+         ["1. e4 e5", "1. e9 e5\n"]),
     ],
 )  # fmt: skip
 def test_the_same_texts(bytewise, source, right, wrong):
@@ -82,27 +83,30 @@ def test_the_same_texts(bytewise, source, right, wrong):
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    "source",
     [
-        ("", "expected a rule root, found none"),
-        ('start ::= "a"', "expected a rule root, found none"),
-        ("root ::= other", "expected a rule 'other', found none"),
-        ('root ::= "a', 'line 1: expected ", found none'),
-        ('root ::= ("a"', r"line 1: expected \), found none"),
-        ('root ::= "a"\nroot ::= "b"', "'root' is there twice"),
-        ('root : "a"', "line 1: expected ::="),
-        ("root ::= <[1000]>", "line 1: expected a literal"),
-        ('root ::= "\\q"', "an escape such as"),
-        ('root ::= "\\ud800"', "an escape such as"),
-        ("root ::= [z-a]", "does not go backwards"),
-        ('root ::= "a"{3,2}', "at most 2000 times"),
-        ('root ::= "a"{99999}', "at most 2000 times"),
-        ('root ::= "a"{}', "a repetition such as"),
-        ("root ::= " + "(" * 100 + '"a"' + ")" * 100, "at most 64 nested groups"),
-        ('root ::= "a" )', "the end of a line"),
+        "",
+        'start ::= "a"',
+        "root ::= other",
+        'root ::= "a',
+        'root ::= ("a"',
+        'root : "a"',
+        "root ::= <[1000]>",
+        'root ::= "\\q"',
+        'root ::= "\\ud800"',
+        "root ::= [z-a]",
+        "root ::= [a",
+        'root ::= "a"{3,2}',
+        'root ::= "a"{99999}',
+        'root ::= "a"{}',
+        "root ::= " + "(" * 1000 + '"a"' + ")" * 1000,
+        'root ::= "a" )',
+        'root ::= "a" \x00',
+        "root",
+        "root ::= -",
     ],
 )
-def test_what_is_no_grammar(source, message):
-    with pytest.raises(Error, match=message) as found:
+def test_what_is_no_grammar(source):
+    with pytest.raises(Error, match="gbnf: ") as found:
         Grammar.gbnf(source)
     assert found.value.field == "grammar"

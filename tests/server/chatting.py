@@ -53,7 +53,7 @@ def printed(written, *, finish="stop", tokens=None, chat=None, **body):
         return ChatRequest(engine, chat, {**body, **more}, Caller(None), "scripted")
 
     async def both():
-        whole = await request().whole()
+        whole = await request(stream_options=None).whole()  # which only a stream may have
         return whole, [chunk async for chunk in request(stream=True).events()]
 
     whole, chunks = asyncio.run(both())

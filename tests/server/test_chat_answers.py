@@ -195,7 +195,7 @@ def test_stop_strings_are_not_looked_for_in_calls():
 def test_numbers_of_tokens_with_every_chunk():
     options = {"include_usage": True, "continuous_usage_stats": True}
     written = THINKING + ANSWER
-    whole, chunks = printed(written, stream_options=options)
+    whole, chunks = printed(written, stream_options=options)  # which only the stream is told
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts) and counts[-1] == len(WORDS.encode(written))
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == whole["usage"]

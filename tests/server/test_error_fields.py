@@ -27,12 +27,12 @@ TOO_LONG = "a " * 5000
 SAMPLING = [
     *[(ALL, "temperature", value) for value in (-1, "hot", True, 1000)],
     *[(ALL, "top_p", value) for value in (0, 2, "x")],
-    *[(ALL, "top_k", value) for value in (-1, 1.5)],
+    *[(ALL, "top_k", value) for value in (-2, 1.5)],
     *[(ALL, "min_p", value) for value in (-1, 2)],
     *[(ALL, "presence_penalty", value) for value in (-3, "x")],
     *[(ALL, "frequency_penalty", value) for value in (3, [])],
     *[(ALL, "repetition_penalty", value) for value in (0, 1000)],
-    *[(ALL, "seed", value) for value in (-1, 1 << 64, "x")],
+    *[(ALL, "seed", value) for value in (-(1 << 63) - 1, 1 << 64, "x")],
     *[(ALL, "logit_bias", value) for value in (5, {"x": 1}, {"-1": 1}, {"1": "x"}, {"1": 1000})],
     (ALL, "logit_bias", {"100000": 1}),  # an id that this model has not
     (ALL, "stop", ["x"] * 50),
@@ -41,8 +41,8 @@ SAMPLING = [
     ((CHAT, COMPLETIONS), "n", 0),
     ((CHAT, COMPLETIONS), "n", 1000),
     ((CHAT, COMPLETIONS), "ignore_eos", "yes"),
-    ((CHAT, COMPLETIONS), "max_tokens", -1),
-    ((CHAT,), "max_completion_tokens", -1),
+    ((CHAT, COMPLETIONS), "max_tokens", -2),
+    ((CHAT,), "max_completion_tokens", -2),
     ((RESPONSES,), "max_output_tokens", "many"),
     ((COMPLETIONS,), "logprobs", 1000),
     ((COMPLETIONS,), "logprobs", "x"),
@@ -50,7 +50,7 @@ SAMPLING = [
 OTHERS = [
     (ALL, "stream", "yes"),
     ((CHAT, COMPLETIONS), "stream_options", 5),
-    ((COMPLETIONS,), "echo", True),
+    ((COMPLETIONS,), "echo", "yes"),
     ((COMPLETIONS,), "suffix", "x"),
     ((CHAT,), "functions", [1]),
     ((RESPONSES,), "previous_response_id", "x"),
@@ -175,7 +175,7 @@ def test_messages_name_the_field_that_was_sent(ask):
         (RESPONSES, "max_output_tokens", "max_output_tokens: max_tokens: expected an integer"),
         (COMPLETIONS, "max_tokens", "max_tokens: expected an integer"),
     ):
-        assert ask(path, {**GOOD[path], field: -1})["message"].startswith(message)
+        assert ask(path, {**GOOD[path], field: -2})["message"].startswith(message)
 
 
 def test_an_error_that_travels_between_processes():

@@ -169,7 +169,7 @@ def test_ten_megabytes_of_prompt(engine, path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "status"), [(10**9, 200), (10**12, 400), (-1, 400), (0, 400), (1.5, 400)]
+    ("asked", "status"), [(10**9, 200), (10**12, 400), (-1, 200), (-2, 400), (0, 400), (1.5, 400)]
 )
 def test_huge_max_tokens(engine, asked, status):
     with serving(create_app(engine, ServerOptions("nano"))) as address:

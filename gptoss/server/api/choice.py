@@ -130,6 +130,7 @@ class Choice:
         """cut: whether a message that ends here, ends because the limit was reached."""
         if written.begins:
             self._open = self._begin(written.message)
+            self._forget_header(written.text)
         message = self._open
         if message is None:  # of somebody else, whom the model speaks for: no part of its answer
             return
@@ -170,6 +171,12 @@ class Choice:
             return _Open(number, "thinking", channel)
         stop = StopMatcher(self._stop, self._includes_stop) if self._stop else None
         return _Open(number, "text", channel, stop=stop)
+
+    def _forget_header(self, text: str) -> None:
+        """Where a message begins without a mark: of the tokens held those before its text."""
+        size = len(text.encode())
+        while sum(len(logprob.bytes) for _, logprob in self._held) > size:
+            self._held.popleft()
 
     def _logprobs_until(self, message: _Open, text: str) -> tuple[TokenLogprob, ...]:
         """Those of the tokens that begin in text which is given now."""

@@ -115,13 +115,16 @@ class _Choice:
     def _printed(self, piece: Piece) -> list[dict[str, Any]]:
         if isinstance(piece, Begin):
             return self._begin()
-        self._ids += piece.token_ids
         if isinstance(piece, Finished):
-            return [self._choice("", finish=piece.reason)]
+            return []  # said by the part that ends
+        self._ids += piece.token_ids
         logprobs = None
         if self._logprobs is not None and piece.logprobs:
             logprobs = self._logprobs.of(piece.logprobs)
-        return [self._choice(piece.text, logprobs)] if piece.text or logprobs else []
+        finish = ("stop" if piece.whole else "length") if piece.ends else None
+        if not (piece.text or logprobs or finish):
+            return []
+        return [self._choice(piece.text, logprobs, finish)]
 
     def _begin(self) -> list[dict[str, Any]]:
         options, stream = self._options, self._stream

@@ -21,7 +21,7 @@ def response_format(value: Any, name: str) -> Grammar | None:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if not isinstance(value, Mapping) or kind not in _FORMATS:
         raise ApiError(
-            f"{name}: expected an object of type {', '.join(_FORMATS)}, found "
+            f"{name}: expected type {', '.join(_FORMATS)}, found "
             f"{shown(kind if isinstance(value, Mapping) else value)}",
             field=name,
         )

@@ -51,7 +51,7 @@ def integer(value: Any, name: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise refuse(name, "a whole number", value)
+        raise refuse(name, "an integer", value)
     return value
 
 
@@ -80,7 +80,7 @@ def seed(value: Any, name: str) -> int | None:
     if found == -1:
         return None
     if not -_SEEDS // 2 <= found < _SEEDS:
-        raise refuse(name, "a whole number of 64 bits", value)
+        raise refuse(name, "an integer of 64 bits", value)
     return found % _SEEDS
 
 
@@ -147,7 +147,7 @@ def _token(value: Any, name: str) -> int:
 def priority(value: Any, name: str) -> int:
     found = integer(value, name)
     if abs(found) > MAX_PRIORITY:
-        raise refuse(name, f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}", value)
+        raise refuse(name, f"an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}", value)
     return found
 
 
