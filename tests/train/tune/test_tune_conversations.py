@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.errors import Error
 from gptoss.chat import REQUIRED, Conversation
+from gptoss.errors import Error
 from gptoss.tokenizer import Tokenizer, vocabulary
 from gptoss.train.data.tokenizers import BytePairs
 from gptoss.train.tune.conversations import Teacher

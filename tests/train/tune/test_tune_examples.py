@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.errors import Error
 from gptoss.chat import REQUIRED
+from gptoss.errors import Error
 from gptoss.train.tune import examples
 from gptoss.train.tune.conversations import Example
 from gptoss.train.tune.examples import Examples, Rows
