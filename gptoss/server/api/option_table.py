@@ -88,7 +88,7 @@ TABLE: tuple[Option, ...] = (
     Option("temperature", ANSWERS, "done", "0 to 100; 0 is greedy", read=number, default=1.0,
            param="temperature"),
     Option("top_p", ANSWERS, "done", "above 0, up to 1", read=number, default=1.0, param="top_p"),
-    Option("top_k", ANSWERS, "done", "0 and -1 keep all", _VLLM, unless(-1), 0, "top_k"),
+    Option("top_k", ANSWERS, "done", "0 and -1 keep all", _VLLM, unless(-1, 0), 0, "top_k"),
     Option("min_p", ANSWERS, "done", "0 to 1, of the most likely token's probability", _VLLM,
            number,
            0.0, "min_p"),

@@ -1,5 +1,5 @@
 """How values of options are read: each function checks a value that is not null, and returns what
-is meant by it. None: as if it were not there.
+is meant by it. None: that there is to be none.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def integer(value: Any, name: str) -> int:
     return value
 
 
-def unless(nothing: int, read: Read = integer) -> Read:
-    """As `read`, where one value says that there is none."""
+def unless(nothing: int, meaning: int | None = None) -> Read:
+    """A whole number, one of which says that there is none."""
 
-    def reading(value: Any, name: str) -> Any:
-        found = read(value, name)
-        return None if found == nothing else found
+    def reading(value: Any, name: str) -> int | None:
+        found = integer(value, name)
+        return meaning if found == nothing else found
 
     return reading
 

@@ -23,7 +23,7 @@ from typing import Any
 from gptoss.errors import Error, shown
 from gptoss.request import Grammar, SamplingParams
 from gptoss.server.api.effort import DEFAULT, NAMES
-from gptoss.server.api.option import ANSWERS, Option, Route
+from gptoss.server.api.option import Option, Route
 from gptoss.server.api.option_table import STRICT, TABLE
 from gptoss.server.errors import ApiError
 
@@ -34,7 +34,7 @@ class Options(Mapping[str, Any]):
 
     Attributes:
         route: that they are of.
-        given: those that are not null.
+        given: those that are not null; None in it: the value says that there is to be none.
         ignored: keys of the request that mean nothing here, as they stand in it.
     """
 
@@ -146,7 +146,10 @@ def read_options(body: Mapping[str, Any], route: Route) -> Options:
     """Check a request's options. Raises ApiError: a value is wrong, or asks for what is refused."""
     options = Options(route)
     _read(body, "", options)
-    if route in ANSWERS and not options["stream"] and options.given.get("stream_options"):
+    asks = any(
+        value and name.startswith("stream_options.") for name, value in options.given.items()
+    )
+    if asks and not options["stream"]:
         raise ApiError("stream_options: expected stream to be true with it", field="stream_options")
     return options
 
@@ -192,8 +195,7 @@ def _take(option: Option, value: Any, options: Options) -> None:
         raise
     except Error as error:
         raise ApiError(f"{option.name}: {error}", field=option.name) from None
-    if found is not None:
-        options.given[option.name] = found
+    options.given[option.name] = found
 
 
 @contextmanager
