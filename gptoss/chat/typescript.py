@@ -145,7 +145,7 @@ class _Printer:
             alone or _properties(schema) or isinstance(schema.get("additionalProperties"), Mapping)
         ):
             return self._object(schema, indent)
-        if kind == "array" and (alone or _items(schema)):
+        if kind == "array" and (alone or "items" in schema or _items(schema)):
             return self._array(schema, indent)
         return _SCALARS.get(kind, "any")
 
