@@ -10,7 +10,6 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from numbers import Integral
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
@@ -22,7 +21,13 @@ from gptoss.engine.drafts import Drafter
 from gptoss.engine.generation import Generation
 from gptoss.engine.load import Loaded, load
 from gptoss.engine.options import EngineOptions, check_integer
-from gptoss.engine.prompts import Prompt, as_params, as_prompts
+from gptoss.engine.prompts import (
+    Prompt,
+    as_params,
+    as_prompts,
+    check_vocabulary,
+    checked_ids,
+)
 from gptoss.engine.request import Outbox, Outlet, Request, Scoring
 from gptoss.engine.scores import Scorer, Scores
 from gptoss.engine.sequence import Account
@@ -405,7 +410,7 @@ class Engine:
             )
         priority = check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
         ids = self._prompt_ids(prompt)
-        self._check_params(params)
+        check_vocabulary(params, self._config.vocab_size)
         tokenizer = self._tokenizer_or_none(params)
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -560,52 +565,7 @@ class Engine:
         )
 
     def _check_ids(self, ids: Any, field: str = "prompt") -> list[int]:
-        if isinstance(ids, np.ndarray):
-            if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-                raise Error(
-                    f"token ids: expected a list of integers or an integer array of one "
-                    f"dimension, found {ids.dtype} {list(ids.shape)}",
-                    field=field,
-                )
-            ids = ids.tolist()
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, SequenceOf):
-            raise Error(
-                f"prompt: expected text or token ids, found {type(ids).__name__}", field=field
-            )
-        if not ids:
-            raise Error("token ids: expected at least one, found none", field=field)
-        top = self._config.vocab_size - 1
-        for position, token in enumerate(ids):
-            # bool is an int to Python, but not a token to anyone.
-            if (
-                isinstance(token, bool)
-                or not isinstance(token, Integral)
-                or not 0 <= int(token) <= top
-            ):
-                raise Error(
-                    f"token ids: expected integers from 0 to {top}, found {token!r} "
-                    f"({type(token).__name__}) at position {position}",
-                    field=field,
-                )
-        return [int(token) for token in ids]
-
-    def _check_params(self, params: SamplingParams) -> None:
-        vocabulary = self._config.vocab_size
-        for option, ids in (
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias or ()),
-        ):
-            for token in ids:
-                if token >= vocabulary:
-                    raise Error(
-                        f"{option}: expected token ids from 0 to {vocabulary - 1}, found {token}",
-                        field=option,
-                    )
-        if (params.logprobs or 0) > vocabulary:
-            raise Error(
-                f"logprobs: expected at most {vocabulary}, found {params.logprobs}",
-                field="logprobs",
-            )
+        return checked_ids(ids, self._config.vocab_size, field)
 
     def _tokenizer_or_none(self, params: SamplingParams) -> Tokenizer | None:
         """Token ids can be continued without a vocabulary; the text then stays empty."""

@@ -67,8 +67,8 @@ def test_what_openai_harmony_leaves_out(schema, expected):
 
 def test_definitions_are_inlined_and_recursive_ones_named():
     node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}, "v": NUMBER}}
-    schema = {"type": "object", "properties": {"n": {"$ref": "#/$defs/Node"}, "s": {"$ref": "#/$defs/S"}},
-              "$defs": {"Node": node, "S": STRING}}  # fmt: skip
+    properties = {"n": {"$ref": "#/$defs/Node"}, "s": {"$ref": "#/$defs/S"}}
+    schema = {"properties": properties, "$defs": {"Node": node, "S": STRING}}
     text = declared(schema)
     assert "n?: {\n    next?: Node,\n    v?: number,\n    }," in text and "s?: string," in text
     assert "type Node = {\nnext?: Node,\nv?: number,\n};\n" in text
