@@ -231,6 +231,8 @@ def test_ends_over_http(engine, complete):
     (long,) = complete(**body, min_tokens=10)["choices"]
     assert len(engine.tokenizer.encode(long["text"])) >= 9
     bias = {str(min(engine.tokenizer.eos_ids)): 100}
-    (forced,) = complete(prompt="Once", min_tokens=4, logit_bias=bias, logprobs=0)["choices"]
+    (forced,) = complete(prompt="Once", min_tokens=4, logit_bias=bias, logprobs=0, temperature=0)[
+        "choices"
+    ]
     assert len(forced["logprobs"]["tokens"]) == 5
     assert np.isfinite(forced["logprobs"]["token_logprobs"]).all()
