@@ -8,6 +8,7 @@ from gptoss.server.api.option import Option
 from gptoss.server.api.option_table import TABLE
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
+_COLUMNS = "| option | of | | what it does |\n|---|---|---|---|\n"
 _VERDICTS = ("done", "mapped", "refused")
 _ROUTES = {
     "chat": "`/v1/chat/completions`",
@@ -24,8 +25,8 @@ Printed from the table that requests are read by (`gptoss/server/api/option_tabl
 
 - **done**: does what its author says.
 - **mapped**: is taken, and does what the last column tells.
-- **refused**: a value that asks for something is answered 400 with its name in `param`. null, false,
-  0, an empty text or list, and what the option is by itself elsewhere, ask for nothing.
+- **refused**: a value that asks for something is answered 400 with its name in `param`. null,
+  false, 0, an empty text or list, and what the option is by itself elsewhere, ask for nothing.
 
 A key that is in no table is no error: the answer's header `x-gptoss-ignored` names it. Inside of
 `structured_outputs`, where it would ask for nothing, it is one. null is the same as no key.
@@ -37,9 +38,8 @@ def page() -> str:
     parts = [_HEAD]
     for route, name in _ROUTES.items():
         mine = [option for option in TABLE if route in option.routes]
-        parts.append(f"## {name}\n\n| option | of | | what it does |\n|---|---|---|---|\n" + "".join(
-            _row(option) for verdict in _VERDICTS for option in mine if option.verdict == verdict
-        ))  # fmt: skip
+        rows = [_row(o) for verdict in _VERDICTS for o in mine if o.verdict == verdict]
+        parts.append(f"## {name}\n\n{_COLUMNS}{''.join(rows)}")
     return "\n".join(parts)
 
 

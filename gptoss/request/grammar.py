@@ -94,7 +94,8 @@ class Grammar:
             or not all(isinstance(text, str) and text for text in texts)
         ):
             raise _refused(f"choice: expected 1 to {MAX_CHOICES} texts, found {shown(texts)}")
-        names = [json.dumps(text).replace("\x7f", "\\u007f") for text in texts]  # Lark's escapes
+        # In Lark's escapes.
+        names = [json.dumps(as_unicode(text)).replace("\x7f", "\\u007f") for text in texts]
         return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
     @staticmethod
