@@ -41,12 +41,12 @@ _Result = TypeVar("_Result")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
     """JSON that can be sent, whatever texts are in it: what is not Unicode becomes U+FFFD.
 
     Raises ValueError where a number is not finite, which JSON has no word for.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
     try:
         text.encode()
     except UnicodeEncodeError:  # halves of surrogate pairs; two that belong together are whole
@@ -55,10 +55,10 @@ def as_json(value: Any) -> str:
 
 
 class Json(JSONResponse):
-    """A response of JSON that `as_json` writes."""
+    """A response of JSON that `as_json` writes, without blanks, as Starlette's have none."""
 
     def render(self, content: Any) -> bytes:
-        return as_json(content).encode()
+        return as_json(content, (",", ":")).encode()
 
 
 class RequestIds:

@@ -365,12 +365,15 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
                 reply = await replica.ask(Call("GET", path, headers))
                 return b"".join([part async for part in reply.parts()]).decode()
 
+            async def told(path, words):
+                while words not in await read(path):
+                    pass
+
             for path, idle in (
                 ("/health", '"running":0'),
                 ("/metrics", 'gptoss_kv_pages{state="used"} 0.0'),  # the worker's next step
             ):
-                while idle not in await asyncio.wait_for(read(path), PATIENCE):
-                    pass
+                await asyncio.wait_for(told(path, idle), PATIENCE)
             # None came to its end.
             assert 'gptoss_tokens_total{kind="completion"}' not in await read("/metrics")
             return found
