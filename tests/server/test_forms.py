@@ -132,8 +132,8 @@ def schemas(chance, depth):
         ours, plain = ({"type": "array", "items": each} for each in inner)
     else:
         inner = schemas(chance, depth - 1)
-        ours, plain = ({"type": "object", "properties": {"nullable": each}, "required": ["nullable"],
-                        "additionalProperties": False} for each in inner)  # fmt: skip
+        closed = {"type": "object", "required": ["nullable"], "additionalProperties": False}
+        ours, plain = ({**closed, "properties": {"nullable": each}} for each in inner)
     if null:
         ours["nullable"], plain = True, {"anyOf": [plain, {"type": "null"}]}
     return ours, plain
