@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from gptoss.engine.generation import Generation
 from gptoss.request import Completion, Delta, SamplingParams, Score, Timing, join
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gptoss.engine.engine import Engine
-    from gptoss.engine.generation import Generation
     from gptoss.engine.prompts import Prompt
     from gptoss.engine.scores import Scores
     from gptoss.engine.sequence import Account
@@ -95,6 +96,7 @@ class AsyncStream(AsyncIterator[Delta]):
         self, submission: Submission, requests: SequenceOf[Generation | Scores], outbox: _Outbox
     ) -> None:
         self._submission = submission
+        self._requests = requests
         self._outbox = outbox
         self.timing: Timing | None = None
         self.timings: list[Timing] = []
@@ -153,6 +155,14 @@ class AsyncStream(AsyncIterator[Delta]):
     def __del__(self) -> None:
         if hasattr(self, "_submission"):
             self.cancel()
+
+    def end(self) -> None:
+        """Cancel what is not finished, as its reader has enough of it. What was done counts."""
+        for request in self._requests:
+            running = request.key in self._submission and request.produced
+            if running and isinstance(request, Generation):
+                self.timings.append(request.timing(perf_counter()))
+        self.cancel()
 
     def cancel(self) -> None:
         """Cancel what is not finished; further reading ends at once."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss.tokenizer import Tokenizer
-from gptoss.request import Grammar, first_line, load_llguidance, parser_limits
+from gptoss.request import Grammar, deeply, first_line, load_llguidance, parser_limits
 
 _REMEMBERED = 16  # compiled grammars of a vocabulary
 
@@ -24,11 +24,13 @@ class CompiledGrammar:
         library = load_llguidance()
         self._words = words
         self._grammar = grammar
-        self._matcher = library.LLMatcher(
-            words.tokenizer,
-            library.LLMatcher.grammar_from_lark(grammar.source),
-            log_level=0,
-            limits=parser_limits(library),
+        self._matcher = deeply(
+            lambda: library.LLMatcher(
+                words.tokenizer,
+                library.LLMatcher.grammar_from_lark(grammar.source),
+                log_level=0,
+                limits=parser_limits(library),
+            )
         )
         if self._matcher.is_error():
             message = f"{grammar.what}: {first_line(self._matcher.get_error())}"

@@ -413,7 +413,7 @@ class Engine:
         check_vocabulary(params, self._config.vocab_size)
         tokenizer = self._tokenizer_or_none(params)
         stop_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
+        if not params.ignore_eos or params.grammar is not None:  # whose end is the grammar's
             stop_ids |= set(self._config.eos_token_ids)
             stop_ids |= tokenizer.eos_ids if tokenizer else frozenset()
         seed = secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed

@@ -197,7 +197,7 @@ class Generation(Request):
                     finish_reason=finish,
                     logprobs=self._logprobs(token, output, row),
                     index=self._index,
-                    timing=self._timing(now) if finish else None,
+                    timing=self.timing(now) if finish else None,
                     prompt=self._take_score(),
                 )
             )
@@ -248,7 +248,8 @@ class Generation(Request):
         chosen = float(output.logprobs[row])
         return (TokenLogprob(token, self._token_bytes(token), chosen, top),)
 
-    def _timing(self, now: float) -> Timing:
+    def timing(self, now: float) -> Timing:
+        """Where its time went until `now`."""
         started = self.created if self.started is None else self.started
         return Timing(
             prompt_tokens=self.prompt_tokens,

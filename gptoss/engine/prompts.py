@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.errors import Error
 from gptoss.request import SamplingParams
-
-if TYPE_CHECKING:
-    pass
-
 
 Prompt = str | SequenceOf[int] | NDArray[np.integer[Any]]
 

@@ -1,5 +1,6 @@
 """What a request asks for and what it gets: parameters, grammars, results."""
 
+from gptoss.request.deep import deeply as deeply
 from gptoss.request.grammar import Grammar as Grammar
 from gptoss.request.grammar import first_line as first_line
 from gptoss.request.grammar import json_rule as json_rule

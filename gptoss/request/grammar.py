@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.request.deep import deeply
 from gptoss.request.gbnf import lark_of
 from gptoss.request.schema import as_unicode, schema_text
 
@@ -143,10 +144,14 @@ def _problem(source: str) -> str:
     it, and the requests of a conversation have the same tools.
     """
     library = load_llguidance()
-    found: str = library.LLMatcher.validate_grammar(
-        library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
-    )
-    return found
+
+    def found() -> str:
+        problem: str = library.LLMatcher.validate_grammar(
+            library.LLMatcher.grammar_from_lark(source), limits=parser_limits(library)
+        )
+        return problem
+
+    return deeply(found)
 
 
 def json_rule(schema: Mapping[str, Any] | bool, *, strict: bool = True) -> str:
@@ -180,14 +185,18 @@ def _lenient(schema: Any) -> Grammar:
 def _begins(grammar: Grammar) -> bool:
     """Whether any text of bytes may begin: a rule that leads to nothing but itself allows none."""
     library = load_llguidance()
-    matcher = library.LLMatcher(
-        library.LLTokenizer("byte"),
-        library.LLMatcher.grammar_from_lark(grammar.source),
-        log_level=0,
-        limits=parser_limits(library),
-    )
-    matcher.compute_logit_bias()
-    return not matcher.is_error()
+
+    def begins() -> bool:
+        matcher = library.LLMatcher(
+            library.LLTokenizer("byte"),
+            library.LLMatcher.grammar_from_lark(grammar.source),
+            log_level=0,
+            limits=parser_limits(library),
+        )
+        matcher.compute_logit_bias()
+        return not matcher.is_error()
+
+    return deeply(begins)
 
 
 def parser_limits(library: Any) -> Any:

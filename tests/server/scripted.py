@@ -64,6 +64,8 @@ class Stream:
     def cancel(self):
         self._cancelled = True
 
+    end = cancel
+
     async def __aiter__(self):
         for delta in self._deltas:
             if self._cancelled:

@@ -45,12 +45,14 @@ class Surface(Protocol):
         answer: what runs for it.
         streams: whether the client wants it as it is written.
         ignored: keys of the request that mean nothing here, told to the client in a header.
+        form: the option that said, or would have said, what the answer must be.
         named: whether its events are sent with their "type" as name, and no "[DONE]" ends them.
     """
 
     answer: Answer
     streams: bool
     ignored: Sequence[str]
+    form: str
     named: bool
 
     async def whole(self) -> Event:
@@ -263,7 +265,7 @@ class Answer:
         stream = self.streams[place]
         known = [self._choices.get((place, index)) for index in range(stream.choices)]
         if all(choice is not None and choice.ended for choice in known):
-            stream.cancel()
+            stream.end()
 
 
 def _check_continued(message: Message, answer: Grammar | None, must_call: bool) -> None:

@@ -226,8 +226,8 @@ class _Server:
         """The answer when it is done; None when the client leaves first."""
         try:
             return await unless_left(request, surface.whole())
-        except Error as error:  # the request was fit to run: this is not its fault
-            raise ApiError.of(error, 500) from None
+        except Error as error:
+            raise _late(error, surface) from None
         finally:
             self._end(request, surface)
 
@@ -284,9 +284,13 @@ class _Server:
         """What needs no step of the engine."""
         body = await self._body(request)
         self._check_model(body.get("model"))
+
         # On another thread, as all that may take a while: streams go on meanwhile.
-        found, ignored = await asyncio.to_thread(tell, body)
-        return Json(found, headers=ignored_header(ignored))
+        def told() -> Response:
+            found, ignored = tell(body)
+            return Json(found, headers=ignored_header(ignored))
+
+        return await asyncio.to_thread(told)
 
     async def _tokenizer_info(self, request: Request) -> Response:
         return Json(tokenizer_info(self._engine))
@@ -339,12 +343,21 @@ async def _events(surface: Surface) -> AsyncIterator[str]:
             yield "data: [DONE]\n\n"
         return
     except Error as error:  # the status is long sent
-        said = ApiError.of(error, 500)
+        said = _late(error, surface)
     except Exception:
         log.exception("a stream ended")
         said = MISTAKE
     for event in surface.failed(said.body()["error"]):
         yield _event(event, surface.named)
+
+
+def _late(error: Error, surface: Surface) -> ApiError:
+    """An error of an answer that was fit to run. It is not the request's fault, unless what was
+    asked of the answer's form turned out to cost too much.
+    """
+    if error.field == "grammar":
+        return ApiError(f"{surface.form}: {error}", field=surface.form)
+    return ApiError.of(error, 400 if error.field == "tools" else 500)
 
 
 def _event(value: Event, named: bool) -> str:

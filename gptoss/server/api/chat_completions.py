@@ -9,7 +9,6 @@ from typing import Any
 
 from gptoss.chat import Conversation, HarmonyChat, Message, PlainChat, parse_messages, parse_tools
 from gptoss.engine import AsyncEngine
-from gptoss.request import TokenLogprob
 from gptoss.server.api.answer import (
     Answer,
     Begin,
@@ -23,6 +22,7 @@ from gptoss.server.api.answer import (
     head,
 )
 from gptoss.server.api.fields import Caller
+from gptoss.server.api.logprobs import logprob_object
 from gptoss.server.api.options import Options, read_options
 from gptoss.server.api.token_logprobs import check_size, prompt_logprobs
 from gptoss.server.api.tool_choice import ToolChoice, choose
@@ -30,8 +30,6 @@ from gptoss.server.errors import ApiError
 
 # Between messages of a kind, which this API has one text for.
 _BETWEEN = "\n\n"
-# JSON has no infinity; OpenAI says this of what a model rules out.
-_LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ class ChatRequest:
         """model: what clients call it. Raises Error, ApiError."""
         options = read_options(body, "chat")
         self.ignored: Sequence[str] = options.ignored
+        self.form = options.form_name()
         self.streams: bool = options["stream"]
         self._model, self._engine = model, engine
         self._prompt_logprobs: int | None = options["prompt_logprobs"]
@@ -174,7 +173,7 @@ class _Message:
         else:
             self._texts[piece.kind] = self._texts.get(piece.kind, "") + self._spaced.of(piece)
             if piece.kind == "text":
-                self._logprobs += map(_logprob, piece.logprobs)
+                self._logprobs += map(logprob_object, piece.logprobs)
 
     def choice(self) -> dict[str, Any]:
         content = self._texts["text"]
@@ -217,7 +216,7 @@ class _Deltas:
         delta = self._delta(piece)
         if not delta:
             return []
-        logprobs = [_logprob(token) for token in piece.logprobs] if piece.kind == "text" else []
+        logprobs = list(map(logprob_object, piece.logprobs)) if piece.kind == "text" else []
         return [self._choice(delta, logprobs)]
 
     def _delta(self, part: Part) -> dict[str, Any]:
@@ -261,15 +260,6 @@ def _call(part: Part, arguments: str) -> dict[str, Any]:
 
 def _all(logprobs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"content": list(logprobs), "refusal": None} if logprobs else None
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {**_one(token), "top_logprobs": [_one(top) for top in token.top]}
-
-
-def _one(token: TokenLogprob) -> dict[str, Any]:
-    logprob = max(token.logprob, _LEAST_LOGPROB)
-    return {"token": token.text, "logprob": logprob, "bytes": list(token.bytes)}
 
 
 def read_conversation(options: Options) -> tuple[Conversation, ToolChoice]:

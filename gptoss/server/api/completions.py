@@ -28,6 +28,7 @@ class CompletionRequest:
         """model: what clients call it. Raises Error, ApiError."""
         options = read_options(body, "completions")
         self.ignored: Sequence[str] = options.ignored
+        self.form = options.form_name()
         self.streams: bool = options["stream"]
         self._options, self._model, self._engine = options, model, engine
         if options["best_of"] not in (None, options["n"]):
@@ -43,7 +44,12 @@ class CompletionRequest:
                 engine, prompts, self._params, caller=caller, priority=options["priority"]
             )
         if self._params.prompt_logprobs is not None:
-            check_size(self.answer, _asks_for_scores(options), self._params.prompt_logprobs)
+            check_size(
+                self.answer,
+                _asks_for_scores(options),
+                self._params.prompt_logprobs,
+                times=self._params.n,
+            )
 
     async def whole(self) -> Event:
         """The answer, when it is done. Raises Error."""
@@ -52,6 +58,8 @@ class CompletionRequest:
         async for piece in self.answer:
             choice = self._choice(choices, piece)
             parts.setdefault(piece.choice, []).extend(choice.of(piece))
+        for index, choice in choices.items():
+            parts[index] += choice.rest()
         return {
             **head("cmpl", "text_completion", self._model),
             "choices": [_joined(parts[index]) for index in sorted(parts)],
@@ -65,12 +73,17 @@ class CompletionRequest:
         usage, each = (options[f"stream_options.{name}"]
                        for name in ("include_usage", "continuous_usage_stats"))  # fmt: skip
         choices: dict[int, _Choice] = {}
+
+        def chunk(choice: dict[str, Any]) -> Event:
+            told = {"usage": counts(self.answer.usage) if each else None} if usage else {}
+            return {**start, "choices": [choice], **told}
+
         async for piece in self.answer:
             for choice in self._choice(choices, piece).of(piece):
-                chunk = {**start, "choices": [choice]}
-                if usage:
-                    chunk["usage"] = counts(self.answer.usage) if each else None
-                yield chunk
+                yield chunk(choice)
+        for late in choices.values():
+            for choice in late.rest():
+                yield chunk(choice)
         if usage:
             yield {**start, "choices": [], "usage": counts(self.answer.usage)}
 
@@ -109,6 +122,10 @@ class _Choice:
         self._held.append(piece)
         if self._params.prompt_logprobs is not None and self._stream.prompt is None:
             return []  # another choice of the prompt computes them
+        return self.rest()
+
+    def rest(self) -> list[dict[str, Any]]:
+        """What waited for the prompt's scores, which may come after the choice's own last piece."""
         held, self._held = self._held, []
         return [choice for each in held for choice in self._printed(each)]
 
@@ -196,7 +213,8 @@ def _params(options: Options) -> SamplingParams:
 def _asks_for_scores(options: Options) -> str:
     """Which option the number of a prompt's log-probabilities is of."""
     mine, echoed = options["prompt_logprobs"], options["logprobs"] if options["echo"] else None
-    return "logprobs" if mine is None or (echoed or 0) > mine else "prompt_logprobs"
+    larger = mine is None or (echoed is not None and echoed > mine)
+    return "logprobs" if larger else "prompt_logprobs"
 
 
 def _prompts(raw: object) -> list[Prompt]:

@@ -26,7 +26,13 @@ class ItemMemory:
         self._lock = threading.Lock()
 
     def add(self, item: Mapping[str, Any]) -> None:
-        """An item of an output, done."""
+        """An item of an output, done. Nobody reads its log-probabilities back."""
+        if item.get("type") == "message":
+            parts = [
+                {name: value for name, value in part.items() if name != "logprobs"}
+                for part in item["content"]
+            ]
+            item = {**item, "content": parts}
         size = _OVERHEAD + _letters(item)
         with self._lock:
             self._items[item["id"]] = (size, item)

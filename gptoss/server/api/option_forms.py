@@ -4,6 +4,7 @@ None: it may be anything. All raise Error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,6 @@ def any_grammar(value: Any, name: str) -> Grammar | None:
     """A grammar as llguidance or llama.cpp has it; an empty text is none."""
     if value == "":
         return None
-    if isinstance(value, str) and "::=" in value:
+    if isinstance(value, str) and re.search(r"^\s*[\w-]+\s*::=", value, re.MULTILINE):
         return Grammar.gbnf(value)
     return Grammar.lark(value)

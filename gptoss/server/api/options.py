@@ -23,7 +23,7 @@ from typing import Any
 from gptoss.errors import Error, shown
 from gptoss.request import Grammar, SamplingParams
 from gptoss.server.api.effort import DEFAULT, NAMES
-from gptoss.server.api.option import Option, Route
+from gptoss.server.api.option import ANSWERS, Option, Route
 from gptoss.server.api.option_table import STRICT, TABLE
 from gptoss.server.errors import ApiError
 
@@ -99,9 +99,10 @@ class Options(Mapping[str, Any]):
         if len(found) > 1:
             names = " and ".join(name for name, _ in found)
             raise ApiError(f"{names}: expected one of them", field=found[1][0])
-        return found[0] if found else (self._form_name(), None)
+        return found[0] if found else (self.form_name(), None)
 
-    def _form_name(self) -> str:
+    def form_name(self) -> str:
+        """The option that says what the answer must be, or the route's usual one for that."""
         for option in _known(self.route).values():
             if option.form is not None and option.name in self.given:
                 return option.name
@@ -127,7 +128,7 @@ class Options(Mapping[str, Any]):
                 option.name in self.given or option.param not in names
             ):
                 names[option.param] = option.name
-        names["grammar"] = self._form_name()
+        names["grammar"] = self.form_name()
         with field_names({**names, **more}):
             yield
 
@@ -177,7 +178,24 @@ def _read(values: Mapping[str, Any], inside: str, options: Options) -> None:
                 field=inside[:-1],
             )
         else:
+            _check_elsewhere(name, value, options.route)
             options.ignored.append(name)
+
+
+def _check_elsewhere(name: str, value: Any, route: Route) -> None:
+    """Raises ApiError for what another route has, where it asks there for another answer: a client
+    that asks the wrong route must not believe that it was carried out.
+    """
+    option = next((found for other in ANSWERS if (found := _known(other).get(name))), None)
+    if option is None or route not in ANSWERS or value is None:
+        return
+    means = option.form or option.param or option.verdict == "refused"
+    if means and not option.harmless(value) and value != option.default:
+        raise ApiError(
+            f"{name}: this route has no such option ({option.says})",
+            field=name,
+            code="unsupported_parameter",
+        )
 
 
 def _take(option: Option, value: Any, options: Options) -> None:
@@ -211,7 +229,8 @@ def field_names(names: Mapping[str, str]) -> Iterator[None]:
         name = names.get(error.field or "")
         if name is None or name == error.field:
             raise
-        raise ApiError(f"{name}: {error}", field=name, code=error.code) from None
+        text = str(error).removeprefix(f"{error.field}: ")  # as the engine calls it
+        raise ApiError(f"{name}: {text}", field=name, code=error.code) from None
 
 
 @cache

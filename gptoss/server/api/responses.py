@@ -55,6 +55,7 @@ class ResponsesRequest:
         """
         options = read_options(body, "responses")
         self.ignored: Sequence[str] = options.ignored
+        self.form = options.form_name()
         self.streams: bool = options["stream"]
         included = _included(options["include"])
         effort = options.effort()

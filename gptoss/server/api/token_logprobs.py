@@ -10,7 +10,7 @@ from gptoss.request import Score, TokenLogprob
 from gptoss.server.api.answer import Answer
 from gptoss.server.errors import ApiError
 
-_MAX_TOLD = 1 << 20  # tokens told of all prompts of a request
+_MAX_TOLD = 1 << 18  # log-probabilities told of all prompts of a request
 _LEAST = -9999.0  # JSON has no infinity; OpenAI says this of what a model rules out
 
 
@@ -109,9 +109,12 @@ def prompt_logprobs(engine: Engine, score: Score, top: int) -> list[dict[str, An
     return found
 
 
-def check_size(answer: Answer, name: str, top: int) -> None:
-    """Cancels it, and raises ApiError about `name`, where too much is to be told of prompts."""
-    tokens = sum(stream.prompt_tokens for stream in answer.streams)
+def check_size(answer: Answer, name: str, top: int, times: int = 1) -> None:
+    """Cancels it, and raises ApiError about `name`, where too much is to be told of prompts.
+
+    times: how often each prompt is told of.
+    """
+    tokens = times * sum(stream.prompt_tokens for stream in answer.streams)
     if tokens * (top + 1) > _MAX_TOLD:
         answer.cancel()
         raise ApiError(

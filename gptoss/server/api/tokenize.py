@@ -12,6 +12,8 @@ from gptoss.server.api.chat_completions import read_conversation
 from gptoss.server.api.options import Options, read_options
 from gptoss.server.errors import ApiError
 
+_MAX_PIECES = 1 << 18  # tokens that are told one by one
+
 
 def tokenize(
     engine: Engine, chat: HarmonyChat | PlainChat | None, body: Mapping[str, Any]
@@ -24,6 +26,12 @@ def tokenize(
     options = read_options(body, "tokenize")
     tokens = _tokens(engine, chat, options)
     tokenizer = engine.tokenizer
+    for name in ("return_token_strs", "with_pieces"):
+        if options[name] and len(tokens) > _MAX_PIECES:
+            raise ApiError(
+                f"{name}: expected a text of at most {_MAX_PIECES} tokens, found {len(tokens)}",
+                field=name,
+            )
     found: dict[str, Any] = {
         "tokens": tokens,
         "count": len(tokens),

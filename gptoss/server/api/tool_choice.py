@@ -54,7 +54,13 @@ def _named(tools: tuple[Tool, ...], choice: object) -> tuple[tuple[Tool, ...], b
     if choice["type"] == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)  # the responses API has no inner object
         listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
-        must_call = isinstance(allowed, Mapping) and allowed.get("mode") == "required"
+        mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+        if mode not in (None, "auto", "required"):
+            raise ApiError(
+                f"tool_choice.mode: expected auto or required, found {shown(mode)}",
+                field="tool_choice",
+            )
+        must_call = mode == "required"
     if not isinstance(listed, list):
         raise ApiError("tool_choice.tools: expected a list", field="tool_choice")
     known = {tool.name: tool for tool in tools}
