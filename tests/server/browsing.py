@@ -67,6 +67,8 @@ class _Stream:
             self._left = True
             self._writer.cancelled += 1
 
+    end = cancel
+
     async def __aiter__(self):
         tokens = WORDS.encode(self._text)
         waits, fails = "‖".encode(), "✗".encode()

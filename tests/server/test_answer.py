@@ -35,6 +35,8 @@ class Texts:
     def cancel(self):
         self.cancelled = True
 
+    end = cancel
+
     def fail(self, error):
         self._left = [[error], *self._left]
 

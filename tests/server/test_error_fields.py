@@ -172,7 +172,7 @@ def test_tools(ask, worded, path):
 def test_messages_name_the_field_that_was_sent(ask):
     """Though the engine has another name for it."""
     for path, field, message in (
-        (RESPONSES, "max_output_tokens", "max_output_tokens: max_tokens: expected an integer"),
+        (RESPONSES, "max_output_tokens", "max_output_tokens: expected an integer"),
         (COMPLETIONS, "max_tokens", "max_tokens: expected an integer"),
     ):
         assert ask(path, {**GOOD[path], field: -2})["message"].startswith(message)

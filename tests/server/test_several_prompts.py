@@ -48,6 +48,8 @@ class ToldStream:
     def cancel(self):
         self.cancelled.set()
 
+    end = cancel
+
     async def __aiter__(self):
         try:
             while True:
