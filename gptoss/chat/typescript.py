@@ -101,11 +101,14 @@ class _Printer:
         while done < len(self._names):  # one may refer to others
             reference, name = list(self._names.items())[done]
             done += 1
-            self._open = []
-            written = self._inline({"$ref": reference}, "", described=False)
-            about = self._flat({"$ref": reference}).get("description")
-            if isinstance(about, str) and not written.startswith("//"):
+            flat = self._flat({"$ref": reference})
+            about = flat.get("description")
+            self._open = [reference]
+            written = self.type(without(flat, ("description",)), "")
+            if isinstance(about, str):
                 yield from (f"// {line}" for line in _lines(about))
+            if notes := self.notes(flat):
+                yield f"// {notes}"
             yield f"type {name} = {written};\n"
 
     def type(self, schema: object, indent: str, described: bool = True) -> str:
@@ -198,7 +201,8 @@ class _Printer:
             out.append(f"{indent}// {description}\n")
         rest = schema.get("additionalProperties")
         if isinstance(rest, Mapping) and rest and not properties(schema):
-            return "".join([*out, f"Record<string, {self._within(rest, indent, alone=True)}>"])
+            values = self._within(rest, indent, alone=True, noted=True)
+            return "".join([*out, f"Record<string, {values}>"])
         out.append("{\n")
         required = {name for name in schemas(schema, "required") if isinstance(name, str)}
         for key, value in properties(schema).items():
@@ -258,12 +262,12 @@ class _Printer:
         above = isinstance(description, str) and description != first
         if above:
             out.append(f"{indent}// {description}\n")
-        notes = [text for text in (_default(value, bare=True), self._own_notes(value)) if text]
+        notes = [text for text in (_default(value, bare=True), *self._own_notes(value)) if text]
         out += [f"{indent}// {note}\n" for note in notes]
         out.append(f"{indent}{name}:\n")
         for i, variant in enumerate(variants):
             text, said = self._variant(variant, indent, bare=True)
-            repeated = i == 0 and above and "$ref" not in _mapping(variant)
+            repeated = i == 0 and above and "oneOf" in value and "$ref" not in _mapping(variant)
             if said and (said[0] == description or (repeated and said[0] == first)):
                 said = said[1:]
             out.append(f"{indent} | {text}{' // ' + ' '.join(said) if said else ''}\n")
@@ -295,10 +299,11 @@ class _Printer:
         said += [each for each in (_default(flat, bare), self.notes(variant)) if each]
         return text, [each for each in said if isinstance(each, str)]
 
-    def _within(self, schema: object, indent: str, alone: bool = False) -> str:
+    def _within(self, schema: object, indent: str, alone: bool = False, noted: bool = False) -> str:
         """A type inside another, its description in a comment.
 
-        alone: whether it stands between | or commas, and needs no parentheses.
+        alone: whether it stands between | or commas, and needs no parentheses. noted: whether what
+        a type cannot say is to be in the comment, too.
         """
         flat = self._flat(schema)
         inner = self.type(schema, indent)
@@ -306,15 +311,17 @@ class _Printer:
         if not alone and (text != inner or self._has_parts(schema)):
             text = f"({text})"
         description = flat.get("description")
-        if not isinstance(description, str) or not description or self._says_itself(schema):
-            return text
         mapping = _mapping(schema)
-        if flat.get("type") == "object" and not ("$ref" in mapping or "allOf" in mapping):
-            return text  # it is in it
-        about = " ".join(description.split())
+        in_it = flat.get("type") == "object" and not ("$ref" in mapping or "allOf" in mapping)
+        about = [self.notes(schema)] if noted else []
+        if isinstance(description, str) and not in_it and not self._says_itself(schema):
+            about.insert(0, " ".join(description.split()))
+        said = ", ".join(each for each in about if each)
+        if not said:
+            return text
         if text.startswith("{\n"):
-            return f"{{ // {about}\n{text[2:]}"
-        return f"{text} /* {about.replace('*/', '* /')} */"
+            return f"{{ // {said}\n{text[2:]}"
+        return f"{text} /* {said.replace('*/', '* /')} */"
 
     def _has_parts(self, schema: object) -> bool:
         """Whether a type consists of several with | or & between them."""
@@ -332,10 +339,10 @@ class _Printer:
     def _array(self, schema: Schema, indent: str) -> str:
         tuple_ = places(schema)
         if tuple_:
-            parts = [self._within(place, indent, alone=True) for place in tuple_]
+            parts = [self._within(place, indent, alone=True, noted=True) for place in tuple_]
             rest = schema.get("items") if "prefixItems" in schema else schema.get("additionalItems")
             if isinstance(rest, Mapping) and rest:
-                parts.append(f"...{self._element(rest, indent)}[]")
+                parts.append(f"...{self._within(rest, indent, noted=True)}[]")
             return f"[{', '.join(parts)}]"
         if "items" not in schema:
             return "Array<any>"
@@ -379,33 +386,32 @@ class _Printer:
 
     def notes(self, schema: object) -> str:
         """What a type cannot say of a schema, for a comment."""
-        if self._is_named(schema):
-            return ""
-        flat = self._flat(schema)
-        found = [self._own_notes(flat)]
-        for union in _UNIONS:
-            found += [self.notes(part) for part in _typed(flat, union)]
-        return ", ".join(dict.fromkeys(each for each in found if each))
+        return ", ".join(dict.fromkeys(self._notes(schema)))
 
-    def _own_notes(self, flat: Schema) -> str:
+    def _notes(self, schema: object) -> list[str]:
+        if self._is_named(schema):
+            return []
+        flat = self._flat(schema)
+        found = self._own_notes(flat)
+        for union in _UNIONS:
+            found += [note for part in _typed(flat, union) for note in self._notes(part)]
+        return found
+
+    def _own_notes(self, flat: Schema) -> list[str]:
         """Without those of the variants of a union."""
         found = [f"{word}: {_json(flat[word])}" for word in _NOTED if _is_telling(word, flat)]
         for word in (*_UNIONS, "allOf"):
             rules = [each for each in schemas(flat, word) if each and not says_type(each)]
-            if rules:
+            if rules and not (word in _UNIONS and _is_union(flat, word)):
                 found.append(f"{word}: {_json(rules)}")
         items = flat.get("items")
-        if isinstance(items, Mapping) and not self._is_named(items):
+        if isinstance(items, Mapping) and not places(flat) and not self._is_named(items):
             inner = self._flat(items)
-            if _is_plain(items) and "properties" not in inner and inner.get("type") != "object":
-                about = inner.get("description")
-                found += [f"items: {' '.join(about.split())}"] if isinstance(about, str) else []
-            found += [
-                f"items' {word}: {_json(inner[word])}"
-                for word in _NOTED
-                if _is_telling(word, inner)
-            ]
-        return ", ".join(found)
+            about = inner.get("description")
+            if isinstance(about, str) and _is_plain(items) and inner.get("type") != "object":
+                found.append(f"items: {' '.join(about.split())}")
+            found += [f"items' {note}" for note in self._notes(items)]
+        return found
 
 
 # Schemas.
