@@ -18,6 +18,11 @@ _COMMENTS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
      "nullable", "discriminator")
 )  # fmt: skip
+_KINDS = {
+    "object": {"properties", "additionalProperties"},
+    "array": {"items", "prefixItems"},
+    "value": {"enum", "const"},
+}
 _NOT_PASSED_ON = frozenset(("$defs", "definitions", "$id", "$schema", "$anchor", "$dynamicAnchor"))
 
 
@@ -122,7 +127,16 @@ def merge(parts: Iterable[Schema]) -> tuple[dict[str, Any], bool]:
                 clash = True
             else:
                 whole["allOf"] = [*schemas(whole, "allOf"), {key: value}]
-    return whole, clash
+    return whole, clash or _is_of_several_kinds(whole)
+
+
+def _is_of_several_kinds(schema: Schema) -> bool:
+    """Whether it speaks of objects, of arrays or of values, and of more than one of these."""
+    kinds = {kind for kind, words in _KINDS.items() if not words.isdisjoint(schema)}
+    named = schema.get("type")
+    if isinstance(named, str):
+        kinds.add(named if named in _KINDS else "value")
+    return len(kinds) > 1 or {"enum", "const"} <= schema.keys()
 
 
 def _both(one: Schema, other: Schema) -> dict[str, Any]:

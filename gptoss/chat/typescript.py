@@ -142,7 +142,8 @@ class _Printer:
                 )  # fmt: skip
                 return self._written(shown_here, indent)
             parts = [part for part in self._document.parts(schema) if says_type(part)]
-            texts = dict.fromkeys(self._within(part, indent) for part in parts)
+            alone = len(parts) == 1
+            texts = dict.fromkeys(self._within(part, indent, alone) for part in parts)
             return " & ".join(texts) or "any"
         finally:
             del self._open[len(self._open) - len(opened) :]
@@ -389,8 +390,11 @@ class _Printer:
         return ", ".join(dict.fromkeys(self._notes(schema)))
 
     def _notes(self, schema: object) -> list[str]:
-        if self._is_named(schema):
-            return []
+        if self._is_named(schema):  # the others stand where the name is declared
+            schema = without(_mapping(schema), ("$ref",))
+        if self._document.flat(schema).clash:
+            parts = self._document.parts(_mapping(schema))
+            return [note for part in parts for note in self._notes(part)]
         flat = self._flat(schema)
         found = self._own_notes(flat)
         for union in _UNIONS:
@@ -405,7 +409,7 @@ class _Printer:
             if rules and not (word in _UNIONS and _is_union(flat, word)):
                 found.append(f"{word}: {_json(rules)}")
         items = flat.get("items")
-        if isinstance(items, Mapping) and not places(flat) and not self._is_named(items):
+        if isinstance(items, Mapping) and not places(flat):
             inner = self._flat(items)
             about = inner.get("description")
             if isinstance(about, str) and _is_plain(items) and inner.get("type") != "object":
