@@ -1,9 +1,9 @@
 """Tools as models read them: JSON schemas written as types of TypeScript.
 
 gpt-oss models were taught a certain layout of comments, names and line ends; what it can say is
-written as openai-harmony writes it. Beyond that: references (inlined, recursive ones as types of
-their own), `anyOf`, `allOf`, `const`, enumerations of any kind, tuples, null. What a type cannot
-say, such as a minimum, stands in a comment.
+written as openai-harmony writes it, oddities included. Beyond that: references (inlined, recursive
+ones as types of their own), `anyOf`, `allOf`, `const`, enumerations of any kind, tuples, null. What
+a type cannot say, such as a minimum, stands in a comment.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss.chat.conversation import Tool
+from gptoss.chat.schemas import (
+    TYPING,
+    Document,
+    Schema,
+    places,
+    properties,
+    says_type,
+    schemas,
+    without,
+)
 from gptoss.errors import Error, shown
-
-Schema = Mapping[str, Any]
 
 _SCALARS = {"integer": "number", "number": "number", "string": "string", "boolean": "boolean",
             "null": "null", "object": "object", "array": "array"}  # fmt: skip
@@ -30,6 +38,7 @@ _NOTED = (
 _MAX_INLINED = 64  # references of a tool; more of them are types of their own
 _MAX_LENGTH = 1 << 18  # characters of a tool's type
 _UNIONS = ("oneOf", "anyOf")
+_SAFE_INTEGER = 2**53 - 1  # of JavaScript, whose generators say it of every integer
 
 
 def namespace_section(name: str, tools: Sequence[Tool], description: str = "") -> str:
@@ -56,7 +65,7 @@ def _declaration(tool: Tool, taken: set[str]) -> Iterator[str]:
         return
     printer = _Printer(tool.parameters, taken)
     try:
-        parameters = printer.type(tool.parameters, "")
+        parameters = printer.type(tool.parameters, "", described=False)
         notes = printer.notes(tool.parameters)
         named = list(printer.named_types())
     except RecursionError:
@@ -64,7 +73,7 @@ def _declaration(tool: Tool, taken: set[str]) -> Iterator[str]:
             f"tools: {shown(tool.name)}: parameters: expected a schema that is nested less deeply",
             field="tools",
         ) from None
-    yield from (f"{declaration}\n" for declaration in named)
+    yield from named
     yield from about
     if notes:
         yield f"// {notes}"
@@ -79,9 +88,9 @@ class _Printer:
     """
 
     def __init__(self, root: Schema, taken: set[str]) -> None:
-        self._root = root
+        self._document = Document(root)
         self._taken = taken
-        self._open: list[str] = []  # references that are being written
+        self._open = ["#"]  # references that are being written
         self._names: dict[str, str] = {}  # of references that are types of their own
         self._inlined = 0
         self._length = 0
@@ -92,16 +101,54 @@ class _Printer:
         while done < len(self._names):  # one may refer to others
             reference, name = list(self._names.items())[done]
             done += 1
+            flat = self._flat({"$ref": reference})
+            about = flat.get("description")
             self._open = [reference]
-            yield f"type {name} = {self._written(self._target(reference), '')};"
+            written = self.type(without(flat, ("description",)), "")
+            if isinstance(about, str):
+                yield from (f"// {line}" for line in _lines(about))
+            if notes := self.notes(flat):
+                yield f"// {notes}"
+            yield f"type {name} = {written};\n"
 
-    def type(self, schema: object, indent: str) -> str:
-        """The type that fits a schema. Lines after the first begin with `indent`."""
-        if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
-            return self._reference(schema, indent)
-        return self._written(schema, indent)
+    def type(self, schema: object, indent: str, described: bool = True) -> str:
+        """The type that fits a schema. Lines after the first begin with `indent`.
 
-    def _written(self, schema: object, indent: str) -> str:
+        described: whether the description of what is inlined stands somewhere else.
+        """
+        if not isinstance(schema, Mapping):
+            return "never" if schema is False else "any"
+        if self._is_named(schema):
+            name = self._name(schema["$ref"])
+            own = without(schema, ("$ref",))
+            return f"{name} & {self._within(own, indent)}" if says_type(own) else name
+        return self._inline(schema, indent, described)
+
+    def _inline(self, schema: Schema, indent: str, described: bool) -> str:
+        """A type with what it refers to written into it."""
+        flat = self._document.flat(schema)
+        whole = not flat.clash and not (flat.references & {*self._open, *self._names})
+        reference = schema.get("$ref")
+        opened = sorted(flat.references) if whole else []
+        if not whole and self._document.target(reference) is not None:
+            opened = [str(reference)]
+        self._inlined += len(opened)
+        self._open += opened
+        try:
+            if whole:
+                inlined = opened or "allOf" in schema
+                shown_here = without(flat.schema, ("description",)) if inlined and described else (
+                    flat.schema
+                )  # fmt: skip
+                return self._written(shown_here, indent)
+            parts = [part for part in self._document.parts(schema) if says_type(part)]
+            alone = len(parts) == 1
+            texts = dict.fromkeys(self._within(part, indent, alone) for part in parts)
+            return " & ".join(texts) or "any"
+        finally:
+            del self._open[len(self._open) - len(opened) :]
+
+    def _written(self, schema: Schema, indent: str) -> str:
         text = self._of_schema(schema, indent)
         self._length += len(text)
         if self._length > 16 * _MAX_LENGTH or len(text) > _MAX_LENGTH:
@@ -111,17 +158,11 @@ class _Printer:
             )
         return text
 
-    def _of_schema(self, schema: object, indent: str) -> str:
-        if schema is False:
-            return "never"
-        if not isinstance(schema, Mapping):
-            return "any"
-        if _schemas(schema, "oneOf"):
-            return self._one_of(schema, indent)
-        if _schemas(schema, "allOf"):
-            return self._all_of(schema, indent)
-        if _schemas(schema, "anyOf"):
-            return self._any_of(schema, indent)
+    def _of_schema(self, schema: Schema, indent: str) -> str:
+        """Of a schema that is flat but for the schemas in it."""
+        for union in _UNIONS:
+            if _is_union(schema, union):
+                return self._union(schema, union, indent)
         if "const" in schema:
             return _json(schema["const"])
         values = schema.get("enum")
@@ -134,22 +175,25 @@ class _Printer:
                 return " | ".join(self._of_kind(kind, schema, indent, False) for kind in known)
         if isinstance(kinds, str):
             return self._of_kind(kinds, schema, indent, True)
-        if _properties(schema) or isinstance(schema.get("additionalProperties"), Mapping):
+        if properties(schema) or isinstance(schema.get("additionalProperties"), Mapping):
             return self._object(schema, indent)
-        if _items(schema):
+        if "items" in schema or places(schema):
             return self._array(schema, indent)
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and _is_short(reference):  # it leads nowhere
+            return f"any /* {reference} */"
         return "any"
 
     def _of_kind(self, kind: str, schema: Schema, indent: str, alone: bool) -> str:
         if kind == "object" and (
-            alone or _properties(schema) or isinstance(schema.get("additionalProperties"), Mapping)
+            alone or properties(schema) or isinstance(schema.get("additionalProperties"), Mapping)
         ):
             return self._object(schema, indent)
-        if kind == "array" and (alone or "items" in schema or _items(schema)):
+        if kind == "array" and (alone or "items" in schema or places(schema)):
             return self._array(schema, indent)
         return _SCALARS.get(kind, "any")
 
-    # Parts.
+    # Objects.
 
     def _object(self, schema: Schema, indent: str) -> str:
         out = []
@@ -157,151 +201,172 @@ class _Printer:
         if isinstance(description, str):
             out.append(f"{indent}// {description}\n")
         rest = schema.get("additionalProperties")
-        if isinstance(rest, Mapping) and rest and not _properties(schema):
-            values = _or_null(self.type(rest, f"{indent}    "), self._resolved(rest))
+        if isinstance(rest, Mapping) and rest and not properties(schema):
+            values = self._within(rest, indent, alone=True, noted=True)
             return "".join([*out, f"Record<string, {values}>"])
         out.append("{\n")
-        required = schema.get("required")
-        required = required if isinstance(required, (list, tuple)) else ()
-        for key, value in _properties(schema).items():
+        required = {name for name in schemas(schema, "required") if isinstance(name, str)}
+        for key, value in properties(schema).items():
             out.append(self._property(f"{key}{'' if key in required else '?'}", value, indent))
         if isinstance(rest, Mapping) and rest:
             out.append(self._property("[key: string]", rest, indent))
         return "".join([*out, f"{indent}}}"])
 
     def _property(self, name: str, value: object, indent: str) -> str:
-        described = self._resolved(value)
         out = []
-        title = described.get("title")
+        flat = self._flat(value)
+        title = flat.get("title")
         if isinstance(title, str):
             out.append(f"{indent}// {title}\n{indent}//\n")
-        variants = _schemas(described, "oneOf")
-        if isinstance(value, Mapping) and "$ref" in value and self._is_open(value):
-            variants = []  # a type of its own, which is referred to by its name
-        description = described.get("description")
-        if isinstance(description, str) and not variants and not self._says_itself(value):
+        lines = self._lines_of(value)
+        description = None if self._says_itself(value) else flat.get("description")
+        if isinstance(description, str) and not lines:
             out.append(f"{indent}// {description}\n")
-        examples = described.get("examples")
-        if isinstance(examples, (list, tuple)) and examples:
+        examples = schemas(flat, "examples")
+        if examples:
             out.append(f"{indent}// Examples:\n")
             out += [f'{indent}// - "{each}"\n' for each in examples if isinstance(each, str)]
-        if variants:
-            out.append(self._property_of_variants(name, described, variants, indent))
+        if lines:
+            out.append(self._property_of_variants(name, flat, lines, indent))
             return "".join(out)
-        kind = _or_null(self.type(value, f"{indent}    "), described)
-        notes = [text for text in (_default(described, bare=True), self.notes(value)) if text]
+        kind = _or_null(self.type(value, f"{indent}    "), flat)
+        notes = [text for text in (_default(flat, bare=True), self.notes(value)) if text]
         out.append(f"{indent}{name}: {kind},{' // ' + ', '.join(notes) if notes else ''}\n")
         return "".join(out)
 
     def _says_itself(self, value: object) -> bool:
         """Whether a schema's description belongs to the declaration of a type of its own."""
-        return isinstance(value, Mapping) and "$ref" in value and "description" not in value and (
-            self._is_open(value)
-        )  # fmt: skip
+        return self._is_named(value) and "description" not in _mapping(value)
+
+    def _lines_of(self, value: object) -> list[Any]:
+        """The variants of a property that are to have a line each."""
+        flat = self._flat(value)
+        if self._is_named(value) or self._document.flat(value).clash:
+            return []
+        for union in _UNIONS:
+            if _is_union(flat, union):
+                variants = _typed(flat, union)
+                many = [each for each in variants if properties(self._flat(each))]
+                told = [each for each in variants if "description" in self._flat(each)]
+                wanted = union == "oneOf" or len(many) > 1 or (told and len(variants) > 2) or (
+                    any("description" in _mapping(each) for each in variants)
+                )  # fmt: skip
+                return variants if wanted and not _outer(flat, union) else []
+        return []
 
     def _property_of_variants(
         self, name: str, value: Schema, variants: list[Any], indent: str
     ) -> str:
         out = []
         description = value.get("description")
-        first = self._resolved(variants[0]).get("description")
+        first = self._flat(variants[0]).get("description")
         above = isinstance(description, str) and description != first
         if above:
             out.append(f"{indent}// {description}\n")
-        notes = [text for text in (_default(value, bare=True), self.notes(value)) if text]
+        notes = [text for text in (_default(value, bare=True), *self._own_notes(value)) if text]
         out += [f"{indent}// {note}\n" for note in notes]
         out.append(f"{indent}{name}:\n")
         for i, variant in enumerate(variants):
-            text, about, notes = self._variant(variant, indent)
-            if about is not None and about != description and not (i == 0 and above):
-                notes = [about, *notes]
-            out.append(f"{indent} | {text}{_trailing(notes)}\n")
+            text, said = self._variant(variant, indent, bare=True)
+            repeated = i == 0 and above and "oneOf" in value and "$ref" not in _mapping(variant)
+            if said and (said[0] == description or (repeated and said[0] == first)):
+                said = said[1:]
+            out.append(f"{indent} | {text}{' // ' + ' '.join(said) if said else ''}\n")
         if value.get("nullable") is True and not any("null" in line for line in out):
             out.append(f"{indent} | null\n")
         return "".join([*out, f"{indent},\n"])
 
-    def _one_of(self, schema: Schema, indent: str) -> str:
-        out = []
-        for variant in _schemas(schema, "oneOf"):
-            text, about, notes = self._variant(variant, indent)
-            notes = notes if about is None else [about, *notes]
-            out.append(f"\n{indent} | {text}{_trailing(notes)}")
-        return "".join(out)
+    # Unions.
 
-    def _variant(self, variant: object, indent: str) -> tuple[str, str | None, list[str]]:
-        """A variant's type, its description, and its default and what else is to say."""
-        described = self._resolved(variant)
-        text = _or_null(self.type(variant, f"{indent}   "), described)
-        description = described.get("description")
-        notes = [each for each in (_default(described), self.notes(variant)) if each]
-        return text, description if isinstance(description, str) else None, notes
+    def _union(self, schema: Schema, union: str, indent: str) -> str:
+        variants = _typed(schema, union)
+        outer = _outer(schema, union)
+        if not outer and union == "oneOf":
+            return "".join(self._line(variant, indent) for variant in variants)
+        text = _either(self._within(variant, indent, alone=True) for variant in variants)
+        if not outer:
+            return text
+        return f"{self.type(outer, indent)} & {f'({text})' if len(variants) > 1 else text}"
 
-    def _any_of(self, schema: Schema, indent: str) -> str:
-        rest = _without(schema, "anyOf")
-        parts = [self._of_merged(rest, variant, indent) for variant in _schemas(schema, "anyOf")]
-        return _unique(parts)
+    def _line(self, variant: object, indent: str) -> str:
+        text, said = self._variant(variant, indent)
+        return f"\n{indent} | {text}{' // ' + ' '.join(said) if said else ''}"
 
-    def _of_merged(self, outer: Schema, variant: object, indent: str) -> str:
-        """A variant, with what is said of all variants beside it."""
-        if not isinstance(variant, Mapping) or not (_properties(outer) or "type" in outer):
-            text = self.type(variant, indent)
-            return _or_null(text, variant if isinstance(variant, Mapping) else {})
-        return self.type(_merged([outer, self._resolved(variant)]), indent)
+    def _variant(self, variant: object, indent: str, bare: bool = False) -> tuple[str, list[str]]:
+        """A variant's type; and what is to say of it: its description, its default, notes."""
+        flat = self._flat(variant)
+        text = _or_null(self.type(variant, f"{indent}   "), flat)
+        said = [] if self._says_itself(variant) else [flat.get("description")]
+        said += [each for each in (_default(flat, bare), self.notes(variant)) if each]
+        return text, [each for each in said if isinstance(each, str)]
 
-    def _all_of(self, schema: Schema, indent: str) -> str:
-        parts: list[Any] = [_without(schema, "allOf"), *_schemas(schema, "allOf")]
-        if any(isinstance(part, Mapping) and self._is_open(part) for part in parts):
-            return " & ".join(self.type(part, indent) for part in parts if part)
-        resolved = [self._resolved(part) for part in parts if part]
-        if any(_schemas(part, union) for part in resolved for union in _UNIONS):
-            texts = [self.type(part, indent) for part in parts if part]
-            return " & ".join(f"({text})" if "|" in text else text for text in texts)
-        return self.type(_merged(resolved), indent)
+    def _within(self, schema: object, indent: str, alone: bool = False, noted: bool = False) -> str:
+        """A type inside another, its description in a comment.
+
+        alone: whether it stands between | or commas, and needs no parentheses. noted: whether what
+        a type cannot say is to be in the comment, too.
+        """
+        flat = self._flat(schema)
+        inner = self.type(schema, indent)
+        text = _or_null(inner, flat)
+        if not alone and (text != inner or self._has_parts(schema)):
+            text = f"({text})"
+        description = flat.get("description")
+        mapping = _mapping(schema)
+        in_it = flat.get("type") == "object" and not ("$ref" in mapping or "allOf" in mapping)
+        about = [self.notes(schema)] if noted else []
+        if isinstance(description, str) and not in_it and not self._says_itself(schema):
+            about.insert(0, " ".join(description.split()))
+        said = ", ".join(each for each in about if each)
+        if not said:
+            return text
+        if text.startswith("{\n"):
+            return f"{{ // {said}\n{text[2:]}"
+        return f"{text} /* {said.replace('*/', '* /')} */"
+
+    def _has_parts(self, schema: object) -> bool:
+        """Whether a type consists of several with | or & between them."""
+        if self._is_named(schema):
+            return False
+        flat = self._document.flat(schema)
+        return (
+            flat.clash
+            or any(_is_union(flat.schema, union) for union in _UNIONS)
+            or max(len(schemas(flat.schema, "enum")), len(schemas(flat.schema, "type"))) > 1
+        )
+
+    # Arrays.
 
     def _array(self, schema: Schema, indent: str) -> str:
-        places = _items(schema)
-        if places:
-            parts = [self.type(place, indent) for place in places]
+        tuple_ = places(schema)
+        if tuple_:
+            parts = [self._within(place, indent, alone=True, noted=True) for place in tuple_]
             rest = schema.get("items") if "prefixItems" in schema else schema.get("additionalItems")
             if isinstance(rest, Mapping) and rest:
-                parts.append(f"...{self._element(rest, indent)}[]")
+                parts.append(f"...{self._within(rest, indent, noted=True)}[]")
             return f"[{', '.join(parts)}]"
         if "items" not in schema:
             return "Array<any>"
         return f"{self._element(schema['items'], indent)}[]"
 
     def _element(self, schema: object, indent: str) -> str:
-        described = self._resolved(schema)
-        text = self.type(schema, indent)
-        nullable = _or_null(text, described)
-        return f"({nullable})" if nullable != text or _schemas(described, "anyOf") else text
+        """As openai-harmony has it, without parentheses, where that can say it."""
+        if _is_plain(schema) and _mapping(schema).get("nullable") is not True:
+            return self.type(schema, indent)
+        return self._within(schema, indent)
 
     # References.
 
-    def _reference(self, schema: Schema, indent: str) -> str:
-        reference = schema["$ref"]
-        target = self._target(reference)
-        if target is None:
-            return f"any /* {reference} */" if _is_short(reference) else "any"
-        if self._is_open(schema):
-            return self._name(reference)
-        self._inlined += 1
-        self._open.append(reference)
-        try:
-            return self._written(_beside(target, schema), indent)
-        finally:
-            self._open.pop()
-
-    def _is_open(self, schema: Schema) -> bool:
+    def _is_named(self, schema: object) -> bool:
         """Whether a reference is to be written as a name: it is inside itself, or one too many."""
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(reference, str) or self._document.target(reference) is None:
             return False
         return (
             reference in self._open
             or reference in self._names
             or self._inlined >= _MAX_INLINED
-        ) and self._target(reference) is not None  # fmt: skip
+        )  # fmt: skip
 
     def _name(self, reference: str) -> str:
         if reference not in self._names:
@@ -315,107 +380,100 @@ class _Printer:
             self._names[reference] = name
         return self._names[reference]
 
-    def _resolved(self, schema: object) -> Schema:
-        """A schema in place of a reference to it, with what stands beside the reference."""
-        for _ in range(_MAX_INLINED):
-            if not isinstance(schema, Mapping):
-                return {}
-            reference = schema.get("$ref")
-            target = self._target(reference) if isinstance(reference, str) else None
-            if target is None:
-                return schema
-            schema = _beside(target, schema)
-        return {}  # they refer to one another in a circle
+    def _flat(self, schema: object) -> Schema:
+        return self._document.flat(schema).schema
 
-    def _target(self, reference: str) -> Schema | None:
-        """What a reference of this document (RFC 6901, or an anchor) refers to."""
-        if not reference.startswith("#"):
-            return None
-        place: Any = self._root
-        if reference[1:2] not in ("", "/"):
-            return _anchored(self._root, reference[1:])
-        for part in reference[2:].split("/") if reference[1:] else ():
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(place, Mapping):
-                place = place.get(key)
-            elif isinstance(place, (list, tuple)) and re.fullmatch(r"\d{1,6}", key):
-                place = place[int(key)] if int(key) < len(place) else None
-            else:
-                return None
-        return place if isinstance(place, Mapping) else None
+    # Comments.
 
     def notes(self, schema: object) -> str:
         """What a type cannot say of a schema, for a comment."""
-        resolved = self._resolved(schema)
-        if isinstance(schema, Mapping) and self._is_open(schema):
-            return ""
-        found = [f"{word}: {_json(resolved[word])}" for word in _NOTED if word in resolved]
-        items = resolved.get("items")
-        if isinstance(items, Mapping) and not self._is_open(items):
-            inner = self._resolved(items)
-            found += [f"items' {word}: {_json(inner[word])}" for word in _NOTED if word in inner]
-        for union in ("anyOf", "allOf"):
-            for part in _schemas(resolved, union):
-                inner = self._resolved(part)
-                found += [f"{word}: {_json(inner[word])}" for word in _NOTED if word in inner]
-        return ", ".join(dict.fromkeys(found))
+        return ", ".join(dict.fromkeys(self._notes(schema)))
+
+    def _notes(self, schema: object) -> list[str]:
+        if self._is_named(schema):  # the others stand where the name is declared
+            schema = without(_mapping(schema), ("$ref",))
+        if self._document.flat(schema).clash:
+            parts = self._document.parts(_mapping(schema))
+            return [note for part in parts for note in self._notes(part)]
+        flat = self._flat(schema)
+        found = self._own_notes(flat)
+        for union in _UNIONS:
+            found += [note for part in _typed(flat, union) for note in self._notes(part)]
+        return found
+
+    def _own_notes(self, flat: Schema) -> list[str]:
+        """Without those of the variants of a union."""
+        found = [f"{word}: {_json(flat[word])}" for word in _NOTED if _is_telling(word, flat)]
+        for word in (*_UNIONS, "allOf"):
+            rules = [each for each in schemas(flat, word) if each and not says_type(each)]
+            if rules and not (word in _UNIONS and _is_union(flat, word)):
+                found.append(f"{word}: {_json(rules)}")
+        items = flat.get("items")
+        if isinstance(items, Mapping) and not places(flat):
+            inner = self._flat(items)
+            about = inner.get("description")
+            if isinstance(about, str) and _is_plain(items) and inner.get("type") != "object":
+                found.append(f"items: {' '.join(about.split())}")
+            found += [f"items' {note}" for note in self._notes(items)]
+        return found
 
 
 # Schemas.
 
 
-def _schemas(schema: Schema, word: str) -> list[Any]:
-    found = schema.get(word)
-    return list(found) if isinstance(found, (list, tuple)) else []
+def _mapping(schema: object) -> Schema:
+    return schema if isinstance(schema, Mapping) else {}
 
 
-def _properties(schema: Schema) -> Schema:
-    found = schema.get("properties")
-    return found if isinstance(found, Mapping) else {}
+def _is_union(schema: Schema, union: str) -> bool:
+    return any(says_type(each) for each in schemas(schema, union))
 
 
-def _items(schema: Schema) -> list[Any]:
-    """Of a tuple, the schemas of its places."""
-    return _schemas(schema, "prefixItems") or _schemas(schema, "items")
+def _typed(schema: Schema, union: str) -> list[Any]:
+    """The variants of a union, each with the type that is said of all of them."""
+    variants = schemas(schema, union)
+    if not _is_union(schema, union):
+        return []
+    shared = {"type": schema["type"]} if "type" in schema and not _outer(schema, union) else {}
+    return [
+        {**shared, **each} if isinstance(each, Mapping) and not says_type(each) else each
+        for each in variants
+    ]
 
 
-def _without(schema: Schema, word: str) -> dict[str, Any]:
-    about = ("description", "title", "default", "examples", "$defs", "definitions", word)
-    return {key: value for key, value in schema.items() if key not in about}
+def _outer(schema: Schema, union: str) -> Schema:
+    """What holds beside a union, if that is more than a type."""
+    outer = without(schema, (union, "allOf", "description", "nullable"))
+    telling = outer.keys() & (TYPING - {"type"})
+    return outer if any(outer[word] not in (True, False) for word in telling) else {}
 
 
-def _beside(target: Schema, schema: Schema) -> dict[str, Any]:
-    """What a reference refers to, with what its own schema says besides."""
-    own = {key: value for key, value in schema.items() if key != "$ref"}
-    return {**target, **own}
+def _is_plain(schema: object) -> bool:
+    """Whether openai-harmony writes the type of an array's element as we do."""
+    if not isinstance(schema, Mapping):
+        return True
+    if schema.keys() & {"$ref", "allOf", "anyOf", "const"}:
+        return False
+    if "oneOf" in schema:
+        return all(_is_plain(each) for each in schemas(schema, "oneOf"))
+    values = schemas(schema, "enum")
+    return not values or (
+        schema.get("type") == "string" and all(isinstance(value, str) for value in values)
+    )
 
 
-def _merged(parts: Sequence[Schema]) -> dict[str, Any]:
-    """One schema that says what several say together."""
-    whole: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            if key == "properties" and isinstance(value, Mapping):
-                value = {**_properties(whole), **value}
-            elif key == "required" and isinstance(value, (list, tuple)):
-                value = [*_schemas(whole, key), *value]
-            elif key == "allOf" and isinstance(value, (list, tuple)):
-                value = [*_schemas(whole, key), *value]
-            whole[key] = value
-    return whole
-
-
-def _anchored(schema: object, name: str) -> Schema | None:
-    level = [schema]
-    while level:
-        place = level.pop()
-        if isinstance(place, Mapping):
-            if name in (place.get("$anchor"), place.get("$dynamicAnchor")):
-                return place
-            level += place.values()
-        elif isinstance(place, (list, tuple)):
-            level += place
-    return None
+def _is_telling(word: str, schema: Schema) -> bool:
+    """Whether a keyword says more than the type does."""
+    if word not in schema:
+        return False
+    value = schema[word]
+    if word in ("minItems", "maxItems") and places(schema):
+        return value != len(places(schema))
+    if word == "propertyNames":
+        return value != {"type": "string"}
+    if word in ("minimum", "maximum"):
+        return value not in (-_SAFE_INTEGER, _SAFE_INTEGER)
+    return True
 
 
 # Texts.
@@ -426,32 +484,26 @@ def _or_null(text: str, schema: Schema) -> str:
     return f"{text} | null" if schema.get("nullable") is True and "null" not in text else text
 
 
-def _trailing(notes: Sequence[str]) -> str:
-    """A comment at the end of a line. An empty description makes one, too."""
-    return f" // {' '.join(notes)}" if notes else ""
-
-
 def _default(schema: Schema, bare: bool = False) -> str:
     """bare: whether a default that is one of an enumeration stands without quotes."""
     if "default" not in schema:
         return ""
-    value, one_of_some = schema["default"], bool(_schemas(schema, "enum"))
-    if isinstance(value, str):
-        # Not escaped, as in the descriptions.
-        return f"default: {value}" if one_of_some and bare else f'default: "{value}"'
-    return f"default: {_json(value)}"
+    value = schema["default"]
+    if not isinstance(value, str) or (schemas(schema, "enum") and not bare):
+        return f"default: {_json(value)}"
+    # Not escaped, as descriptions are not.
+    return f"default: {value}" if schemas(schema, "enum") else f'default: "{value}"'
 
 
-def _unique(parts: Sequence[str]) -> str:
+def _either(parts: Iterator[str]) -> str:
     return " | ".join(dict.fromkeys(parts))
 
 
 def _lines(text: str) -> list[str]:
     """Lines end with \\n or \\r\\n; what ends the last one begins no other."""
     lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    last = lines.pop()
+    return [*(line.removesuffix("\r") for line in lines), *([last] if last else [])]
 
 
 def _is_short(text: str) -> bool:

@@ -54,6 +54,7 @@ __all__ = [
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"  # of PEFT
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "nano"
 
 
@@ -152,15 +153,23 @@ def _open_files(path: Path) -> TensorSource:
         raise Error(f"{shown(str(path))}: expected a path, found one with a NUL character")
     if path.is_dir():
         directory = _model_directory(path)
-        paths, index = _find_shards(directory)
     elif path.is_file():
-        directory, paths, index = path.parent, [_single_file(path)], None
+        directory = path.parent
     else:
         raise Error(
             f"{path}: expected a checkpoint's directory or .safetensors file, found nothing there; "
             f"published weights are downloaded first, for example with: "
             f"hf download openai/gpt-oss-20b --local-dir gpt-oss-20b"
         )
+    if (directory / ADAPTER).is_file() and not (directory / CONFIG).exists():
+        raise Error(
+            f"{directory}: expected a model, found a PEFT adapter ({ADAPTER}): merge it into its "
+            f"base model first (PeftModel.merge_and_unload, then save_pretrained in bfloat16)"
+        )
+    if path.is_dir():
+        paths, index = _find_shards(directory)
+    else:
+        paths, index = [_single_file(path)], None
     config = read_config(directory / CONFIG)
     opened: list[SafetensorsFile] = []
     try:
@@ -329,7 +338,13 @@ def _check_tensors(
         entry = holders[tensor.name].entries[tensor.name]
         where = f"{holders[tensor.name].path}: tensor {tensor.name}"
         if entry.dtype != tensor.dtype:
-            raise Error(f"{where}: expected dtype {tensor.dtype}, found {entry.dtype}")
+            floating = tensor.dtype == "BF16" and entry.dtype in ("F16", "F32", "F64")
+            way_out = (
+                ": save the model in bfloat16 (model.to(torch.bfloat16).save_pretrained)"
+                if floating
+                else ""
+            )
+            raise Error(f"{where}: expected dtype {tensor.dtype}, found {entry.dtype}{way_out}")
         if entry.shape != tensor.shape:
             raise Error(
                 f"{where}: expected shape {list(tensor.shape)} (by {place}), "

@@ -191,12 +191,15 @@ def json_values() -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def plain_schemas(draw: st.DrawFn, depth: int = 3, nullable: bool = True) -> dict[str, Any]:
-    """Of the part of JSON schema that OpenAI's library writes. Elements of arrays and properties of
-    several variants are not nullable there.
+def plain_schemas(draw: st.DrawFn, depth: int = 3, element: bool = False) -> dict[str, Any]:
+    """Of the part of JSON schema that OpenAI's library writes.
+
+    element: of an array, whose elements it takes to be not nullable, and does not describe. Nor
+    has it a null for properties of several variants.
     """
     kinds = ["string", "number", "integer", "boolean", "enum", "types"]
     kind = draw(st.sampled_from(kinds + ["object", "array", "oneOf"] * (depth > 0)))
+    nullable = not element
     schema: dict[str, Any] = {"type": kind}
     if kind == "enum":
         schema = {
@@ -208,13 +211,13 @@ def plain_schemas(draw: st.DrawFn, depth: int = 3, nullable: bool = True) -> dic
         schema = {"type": draw(st.lists(st.sampled_from(types), min_size=1, max_size=3))}
     elif kind == "array":
         if draw(st.booleans()):
-            schema["items"] = draw(plain_schemas(depth - 1, nullable=False))
+            schema["items"] = draw(plain_schemas(depth - 1, element=True))
     elif kind == "oneOf":
         nullable = False
         schema = {"oneOf": draw(st.lists(plain_schemas(depth - 1), min_size=1, max_size=3))}
     elif kind == "object":
         schema.update(draw(objects(depth - 1)))
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 3)) == 0 and not (element and kind != "object"):
         schema["description"] = draw(TEXTS)
     if draw(st.integers(0, 5)) == 0:
         schema["title"] = draw(TEXTS)

@@ -224,6 +224,31 @@ def test_wrong_dtype(original, dtype: str) -> None:
     refused(original.directory, f"tensor norm.scale: expected dtype BF16, found {dtype}")
 
 
+@pytest.mark.parametrize(("dtype", "told"), [("F16", True), ("F32", True), ("I16", False)])
+def test_a_dtype_that_can_be_saved_otherwise(original, dtype: str, told: bool) -> None:
+    width = {"F32": 2}.get(dtype, 1)
+    original.header(
+        lambda h: h["norm.scale"].update(dtype=dtype, shape=[h["norm.scale"]["shape"][0] // width])
+    )
+    with pytest.raises(Error, match=f"expected dtype BF16, found {dtype}") as caught:
+        open_checkpoint(original.directory)
+    assert ("save the model in bfloat16" in str(caught.value)) == told
+
+
+@pytest.mark.parametrize("shards", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_no_model(tmp_path, shards: str) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / shards).write_bytes(b"")
+    refused(tmp_path, "expected a model, found a PEFT adapter", "merge it into its base model")
+    if shards.endswith(".safetensors"):
+        refused(tmp_path / shards, "found a PEFT adapter")
+
+
+def test_an_adapter_beside_a_model(original) -> None:
+    (original.directory / "adapter_config.json").write_text("{}")
+    open_checkpoint(original.directory)
+
+
 def test_wrong_dtype_of_experts(original) -> None:
     name = "block.0.mlp.mlp2_weight.blocks"
     original.header(lambda h: h[name].update(dtype="I8"))

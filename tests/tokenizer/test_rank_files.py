@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import shutil
 import urllib.error
 from pathlib import Path
@@ -58,6 +59,31 @@ def test_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
 def test_eos_token_may_be_null(tmp_path: Path) -> None:
     config = {**tiny_config(), "eos_token": None}
     assert load_tokenizer(write_tiny(tmp_path, config=config), Size(272)).eos_ids == frozenset()
+
+
+@pytest.mark.parametrize("said", [None, "none", "harmony"])
+def test_conversation_format(tmp_path: Path, said: str | None) -> None:
+    config = {**tiny_config(), "conversation_format": said}
+    assert (
+        load_tokenizer(write_tiny(tmp_path, config=config), Size(272)).conversation_format == said
+    )
+    assert load_tokenizer(write_tiny(tmp_path), Size(272)).conversation_format is None
+
+
+@pytest.mark.parametrize("said", [None, "none", "harmony"])
+def test_conversation_format_of_o200k(tmp_path: Path, o200k_file: Path, said: str | None) -> None:
+    shutil.copy(o200k_file, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"conversation_format": said}))
+    assert load_tokenizer(tmp_path, PUBLISHED).conversation_format == said
+
+
+@pytest.mark.parametrize("wrong", ["Harmony", "", 5, [], {}, True])
+def test_a_conversation_format_that_is_none(tmp_path: Path, wrong: Any) -> None:
+    config = {**tiny_config(), "conversation_format": wrong}
+    with pytest.raises(
+        Error, match=r"tokenizer_config.json: conversation_format: expected harmony"
+    ):
+        load_tokenizer(write_tiny(tmp_path, config=config), Size(272))
 
 
 def test_special_tokens_may_lie_between_ranks(tmp_path: Path) -> None:

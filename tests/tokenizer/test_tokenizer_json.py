@@ -299,6 +299,31 @@ def test_refused(tmp_path: Path, good: dict[str, Any], path: str, value: Any, me
     assert "tokenizer.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("said", [None, "none", "harmony"])
+def test_conversation_format(tmp_path: Path, good: dict[str, Any], said: str | None) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"conversation_format": said}))
+    assert load(tmp_path, good).conversation_format == said
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load(tmp_path, good).conversation_format is None
+
+
+@pytest.mark.parametrize("wrong", ["Harmony", "", 5, [], {}, True])
+def test_a_conversation_format_that_is_none(
+    tmp_path: Path, good: dict[str, Any], wrong: Any
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"conversation_format": wrong}))
+    with pytest.raises(
+        Error, match=r"tokenizer_config.json: conversation_format: expected harmony"
+    ):
+        load(tmp_path, good)
+
+
+def test_a_normalizer_that_does_nothing(tmp_path: Path, good: dict[str, Any]) -> None:
+    nothing = changed(good, "normalizer", {"type": "Sequence", "normalizers": []})
+    text = "the thing é"
+    assert load(tmp_path, nothing).encode(text) == load(tmp_path, good).encode(text)
+
+
 def test_merges_out_of_the_order_of_ids(tmp_path: Path, good: dict[str, Any]) -> None:
     merges = copy.deepcopy(good["model"]["merges"])
     merges[3], merges[7] = merges[7], merges[3]
