@@ -80,3 +80,11 @@ def test_a_stop_string_is_in_the_text_where_it_is_wanted(engine, streams):
         else:
             found = engine.generate([PROMPT], params)[0].text
         assert found == text
+
+
+def test_a_grammar_ends_its_text_whatever_is_said_of_end_tokens(engine):
+    params = SamplingParams(
+        max_tokens=40, ignore_eos=True, grammar=Grammar.choice(["a", "ab"]), seed=1, n=8
+    )
+    for found in engine.generate("Once", params):
+        assert found.text in ("a", "ab") and found.finish_reason == "stop"

@@ -357,3 +357,13 @@ def test_any_value_anywhere(data):
         assert parse_items(items)
     except ApiError as error:
         assert str(error).startswith("input[1]") and error.field == "input"
+
+
+def test_log_probabilities_are_not_remembered():
+    token = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": []}
+    part = {"type": "output_text", "text": "a", "annotations": [], "logprobs": [token]}
+    memory = ItemMemory()
+    memory.add({"type": "message", "id": "msg_1", "role": "assistant", "content": [part]})
+    held = memory.get("msg_1")
+    assert held is not None and "logprobs" not in held["content"][0]
+    assert held["content"][0]["text"] == "a" and part["logprobs"] == [token]

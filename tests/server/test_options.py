@@ -433,3 +433,29 @@ def test_openais_own_options_are_all_in_it():
     ):
         known = {name.split(".")[0] for name in _names(route)}
         assert set(kind.__annotations__) - known == set()
+
+
+@pytest.mark.parametrize(
+    ("route", "name", "value"),
+    [
+        ("responses", "response_format", {"type": "json_object"}),
+        ("responses", "max_tokens", 5),
+        ("responses", "n", 2),
+        ("responses", "guided_json", {"type": "object"}),
+        ("responses", "bad_words", ["a"]),
+        ("chat", "max_output_tokens", 5),
+        ("chat", "previous_response_id", "resp_1"),
+        ("chat", "best_of", 2),
+        ("completions", "previous_response_id", "resp_1"),
+    ],
+)
+def test_what_another_route_has_is_not_ignored(ask, route, name, value):
+    status, found, _ = ask(route, body_with(route, name, value))
+    assert status == 400 and found["error"]["param"] == name
+    assert found["error"]["code"] == "unsupported_parameter"
+
+
+def test_what_changes_nothing_elsewhere_is_no_fault(ask):
+    for name, value in (("n", 1), ("best_of", 1), ("max_tokens", None), ("suffix", "")):
+        status, _, _ = ask("responses", body_with("responses", name, value))
+        assert status == 200

@@ -236,3 +236,27 @@ def test_ends_over_http(engine, complete):
     ]
     assert len(forced["logprobs"]["tokens"]) == 5
     assert np.isfinite(forced["logprobs"]["token_logprobs"]).all()
+
+
+def test_every_choice_is_told_the_scores_of_a_prompt_that_was_computed_before(complete, engine):
+    """Only one of them computes them, and later than the others are done."""
+    ids = [int(token) for token in np.random.default_rng(3).integers(0, 4000, 300)]
+    complete(prompt=ids, max_tokens=1, temperature=0)
+    found = complete(prompt=ids, max_tokens=1, n=3, echo=True, logprobs=1, temperature=0)
+    told = [choice["logprobs"]["token_logprobs"] for choice in found["choices"]]
+    assert len(told) == 3 and told[0] == told[1] == told[2]
+    assert len(told[0]) >= 300 and told[0][0] is None
+
+
+def test_the_bound_on_scores_counts_every_choice(ask):
+    body = {"prompt": [5] * 80, "max_tokens": 1, "echo": True, "logprobs": 100}
+    assert ask(body).status_code == 200
+    refused = ask({**body, "n": 128})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "logprobs"
+
+
+@pytest.mark.parametrize("sent", [-1, 3])
+def test_which_number_is_wrong(ask, sent):
+    body = {"prompt": "Once", "max_tokens": 1, "prompt_logprobs": sent if sent < 0 else 10**6}
+    error = ask(body)
+    assert error.status_code == 400 and error.json()["error"]["param"] == "prompt_logprobs"

@@ -299,3 +299,15 @@ def test_a_call_that_the_limit_cuts(client, engine, stream):
         assert called.function.arguments.startswith(arguments)
         begun += bool(calls)
     assert begun
+
+
+def test_a_form_that_costs_too_much_is_the_requests_fault(engine):
+    from starlette.testclient import TestClient
+
+    from gptoss.server.api.app import ServerOptions, create_app
+
+    body = {"prompt": "a", "max_tokens": 4, "structured_outputs": {"regex": "(a{1000}){1000}"}}
+    with TestClient(create_app(engine, ServerOptions("nano"))) as client:
+        answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "structured_outputs.regex"
