@@ -445,7 +445,7 @@ def test_openais_own_options_are_all_in_it():
         ("responses", "bad_words", ["a"]),
         ("chat", "max_output_tokens", 5),
         ("chat", "previous_response_id", "resp_1"),
-        ("chat", "best_of", 2),
+        ("chat", "max_output_tokens", 7),
         ("completions", "previous_response_id", "resp_1"),
     ],
 )

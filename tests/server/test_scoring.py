@@ -36,6 +36,7 @@ def complete(ask):
     """The choices of the whole answer, after the streamed one was found to say the same."""
 
     def complete(**body):
+        body = {"seed": 1, **body}  # both answers are drawn alike
         found = ask(body)
         assert found.status_code == 200, found.text
         whole = found.json()
