@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 from gptoss.chat.conversation import (
@@ -87,14 +88,16 @@ def id_key(value: object) -> str | None:
 def dump_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The reverse of `parse_messages`: messages as OpenAI's chat API has them.
 
-    An assistant's thinking stands in "reasoning". Calls without an id get one of their place.
+    An assistant's thinking stands in "reasoning". Calls without an id get one that no other has.
     """
     found: list[dict[str, Any]] = []
     ids: dict[str, str] = {}  # recipient of the last call → its id
-    for i, message in enumerate(messages):
+    given = {message.call_id for message in messages}
+    new = (each for each in map("call_{}".format, count()) if each not in given)
+    for message in messages:
         if message.role == "tool":
             name = call_name(message.author)
-            call_id = message.call_id or ids.get(message.author, f"call_{i}")
+            call_id = message.call_id or ids.get(message.author) or next(new)
             found.append(
                 {"role": "tool", "tool_call_id": call_id, "name": name, "content": message.content}
             )
@@ -108,7 +111,7 @@ def dump_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         elif message.is_call:
             if last is None:
                 found.append(last := {"role": "assistant", "content": ""})
-            call_id = ids[str(message.recipient)] = message.call_id or f"call_{i}"
+            call_id = ids[str(message.recipient)] = message.call_id or next(new)
             function = {"name": call_name(message.recipient), "arguments": message.content}
             last.setdefault("tool_calls", []).append(
                 {"id": call_id, "type": "function", "function": function}

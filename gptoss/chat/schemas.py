@@ -72,6 +72,8 @@ class Document:
         """A schema with what it refers to, and what its `allOf` says, written into it."""
         if not isinstance(schema, Mapping):
             return Flat({})
+        if "$ref" not in schema and "allOf" not in schema:
+            return Flat(schema)
         parts = self.parts(schema)
         if len(parts) == 1:
             return Flat(schema)
@@ -173,7 +175,8 @@ def says_type(schema: object) -> bool:
 
 
 def schemas(schema: Schema, word: str) -> list[Any]:
-    found = schema.get(word)
+    """What a keyword lists; nothing where it is not there, or no list."""
+    found = schema.get(word) if word in schema else None
     return list(found) if isinstance(found, (list, tuple)) else []
 
 

@@ -207,7 +207,8 @@ class _Printer:
         out.append("{\n")
         required = {name for name in schemas(schema, "required") if isinstance(name, str)}
         for key, value in properties(schema).items():
-            out.append(self._property(f"{key}{'' if key in required else '?'}", value, indent))
+            mark = "" if key in required else "?"
+            out.append(self._property(f"{_key(key)}{mark}", value, indent))
         if isinstance(rest, Mapping) and rest:
             out.append(self._property("[key: string]", rest, indent))
         return "".join([*out, f"{indent}}}"])
@@ -426,7 +427,7 @@ def _mapping(schema: object) -> Schema:
 
 
 def _is_union(schema: Schema, union: str) -> bool:
-    return any(says_type(each) for each in schemas(schema, union))
+    return union in schema and any(says_type(each) for each in schemas(schema, union))
 
 
 def _typed(schema: Schema, union: str) -> list[Any]:
@@ -510,12 +511,16 @@ def _is_short(text: str) -> bool:
     return len(text) <= 200 and text.isprintable() and "*/" not in text
 
 
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else _json(key)
+
+
 def _json(value: object) -> str:
     """JSON on one line without blanks. Exponents are written as in JavaScript, 1e-7."""
     if isinstance(value, float):
         return re.sub(r"e([+-])0*", lambda m: "e" + m.group(1).strip("+"), repr(value))
     if isinstance(value, Mapping):
-        inside = (f"{_json(str(key))}:{_json(each)}" for key, each in value.items())
+        inside = (f"{_json(_key(key))}:{_json(each)}" for key, each in value.items())
         return "{" + ",".join(inside) + "}"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_json, value))}]"

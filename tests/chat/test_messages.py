@@ -3,7 +3,7 @@
 import pytest
 
 from gptoss import Error
-from gptoss.chat import parse_messages, parse_tools
+from gptoss.chat import dump_messages, parse_messages, parse_tools
 from gptoss.chat.conversation import Message
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -95,3 +95,20 @@ def test_tools_that_are_none(raw, message):
     with pytest.raises(Error, match=message) as caught:
         parse_tools(raw)
     assert caught.value.field == "tools"
+
+
+def test_calls_without_ids_get_ids_of_their_own():
+    def call(name, call_id=None):
+        return Message("assistant", "commentary", f"functions.{name}", "<|constrain|>json", "{}",
+                       call_id)  # fmt: skip
+
+    def result(name, call_id=None):
+        return Message(f"functions.{name}", "commentary", "assistant", None, "x", call_id)
+
+    messages = [call("a", "call_0"), call("b"), call("c"), call("d", "call_1"),
+                result("a", "call_0"), result("c"), result("b"), result("d", "call_1")]  # fmt: skip
+    dumped = dump_messages(messages)
+    ids = [each["id"] for each in dumped[0]["tool_calls"]]
+    assert len(set(ids)) == 4 and ids[0] == "call_0" and ids[3] == "call_1"
+    found = parse_messages(dumped)
+    assert [m.author for m in found[4:]] == [m.author for m in messages[4:]]

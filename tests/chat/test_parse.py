@@ -6,12 +6,21 @@ from time import perf_counter
 import numpy as np
 import pytest
 from byte_vocabulary import WORDS, Bytes
+from conversations import cases
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from parsing import check_pieces, fields, take
 
 from gptoss import Error
-from gptoss.chat import parse
+from gptoss.chat import (
+    call_name,
+    call_recipient,
+    dump_messages,
+    message_segments,
+    parse,
+    parse_messages,
+    render,
+)
 from gptoss.chat.conversation import Message
 from gptoss.chat.harmony import CONSTRAIN, REQUIRED, MarkedParser
 from gptoss.tokenizer import HARMONY_SIZE
@@ -248,25 +257,85 @@ def test_long_texts_take_time_in_proportion():
         assert perf_counter() - began < 5  # a hundred times what it takes
 
 
-def history(messages):
-    """What the model wrote, as a client sends it back; each call with a result."""
-    found = [{"role": "user", "content": "Hi"}]
+# Back again: what was written is a conversation's history.
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONVERSATIONS)
+def test_what_is_well_formed_is_rendered_as_it_was_written(messages):
+    messages = [message for message in messages if message.role != "developer"]
+    assert "".join(
+        text for message in messages for _, text in message_segments(message)
+    ) == "".join(map(written, messages))
+    answers = [i for i, message in enumerate(messages) if message.is_answer]
+    kept = [
+        message
+        for i, message in enumerate(messages)
+        if message.channel != "analysis" or i > max(answers, default=-1)
+    ]
+    if messages:
+        prompt = render(parse("".join(map(written, messages)))).text
+        assert prompt.endswith("<|end|>" + "".join(map(written, kept)) + "<|start|>assistant")
+
+
+def answered(messages):
+    """As a client sends it back that ran every call: one message for the whole answer."""
+    calls, results, texts, thoughts = [], [], [], []
     for number, message in enumerate(messages):
         if message.is_call:
             name = message.recipient.removeprefix("functions.")
             function = {"name": name, "arguments": message.content}
-            call = {"id": f"call_{number}", "type": "function", "function": function}
-            found.append({"role": "assistant", "content": None, "tool_calls": [call]})
-            found.append({"role": "tool", "tool_call_id": call["id"], "content": "done"})
+            calls.append({"id": f"call_{number}", "type": "function", "function": function})
+            results.append({"role": "tool", "tool_call_id": f"call_{number}", "content": "done"})
         elif message.from_model:
-            key = "reasoning" if message.channel == "analysis" else "content"
-            found.append({"role": "assistant", "content": "", key: message.content})
-    return found
+            (thoughts if message.channel == "analysis" else texts).append(message.content)
+    content = "\n\n".join(texts)
+    answer = {"role": "assistant", "content": content or (None if calls else "")}
+    answer |= {"reasoning": "\n\n".join(thoughts)} if thoughts else {}
+    answer |= {"tool_calls": calls} if calls else {}
+    return [answer, *results]
 
 
 @settings(max_examples=100, deadline=None)
 @given(PARTS)
 def test_whatever_was_written_can_be_sent_back(published, parts):
-    render = pytest.importorskip("gptoss.chat.render").render
-    rendered = render(history(parse("".join(parts))), tokenizer=published)
-    assert published.decode(rendered.ids) == rendered.text
+    messages = parse("".join(parts))
+    asked = {"role": "user", "content": "Hi"}
+    for history in (answered(messages), dump_messages(messages), messages):
+        rendered = render([asked, *history], tokenizer=published)
+        assert published.decode(rendered.ids) == rendered.text
+        for message in messages:
+            if message.from_model and message.channel != "analysis":
+                assert message.content in rendered.text
+            if message.is_call and history is not messages:  # which stay as they are
+                assert f" to={call_recipient(call_name(message.recipient))}<" in rendered.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(CONVERSATIONS | PARTS.map(lambda parts: parse("".join(parts))))
+def test_messages_in_the_chat_form_and_back(messages):
+    """All but what that form has no word for: it is the same from the second time on."""
+    if not messages:
+        return
+    found = parse_messages(dump_messages(messages))
+    said = [m for m in messages if m.content or m.is_call or not m.from_model]
+    assert [m.content for m in found] == [
+        m.content or "{}" if m.is_call else m.content for m in said
+    ]
+    assert [m.role for m in found] == [m.role for m in said]
+    assert [m.is_call for m in found] == [m.is_call for m in said]
+    for before, after in zip(said, found, strict=True):
+        if before.is_call:
+            assert call_name(after.recipient) == call_name(before.recipient)
+        elif before.role == "tool":
+            assert call_name(after.author) == call_name(before.author)
+        elif before.channel in ("analysis", "final"):
+            assert after.channel in (before.channel, "commentary")
+    assert not found or parse_messages(dump_messages(found)) == found
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_chat_form_comes_back_whole(case):
+    messages = parse_messages(case.all_raw())
+    assert parse_messages(dump_messages(messages)) == messages
