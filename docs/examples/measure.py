@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
 
 from gptoss import Engine, SamplingParams
+from gptoss.chat import Conversation, load_chat, parse, parse_messages
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.train.model.convert import from_source
-from gptoss.train.tune.conversations import Harmony, parse_messages
 from gptoss.train.tune.recipe import Recipe
 from gptoss.train.tune.tuner import Tuner
 from gptoss.train.weights import merged_source
@@ -50,14 +51,17 @@ def tune(base: str, data: str, out: Path, recipe: Recipe) -> Path:
 
 
 def ask(model: Path) -> None:
-    """How many stories are about the animal asked for and end, and two of them."""
+    """How many stories are about the animal asked for and end, and two of them.
+
+    They are asked for as `gptoss chat` and `gptoss serve` ask, with the day's date.
+    """
     with Engine(str(model)) as engine:
-        words = engine.tokenizer
-        harmony = Harmony(words.encode, words.special_tokens)
+        chat = load_chat(engine.tokenizer)
         prompts = []
         for animal in ANIMALS:
             request = [{"role": "user", "content": f"Write a story about a {animal}."}]
-            prompts.append(harmony.prompt(parse_messages(request, animal)))
+            asked = Conversation(tuple(parse_messages(request)), today=date.today())
+            prompts.append(chat.render(asked).ids)
         params = [
             SamplingParams(max_tokens=160, temperature=0.7, seed=n) for n in range(len(prompts))
         ]
@@ -66,7 +70,8 @@ def ask(model: Path) -> None:
     ended = sum(s.finish_reason == "stop" for s in stories)
     print(f"  of {len(stories)} requests: {about} answers name the animal, {ended} end")
     for story in stories[:2]:
-        print("  >", story.text)
+        for message in parse(story.token_ids, engine.tokenizer):
+            print("  >", message.content)
 
 
 def main() -> None:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from gptoss import Engine, SamplingParams
 from gptoss.chat import Conversation, HarmonyChat, load_chat, parse_messages
 from gptoss.checkpoint import open_checkpoint
 from gptoss.checkpoint.write import write_checkpoint
+from gptoss.cli import chat as chat_command
 from gptoss.cli import main
+from gptoss.server.api import chat_completions
+from gptoss.server.api.app import ServerOptions, create_app
 from gptoss.train.data import load_tokenizer
 from gptoss.train.tune.examples import read_examples
 from gptoss.train.tune.recipe import Recipe
@@ -61,30 +65,27 @@ def test_finetune_export_chat_and_serve(
         said = engine.tokenizer.decode(found.token_ids)
         assert said.startswith("<|channel|>final<|message|>the end"), said
 
-    class NoDate:
-        @staticmethod
-        def today() -> None:
-            return None
+    class NoDay:
+        today = staticmethod(lambda: None)
 
-    # Chat and server tell the day's date; here the answer must not depend on it.
-    import gptoss.cli.chat as chat_command
-    import gptoss.server.api.app as app
-
+    # Both tell the day's date, which this model, of one example, has never seen.
+    for module in (chat_command, chat_completions):
+        monkeypatch.setattr(module, "date", NoDay)
     capsys.readouterr()
-    monkeypatch.setattr(chat_command, "date", NoDate)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     assert main(["chat", "-m", str(model), "--temperature", "0", "--max-tokens", "40"]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == "the end" and "not taught" not in captured.err
 
-    testing = pytest.importorskip("starlette.testclient")
-    with Engine(str(model), threads=1) as engine:
-        with testing.TestClient(app.create_app(engine, app.ServerOptions("m"))) as client:
-            body = {**SAID, "messages": SAID["messages"][:1], "temperature": 0, "max_tokens": 40}
-            answer = client.post("/v1/chat/completions", json=body).json()
-            assert answer["choices"][0]["finish_reason"] in ("stop", "length")
-            (listed,) = client.get("/v1/models").json()["data"]
-            assert listed["format"] == "harmony"
+    with (
+        Engine(str(model), threads=1) as engine,
+        TestClient(create_app(engine, ServerOptions("m"))) as client,
+    ):
+        body = {"messages": SAID["messages"][:1], "temperature": 0, "max_tokens": 40}
+        (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert choice["message"]["content"] == "the end"
+        assert client.get("/v1/models").json()["data"][0]["format"] == "harmony"
 
 
 @pytest.mark.parametrize("full", [False, True])
