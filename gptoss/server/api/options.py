@@ -186,11 +186,15 @@ def _check_elsewhere(name: str, value: Any, route: Route) -> None:
     """Raises ApiError for what another route has, where it asks there for another answer: a client
     that asks the wrong route must not believe that it was carried out.
     """
-    option = next((found for other in ANSWERS if (found := _known(other).get(name))), None)
-    if option is None or route not in ANSWERS or value is None:
+    if route not in ANSWERS or value is None:
         return
-    means = option.form or option.param or option.verdict == "refused"
-    if means and not option.harmless(value) and value != option.default:
+    found = [option for other in ANSWERS if (option := _known(other).get(name))]
+    # What merely carries a text, as `prompt` does, is no option of an answer anywhere.
+    means = [o.form or o.param or o.verdict == "refused" for o in found]
+    if not found or not all(means):
+        return
+    option = found[0]
+    if not option.harmless(value) and value != option.default:
         raise ApiError(
             f"{name}: this route has no such option ({option.says})",
             field=name,
