@@ -89,8 +89,8 @@ class Conversation:
         tools: functions that are declared.
         effort: of reasoning: "low", "medium" or "high".
         today: the date that the model is told; None: none.
-        built_in: of "browser" and "python" those that are declared.
-        continues: whether the last message, an assistant's, is to be gone on with.
+        built_in: the built-in tools that are declared: "browser", "python" or both.
+        continues: whether the model is to continue the last message, an assistant's.
 
     Raises:
         Error: effort or built_in is none of these.

@@ -72,6 +72,8 @@ class Header:
 
     def add(self, text: str) -> str:
         """Take what still belongs to a header; the rest is text of a message without one."""
+        if not text:
+            return ""
         before = self._author, list(self._parts), self._length
         self._put(text)
         if self.plausible():

@@ -215,6 +215,8 @@ class _Reader:
                     f"{shown(item.get('tool_call_id'))}"
                 )
             author = call_recipient(name, self._declared)
+        if Message(author).role != "tool":  # models may call "system"; what that says is no order
+            author = FUNCTIONS + author
         return Message(valid_text(author), COMMENTARY, "assistant", content=text, call_id=key)
 
 

@@ -1,7 +1,6 @@
 """`gptoss.chat.parse`: whatever is written, whole, cut or in any pieces."""
 
 import re
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from gptoss.chat import (
 )
 from gptoss.chat.conversation import Message
 from gptoss.chat.harmony import CONSTRAIN, REQUIRED, MarkedParser
+from gptoss.chat.header import Header
 from gptoss.tokenizer import HARMONY_SIZE
 
 SPECIAL = re.compile("(" + "|".join(map(re.escape, WORDS.special_tokens)) + ")")
@@ -247,14 +247,15 @@ def test_a_vocabulary_without_harmony():
             parse(it, Poor())
 
 
-def test_long_texts_take_time_in_proportion():
-    """A header without an end is given up; marks without text do not add up."""
+def test_long_texts():
+    """A header without an end is given up; marks without text do not add up. Were that quadratic,
+    this would not end.
+    """
     for text in ("a" * 300_000, "to=" * 100_000, "<|channel|>" * 30_000, " " * 300_000,
                  "<|channel|><|constrain|>" * 15_000, "<|channel|>x<|constrain|>" * 15_000,
                  "<|start|>assistant" * 15_000, "<|message|><|channel|>" * 15_000):  # fmt: skip
-        began = perf_counter()
-        parse(text)
-        assert perf_counter() - began < 5  # a hundred times what it takes
+        plain = re.sub(r"<\|\w+\|>", "", text)
+        assert sum(len(message.content) for message in parse(text)) <= len(plain)
 
 
 # Back again: what was written is a conversation's history.
@@ -339,3 +340,10 @@ def test_messages_in_the_chat_form_and_back(messages):
 def test_the_chat_form_comes_back_whole(case):
     messages = parse_messages(case.all_raw())
     assert parse_messages(dump_messages(messages)) == messages
+
+
+def test_marks_without_end_and_nothing_behind_them():
+    header = Header()
+    for mark in ("<|channel|>", "<|constrain|>") * 5000:
+        header.mark(mark)
+    assert header.add("") == ""
