@@ -40,4 +40,4 @@ from gptoss.chat.render import head as head
 from gptoss.chat.render import message_segments as message_segments
 from gptoss.chat.render import render as render
 from gptoss.chat.render import segments as segments
-from gptoss.chat.text import valid_text as valid_text
+from gptoss.request import valid_text as valid_text

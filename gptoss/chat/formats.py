@@ -9,9 +9,8 @@ from gptoss.chat.conversation import ANALYSIS, Conversation, Message, Tool
 from gptoss.chat.grammar import answer_grammar
 from gptoss.chat.harmony import REQUIRED, HarmonyParser, check_vocabulary
 from gptoss.chat.render import Rendered, segments
-from gptoss.chat.text import valid_text
 from gptoss.errors import Error
-from gptoss.request import Grammar
+from gptoss.request import Grammar, valid_text
 from gptoss.tokenizer import Tokenizer
 
 

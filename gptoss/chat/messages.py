@@ -18,8 +18,8 @@ from gptoss.chat.conversation import (
     Tool,
     settled,
 )
-from gptoss.chat.text import valid_json, valid_text
 from gptoss.errors import Error, shown
+from gptoss.request import valid_json, valid_text
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a tool that is declared
 _THINKING = ("reasoning", "reasoning_content", "thinking")

@@ -13,6 +13,7 @@ from typing import SupportsIndex
 from gptoss.chat.conversation import Message
 from gptoss.chat.harmony import REQUIRED, MarkedParser, check_vocabulary
 from gptoss.errors import Error, shown
+from gptoss.request import valid_text
 from gptoss.tokenizer import HARMONY_SIZE, Tokenizer, load_tokenizer
 
 # Of the published vocabulary: those that mark messages, and those that mean nothing here.
@@ -63,7 +64,7 @@ def _parse_text(text: str, tokenizer: Tokenizer | None) -> list[Message]:
         check_vocabulary(tokenizer)
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
         names = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = valid_text(text)
     parser = MarkedParser()
     for i, part in enumerate(names.split(text)):
         if i % 2:

@@ -20,9 +20,9 @@ from gptoss.chat.built_in import BUILT_IN
 from gptoss.chat.conversation import ANALYSIS, CHANNELS, Conversation, Message
 from gptoss.chat.harmony import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, check_vocabulary
 from gptoss.chat.messages import parse_messages, parse_tools
-from gptoss.chat.text import valid_text
 from gptoss.chat.typescript import namespace_section
 from gptoss.errors import Error
+from gptoss.request import valid_text
 from gptoss.tokenizer import HARMONY_SIZE, Tokenizer, load_tokenizer
 
 IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."

@@ -17,3 +17,5 @@ from gptoss.request.result import Score as Score
 from gptoss.request.result import Timing as Timing
 from gptoss.request.result import TokenLogprob as TokenLogprob
 from gptoss.request.result import join as join
+from gptoss.request.text import valid_json as valid_json
+from gptoss.request.text import valid_text as valid_text

@@ -17,7 +17,8 @@ from typing import Any
 from gptoss.errors import Error, shown
 from gptoss.request.deep import deeply
 from gptoss.request.gbnf import lark_of
-from gptoss.request.schema import as_unicode, schema_text
+from gptoss.request.schema import schema_text
+from gptoss.request.text import valid_text
 
 MAX_SOURCE = 1 << 20  # characters of a grammar
 MAX_CHOICES = 1024
@@ -96,7 +97,7 @@ class Grammar:
         ):
             raise _refused(f"choice: expected 1 to {MAX_CHOICES} texts, found {shown(texts)}")
         # In Lark's escapes.
-        names = [json.dumps(as_unicode(text)).replace("\x7f", "\\u007f") for text in texts]
+        names = [json.dumps(valid_text(text)).replace("\x7f", "\\u007f") for text in texts]
         return Grammar.lark(f"start: {' | '.join(names)}", what="choice")
 
     @staticmethod
@@ -110,7 +111,7 @@ class Grammar:
             raise _refused(f"{what}: expected a string, found {shown(source)}")
         if len(source) > MAX_SOURCE:
             raise _refused(f"{what}: expected at most {MAX_SOURCE} characters, found {len(source)}")
-        source = as_unicode(source)
+        source = valid_text(source)
         problem = _problem(source)
         if problem and not problem.startswith("WARNING"):
             raise _refused(f"{what}: {first_line(problem)}")
@@ -127,7 +128,7 @@ class Grammar:
             raise _refused(f"gbnf: expected a string, found {shown(source)}")
         if len(source) > MAX_SOURCE:
             raise _refused(f"gbnf: expected at most {MAX_SOURCE} characters, found {len(source)}")
-        return Grammar.lark(lark_of(as_unicode(source)), what="gbnf")
+        return Grammar.lark(lark_of(valid_text(source)), what="gbnf")
 
     @property
     def rule(self) -> str:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gptoss.request.text import valid_text
+
 # Where a schema holds schemas: by a name of their own, in a list, or alone.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -25,16 +27,7 @@ def schema_text(schema: Mapping[str, Any] | bool, options: Mapping[str, Any]) ->
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
     if '"nullable"' in text:
         whole = _with_null(whole)
-    return as_unicode(json.dumps({**whole, **options}, ensure_ascii=False, allow_nan=False))
-
-
-def as_unicode(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair that stands alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return valid_text(json.dumps({**whole, **options}, ensure_ascii=False, allow_nan=False))
 
 
 def _with_null(schema: Any) -> Any:

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.errors import Error
+from gptoss.request import valid_text
 from gptoss.server.access import Access
 from gptoss.server.errors import ApiError
 
@@ -47,11 +48,7 @@ def as_json(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
     Raises ValueError where a number is not finite, which JSON has no word for.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # halves of surrogate pairs; two that belong together are whole
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return valid_text(text)
 
 
 class Json(JSONResponse):

@@ -4,10 +4,15 @@ import pytest
 from chatting import OfBytes, printed
 from scripted import ANSWER
 
-from gptoss.server.api.effort import EFFORTS, NAMES, effort_of
+from gptoss.server.api.effort import EFFORTS, NAMES
+from gptoss.server.api.options import read_options
 from gptoss.server.errors import ApiError
 
 OWN = {"reasoning_effort", "reasoning.effort"}
+
+
+def effort_of(body, own="reasoning_effort"):
+    return read_options(body, "responses" if own == "reasoning.effort" else "chat").effort()
 
 
 def body_of(name, value):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss.errors import shown
+from gptoss.request import valid_json
 from gptoss.server.errors import ApiError
 
 
@@ -27,7 +28,7 @@ def parse_body(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data, parse_constant=_no_number, parse_float=_finite)
         if _MAYBE_HALF.search(data):
-            body = _mended(body)
+            body = valid_json(body)
     except (ValueError, RecursionError) as error:
         raise ApiError(f"body: expected JSON: {error}") from None
     if not isinstance(body, dict):
@@ -48,13 +49,3 @@ def _finite(written: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{written[:40]} is beyond every number of 64 bits")
     return number
-
-
-def _mended(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_mended(item) for item in value]
-    if isinstance(value, dict):
-        return {_mended(key): _mended(item) for key, item in value.items()}
-    return value

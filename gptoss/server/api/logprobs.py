@@ -7,7 +7,7 @@ from typing import Any
 from gptoss.request import TokenLogprob
 
 # JSON has no infinity; OpenAI says this of what a model rules out.
-_LEAST = -9999.0
+LEAST = -9999.0
 
 
 def logprob_object(token: TokenLogprob) -> dict[str, Any]:
@@ -21,5 +21,5 @@ def logprob_object(token: TokenLogprob) -> dict[str, Any]:
 
 
 def _one(token: TokenLogprob) -> dict[str, Any]:
-    logprob = max(token.logprob, _LEAST)
+    logprob = max(token.logprob, LEAST)
     return {"token": token.text, "logprob": logprob, "bytes": list(token.bytes)}

@@ -8,10 +8,10 @@ from typing import Any
 from gptoss.engine import Engine
 from gptoss.request import Score, TokenLogprob
 from gptoss.server.api.answer import Answer
+from gptoss.server.api.logprobs import LEAST
 from gptoss.server.errors import ApiError
 
 _MAX_TOLD = 1 << 18  # log-probabilities told of all prompts of a request
-_LEAST = -9999.0  # JSON has no infinity; OpenAI says this of what a model rules out
 
 
 class TokenLogprobs:
@@ -58,7 +58,7 @@ class TokenLogprobs:
         likely: list[tuple[int, float]],
     ) -> None:
         found["tokens"].append(self._name(token))
-        found["token_logprobs"].append(None if logprob is None else max(logprob, _LEAST))
+        found["token_logprobs"].append(None if logprob is None else max(logprob, LEAST))
         found["text_offset"].append(self._length)
         self._length += len(self._decoder.push(token))
         if logprob is None:
@@ -69,7 +69,7 @@ class TokenLogprobs:
         named: dict[str, float] = {}
         for other, value in likely:
             name = self._name(other)
-            named[_id(other) if name in named else name] = max(value, _LEAST)
+            named[_id(other) if name in named else name] = max(value, LEAST)
         found["top_logprobs"].append(named)
 
     def _name(self, token: int) -> str:
@@ -126,7 +126,7 @@ def check_size(answer: Answer, name: str, top: int, times: int = 1) -> None:
 
 def _entry(engine: Engine, token: int, logprob: float, rank: int | None) -> dict[str, Any]:
     text = engine.tokenizer.token_bytes(token).decode("utf-8", "replace")
-    return {"logprob": max(logprob, _LEAST), "rank": rank, "decoded_token": text}
+    return {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": text}
 
 
 def _id(token: int) -> str:
