@@ -21,8 +21,15 @@ from typing import Any
 import uvicorn
 
 from gptoss.cli.opening import open_engine
-from gptoss.cli.serve import application, log_to_stderr
+from gptoss.cli.serve import application
 from gptoss.errors import Error
+from gptoss.server.connections import Connections, Limits
+from gptoss.server.listen import Server, affordable, config
+from gptoss.server.log import log_to_stderr
+
+# The front drops a connection before we do: a request on one that is just being closed would be
+# lost.
+_IDLE = 60.0
 
 
 def main() -> int:
@@ -35,21 +42,15 @@ def main() -> int:
     threading.Thread(target=_end_with, args=[line], daemon=True).start()
     options = json.loads(asked)
     arguments = argparse.Namespace(**options)
-    log_to_stderr(arguments.no_access_log)
+    log_to_stderr(access=not arguments.no_access_log)
     try:
         with open_engine(arguments, show=options["replica"] == 0) as engine:
             app = application(arguments, engine, behind_front=True)
-            config = uvicorn.Config(
-                app,
-                host=arguments.host,
-                port=arguments.port,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=60,
-                timeout_graceful_shutdown=60,
+            limits = affordable(Limits(2 * arguments.max_connections, idle=_IDLE))
+            listening = config(
+                app, arguments.host, arguments.port, Connections(limits), log_level="warning"
             )
-            _Server(config, line).run()
+            _Server(listening, line).run()
     except (Error, OSError, MemoryError) as error:
         message = str(error) or "out of memory"
         line.sendall(json.dumps({"error": message}).encode() + b"\n")
@@ -57,7 +58,7 @@ def main() -> int:
     return 0
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     def __init__(self, config: uvicorn.Config, line: socket.socket) -> None:
         super().__init__(config)
         self._line = line

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
-import logging
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
 
     from gptoss.engine import Engine
     from gptoss.server.front.replicas import Plan
+    from gptoss.server.who import Hosts
 
 NAME = "serve"
 HELP = "Answer requests over HTTP, as OpenAI's API does."
 _MAX_REPLICAS = 64
+_PRIORITIES = {"any": (-1000, 1000), "lower": (0, 1000), "none": (0, 0)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +50,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at a time, for each replica (default: 256)",
     )
+    add(
+        "--max-connections",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="open at a time (default: 1024); beyond it those that ask for nothing are closed",
+    )
     add("--timeout", type=float, default=3600.0, metavar="SECONDS",
         help="that an answer may take; 0: for ever (default: 3600)")  # fmt: skip
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which clients may call this server, several times if need be; *: any",
+    )
+    add(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS",
+        help="a proxy whose X-Forwarded-For says who asks, several times if need be (default: this "
+        "machine's own); '': none",
+    )
+    add(
+        "--priority",
+        choices=["any", "lower", "none"],
+        help="what clients may ask for: to go before others, only after them, or neither (default: "
+        "lower where there are several keys, or none on an address that others reach; else any)",
+    )
+    add(
+        "--cache-isolation",
+        action="store_true",
+        help="what one client sent is in the prefix cache for that client alone",
+    )
     add("--no-access-log", action="store_true", help="do not log requests, a line of JSON each")
     add("--origin", action="append", default=[], metavar="URL", help="of web pages that may ask")
     add(
@@ -65,28 +98,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Serve until Ctrl-C or SIGTERM; requests that run are finished first."""
     try:
-        import uvicorn
-
         import gptoss.server.api.app
-        import gptoss.server.front.replicas  # noqa: F401
+        import gptoss.server.front.replicas
+        import gptoss.server.listen
+        import gptoss.server.log
     except ImportError as error:
         raise Error(f"serve: {error.name} is missing: pip install 'gptoss[serve]'") from None
     from gptoss.cli.opening import open_engine
+    from gptoss.server.who import is_loopback
 
     if not 0 <= arguments.port < 1 << 16:
         raise Error(f"--port: expected 0 to 65535, found {arguments.port}")
     if arguments.max_requests < 1:
         raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
+    if arguments.max_connections < 1:
+        raise Error(f"--max-connections: expected at least 1, found {arguments.max_connections}")
     if not 1 <= arguments.replicas <= _MAX_REPLICAS:
         raise Error(f"--replicas: expected 1 to {_MAX_REPLICAS}, found {arguments.replicas}")
     if not arguments.timeout >= 0:
         raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
-    log_to_stderr(arguments.no_access_log)
-    keys = arguments.api_key = [
-        *arguments.api_key,
-        *filter(None, [os.environ.get("GPTOSS_API_KEY")]),
-    ]
-    if not keys and not _is_loopback(arguments.host):
+    gptoss.server.log.log_to_stderr(access=not arguments.no_access_log)
+    keys = arguments.api_key = given_keys(arguments.api_key)
+    if arguments.priority is None:
+        strangers = len(keys) > 1 or (not keys and not is_loopback(arguments.host))
+        arguments.priority = "lower" if strangers else "any"
+    if not keys and not is_loopback(arguments.host):
         print(
             f"gptoss: {arguments.host} can be reached from elsewhere, and no --api-key is set",
             file=sys.stderr,
@@ -94,7 +130,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if arguments.replicas > 1:
         return _serve_replicas(arguments)
     with open_engine(arguments) as engine:
-        server = uvicorn.Server(_config(arguments, application(arguments, engine)))
+        server = gptoss.server.listen.Server(_config(arguments, application(arguments, engine)))
         try:
             server.run()
         except KeyboardInterrupt:  # uvicorn passes it on when all is finished
@@ -115,41 +151,73 @@ def application(
         origins=tuple(arguments.origin),
         timeout=arguments.timeout or None,
         behind_front=behind_front,
+        hosts=None if behind_front else _hosts(arguments),
+        priorities=_PRIORITIES[arguments.priority],
+        cache_isolation=arguments.cache_isolation,
     )
     return create_app(engine, options)
 
 
-def _config(arguments: argparse.Namespace, app: Starlette) -> uvicorn.Config:
-    import uvicorn
+def _config(arguments: argparse.Namespace, app: Starlette, each: int = 1) -> uvicorn.Config:
+    """each: descriptors that a connection takes."""
+    from gptoss.server.connections import Connections, Limits
+    from gptoss.server.listen import affordable, config
 
-    return uvicorn.Config(
+    limits = affordable(Limits(arguments.max_connections), each)
+    proxies = arguments.trusted_proxy
+    return config(
         app,
-        host=arguments.host,
-        port=arguments.port,
-        log_level="info",
-        access_log=False,  # ours says more
-        server_header=False,
-        timeout_graceful_shutdown=60,
+        arguments.host,
+        arguments.port,
+        Connections(limits),
+        proxies=["127.0.0.1", "::1"] if proxies is None else list(filter(None, proxies)),
     )
+
+
+def given_keys(options: Sequence[str]) -> list[str]:
+    """The keys of the command line, and the one of the environment. Raises Error for a bad one."""
+    from gptoss.server.who import check_keys
+
+    check_keys(options, "--api-key")
+    own = os.environ.get("GPTOSS_API_KEY")
+    if own is None:
+        return list(options)
+    if not own:
+        raise Error(
+            "GPTOSS_API_KEY: expected a key, found an empty one; unset it to serve without a key"
+        )
+    check_keys([own], "GPTOSS_API_KEY")
+    return [*options, own]
+
+
+def _hosts(arguments: argparse.Namespace) -> Hosts | None:
+    from gptoss.server.who import Hosts
+
+    return Hosts.of(arguments.host, arguments.allowed_host, bool(arguments.api_key))
 
 
 # Several replicas.
 
 
 def _serve_replicas(arguments: argparse.Namespace) -> int:
-    import uvicorn
-
     from gptoss.server.front.app import FrontOptions, create_front
     from gptoss.server.front.replicas import PATIENCE, Replicas
     from gptoss.server.front.router import Router
+    from gptoss.server.listen import Server
 
     inner_key = secrets.token_hex(32)
     router = Router(arguments.replicas, arguments.max_requests)
     replicas = Replicas(_plans(arguments, inner_key), router)
-    options = FrontOptions(inner_key, tuple(arguments.api_key), origins=tuple(arguments.origin))
+    options = FrontOptions(
+        inner_key,
+        tuple(arguments.api_key),
+        origins=tuple(arguments.origin),
+        hosts=_hosts(arguments),
+        cache_isolation=arguments.cache_isolation,
+    )
     app = create_front(replicas.upstreams, router, options)
 
-    class Server(uvicorn.Server):
+    class FrontServer(Server):
         async def shutdown(self, *arguments: Any, **options: Any) -> None:
             await super().shutdown(*arguments, **options)
             # Here, and not after `serve`, which passes the signal on that ended it: nothing of
@@ -157,7 +225,8 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             # A second Ctrl-C does not wait.
             await replicas.close(0 if self.force_exit else PATIENCE)
 
-    server = Server(_config(arguments, app))
+    # A connection to a client, and one to a replica.
+    server = FrontServer(_config(arguments, app, each=2))
 
     async def serve() -> None:
         await replicas.start()
@@ -201,21 +270,3 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         command = [sys.executable, "-m", "gptoss.cli.replica", str(i)]
         plans.append(Plan(command, {**asked, "replica": i}, environment))
     return plans
-
-
-def log_to_stderr(no_access: bool) -> None:
-    """Our own log, a line of JSON for each request unless `no_access`."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("gptoss")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    if no_access:
-        logging.getLogger("gptoss.access").setLevel(logging.WARNING)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -46,12 +46,14 @@ class AsyncEngine:
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
+        salt: str = "",
     ) -> AsyncStream:
         """As `Engine.stream`. The request is submitted at once and runs to its end, read or not:
         a slow reader holds up nobody, and finds everything when it comes.
 
         priority: lower goes first. client: whom it is for; those that wait share the engine alike.
         account: shared by streams that are to count as one request of that client.
+        salt: prefixes are taken from the cache only where they were put with the same.
         loop: the one that the stream is read in; needed on other threads than the loop's, where
         the splitting of a long text into tokens holds up no other request.
 
@@ -66,6 +68,7 @@ class AsyncEngine:
             priority=priority,
             client=client,
             account=account,
+            salt=salt,
         )
         for request in requests:
             request.demand = request.sequence.limit + 1  # more than it can produce

@@ -386,6 +386,7 @@ class Engine:
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
+        salt: str = "",
     ) -> list[Generation | Scores]:
         """Check a prompt and its parameters, and make of them the requests to submit.
 
@@ -395,6 +396,7 @@ class Engine:
             priority: lower goes first.
             client: whom it is for; clients share the engine alike, and so do a client's requests.
             account: shared by what is to count as one request; None: these are one.
+            salt: prefixes are taken from the cache only where they were put with the same.
 
         Returns:
             One for each of the n choices; where no token is to be drawn, one.
@@ -434,6 +436,7 @@ class Engine:
                         priority=priority,
                         client=client,
                         account=account,
+                        salt=salt,
                     )
                 ]
         max_tokens = self._max_tokens(len(ids), params.max_tokens)
@@ -462,6 +465,7 @@ class Engine:
                 priority=priority,
                 client=client,
                 account=account,
+                salt=salt,
             )
             for index in range(params.n)
         ]

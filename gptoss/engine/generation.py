@@ -78,6 +78,7 @@ class Generation(Request):
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
+        salt: str = "",
     ) -> None:
         # The last token drawn is never fed back, so it needs no keys and values.
         limit = len(prompt) + max_tokens - 1
@@ -89,6 +90,7 @@ class Generation(Request):
             priority=priority,
             client=client,
             account=account,
+            salt=salt,
         )
         super().__init__(sequence, outbox, key)
         self.sampler = SamplerState(params, seed, prompt)

@@ -16,17 +16,19 @@ from collections.abc import Sequence as SequenceOf
 
 from gptoss.engine.pages import FULL, NO_PAGE, SLIDING, PagePool, SequencePages, first_block_seen
 
+Key = tuple[int | str, ...]  # tokens, behind the salt in a first block
+
 
 class Node:
     """A block of tokens that follow those of its parent. pages: FULL and SLIDING, or NO_PAGE."""
 
     __slots__ = ("children", "key", "pages", "parent")
 
-    def __init__(self, parent: Node | None, key: tuple[int, ...]) -> None:
+    def __init__(self, parent: Node | None, key: Key) -> None:
         self.parent = parent
         self.key = key
         self.pages = [NO_PAGE, NO_PAGE]
-        self.children: dict[tuple[int, ...], Node] = {}
+        self.children: dict[Key, Node] = {}
 
 
 class PrefixCache:
@@ -42,15 +44,16 @@ class PrefixCache:
         self._window = window
         self.root = Node(None, ())
 
-    def find(self, tokens: SequenceOf[int]) -> list[Node]:
+    def find(self, tokens: SequenceOf[int], salt: str = "") -> list[Node]:
         """The longest prefix of `tokens` that a sequence can continue, one node per block.
 
-        At least one token is left to compute: its logits are wanted.
+        salt: the one that they were remembered with; others have a tree of their own. At least one
+        token is left to compute: its logits are wanted.
         """
         path: list[Node] = []
         node = self.root
         for block in range((len(tokens) - 1) // self._page_size):
-            child = node.children.get(self._key(tokens, block))
+            child = node.children.get(self._key(tokens, block, salt))
             if child is None or child.pages[FULL] == NO_PAGE:
                 break
             path.append(child)
@@ -72,7 +75,9 @@ class PrefixCache:
         pages.node = path[-1] if path else self.root
         pages.cached = len(path)
 
-    def extend(self, pages: SequencePages, tokens: SequenceOf[int], computed: int) -> None:
+    def extend(
+        self, pages: SequencePages, tokens: SequenceOf[int], computed: int, salt: str = ""
+    ) -> None:
         """Remember the blocks that a sequence has completed, before it trims them.
 
         Where another one was first, its pages take the place of the sequence's own, so that every
@@ -80,7 +85,7 @@ class PrefixCache:
         """
         node = self.root if pages.node is None else pages.node
         for block in range(pages.cached, computed // self._page_size):
-            key = self._key(tokens, block)
+            key = self._key(tokens, block, salt)
             child = node.children.get(key)
             if child is None:
                 child = node.children[key] = Node(node, key)
@@ -101,8 +106,9 @@ class PrefixCache:
         """The first of n blocks whose sliding page is still seen by the token after them."""
         return first_block_seen(blocks * self._page_size, self._window, self._page_size)
 
-    def _key(self, tokens: SequenceOf[int], block: int) -> tuple[int, ...]:
-        return tuple(tokens[block * self._page_size : (block + 1) * self._page_size])
+    def _key(self, tokens: SequenceOf[int], block: int, salt: str) -> Key:
+        key: Key = tuple(tokens[block * self._page_size : (block + 1) * self._page_size])
+        return (salt, *key) if salt and block == 0 else key
 
 
 class _Forget:

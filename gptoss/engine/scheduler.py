@@ -199,7 +199,7 @@ class Scheduler:
             end = sequence.computed = min(end, len(sequence.tokens) - 1)
         completed = end // self.page_size > chunk.start // self.page_size
         if completed and self._cache is not None and sequence.reuses:
-            self._cache.extend(pages, sequence.tokens, end)
+            self._cache.extend(pages, sequence.tokens, end, sequence.salt)
         if first_block_seen(end, self.window, self.page_size) > pages.first_sliding:
             pages.trim(end)
 
@@ -289,7 +289,7 @@ class Scheduler:
         pages = SequencePages(self.pool, self.page_size, self.window)
         free = self.pool.free
         if self._cache is not None and sequence.reuses:
-            path: list[Node] = self._cache.find(sequence.prefix)
+            path: list[Node] = self._cache.find(sequence.prefix, sequence.salt)
             self._cache.adopt(pages, path)
         left = spare - (free - self.pool.free)
         if self.running and self.pages_for(len(sequence.tokens)) - pages.held > left:
@@ -303,7 +303,7 @@ class Scheduler:
         """Blocks of its prefix that the cache has."""
         if self._cache is None or not sequence.reuses:
             return 0
-        return len(self._cache.find(sequence.prefix))
+        return len(self._cache.find(sequence.prefix, sequence.salt))
 
     def _enters_already(self, sequence: Sequence, blocks: int) -> bool:
         """Whether a running prompt is about to compute a good part of what this one needs."""
@@ -316,6 +316,7 @@ class Scheduler:
             other.reuses
             and other.pages is not None
             and other.pages.cached * self.page_size < end
+            and other.salt == sequence.salt
             and other.tokens[:end] == sequence.tokens[:end]
             for other in self.running
         )

@@ -109,6 +109,7 @@ class Scores(Request):
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
+        salt: str = "",
     ) -> None:
         # The last one is not read: nothing is asked about what comes after it.
         read = tokens[: max(1, len(tokens) - 1)]
@@ -121,6 +122,7 @@ class Scores(Request):
             priority=priority,
             client=client,
             account=account,
+            salt=salt,
         )
         super().__init__(sequence, outbox, key)
         self.prompt_ids = tuple(tokens)

@@ -45,6 +45,7 @@ class Sequence:
         priority: lower goes first.
         client: whom it is for; clients share the engine alike.
         account: of its request; the requests of one client share alike.
+        salt: its prefix is another one than the same tokens with another salt.
         place: numbers arrivals; set by the queue.
     """
 
@@ -63,6 +64,7 @@ class Sequence:
         "reusable",
         "reuses",
         "rows_from",
+        "salt",
         "tokens",
     )
 
@@ -78,6 +80,7 @@ class Sequence:
         priority: int = 0,
         client: str = "",
         account: Account | None = None,
+        salt: str = "",
     ) -> None:
         self.tokens = list(tokens)
         self.limit = limit
@@ -87,6 +90,7 @@ class Sequence:
         self.reusable = reusable
         self.priority = priority
         self.client = client
+        self.salt = salt
         self.account = Account() if account is None else account
         self.computed = 0
         self.cached: int | None = None

@@ -5,17 +5,15 @@ a front of several.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +22,7 @@ from gptoss.errors import Error
 from gptoss.request import valid_text
 from gptoss.server.access import Access
 from gptoss.server.errors import ApiError
+from gptoss.server.who import Hosts, OnlyFriends, for_origins
 
 log = logging.getLogger("gptoss.server")
 MISTAKE = ApiError("the server made a mistake; its log says more", 500)
@@ -131,57 +130,28 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def knows_key(request: Request, keys: Iterable[str]) -> bool:
-    """Whether the request's bearer token is one of the keys; any request where there are none."""
-    keys = list(keys)
-    if not keys:
-        return True
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
-    # All are compared, each in constant time: how long it takes tells nothing.
-    good = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    return kind.lower() == "bearer" and any(good)
+def entrance(
+    hosts: Hosts | None,
+    origins: Sequence[str],
+    keyed: bool,
+    *,
+    client: Callable[[Request], str],
+    answered: Callable[[str, int], None],
+) -> list[Middleware]:
+    """What every request passes first. client, answered: as of `guarded`."""
 
+    def refused(request: Request, error: ApiError) -> None:
+        answered("refused", error.status)
+        access = Access(request.method, request.url.path, client(request), request_id(request))
+        access.end(error.status)
 
-def check_key(request: Request, keys: Iterable[str]) -> None:
-    """Raises ApiError unless `knows_key`."""
-    if not knows_key(request, keys):
-        raise ApiError(
-            "Authorization: expected a bearer token that this server knows",
-            401,
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+    def answer(error: ApiError) -> ASGIApp:
+        return Json(error.body(), error.status, headers=error.headers)
 
-
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The request's body. Raises ApiError when it has more than `most` bytes, or takes longer."""
-
-    async def read() -> bytes:
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > most:
-                raise ApiError(f"body: expected at most {most} bytes", 413)
-        return bytes(data)
-
-    try:
-        return await asyncio.wait_for(read(), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(f"body: expected it within {seconds:g} seconds", 408) from None
-
-
-def for_origins(origins: Sequence[str]) -> list[Middleware]:
-    """What lets web pages of these origins ask; nothing where there are none."""
-    if not origins:
-        return []
     return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", ID_HEADER],
-            expose_headers=[ID_HEADER, IGNORED_HEADER],
-        )
+        Middleware(RequestIds),
+        Middleware(OnlyFriends, hosts, origins, keyed, refused, answer),
+        *for_origins(origins, ID_HEADER, [ID_HEADER, IGNORED_HEADER]),
     ]
 
 

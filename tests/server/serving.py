@@ -10,12 +10,15 @@ from waiting import PATIENCE, until
 
 
 @contextmanager
-def serving(app, narrow=False):
-    """The address of a server that runs while the block does. narrow: its sockets hold
-    little of what is not read."""
-    import uvicorn
+def serving(app, narrow=False, connections=None):
+    """The address of a server that runs while the block does, as `gptoss serve` runs it. narrow:
+    its sockets hold little of what is not read. connections: a `Connections`."""
+    from gptoss.server.connections import Connections
+    from gptoss.server.listen import Server, config
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    connections = Connections() if connections is None else connections
+    made = config(app, "127.0.0.1", 0, connections, log_level="warning")
+    server = Server(made)
     listening = socket.socket()
     if narrow:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
@@ -47,7 +50,12 @@ def connection(address, narrow=False):
 def asking(address, path, body, narrow=False, **headers):
     """A client that has asked this, reads nothing, and leaves at the end of the block."""
     data = json.dumps(body).encode()
-    lines = {"Host": "x", "Content-Length": len(data), **headers}
+    lines = {
+        "Host": "x",
+        "Content-Type": "application/json",
+        "Content-Length": len(data),
+        **headers,
+    }
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     with connection(address, narrow) as client:
         client.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data)

@@ -104,7 +104,9 @@ def ask(request, engine):
     async def post(path, content):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.post(path, content=content)
+            return await client.post(
+                path, content=content, headers={"Content-Type": "application/json"}
+            )
 
     loop = asyncio.new_event_loop()
     yield lambda path, content: loop.run_until_complete(post(path, content))

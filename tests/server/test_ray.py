@@ -149,8 +149,20 @@ def test_the_surface_is_that_of_one_engine(address, client, engine):
         assert tokens == engine.tokenizer.encode("Once upon")
         refused = plain.post("/v1/completions", json={"prompt": "a", "model": "other"})
         assert refused.status_code == 404 and "expected nano" in refused.text
-        assert plain.post("/v1/completions", content=b"{").status_code == 400
-        assert plain.post("/v1/completions", content=b" " * (17 << 20)).status_code == 413
+        assert (
+            plain.post(
+                "/v1/completions", content=b"{", headers={"Content-Type": "application/json"}
+            ).status_code
+            == 400
+        )
+        assert (
+            plain.post(
+                "/v1/completions",
+                content=b" " * (17 << 20),
+                headers={"Content-Type": "application/json"},
+            ).status_code
+            == 413
+        )
 
 
 def test_keys(address):

@@ -173,7 +173,12 @@ def test_the_surface_is_that_of_one_engine(server, client, engine):
         # What a replica refuses is passed on as it says it.
         refused = plain.post("/v1/completions", json={"prompt": "a", "model": "other"})
         assert refused.status_code == 404 and "expected nano" in refused.text
-        assert plain.post("/v1/completions", content=b"{").status_code == 400
+        assert (
+            plain.post(
+                "/v1/completions", content=b"{", headers={"Content-Type": "application/json"}
+            ).status_code
+            == 400
+        )
         assert plain.get("/v1/completions").status_code == 405
         # The page needs no key, as where there is one engine.
         page = httpx.get(server.address)
@@ -249,7 +254,8 @@ def test_keys_sizes_and_origins(server):
         assert httpx.get(f"{server.address}/v1/models", headers=headers).status_code == 401
         assert httpx.get(f"{server.address}/metrics", headers=headers).status_code == 401
     large = b" " * ((16 << 20) + 1)
-    answer = httpx.post(f"{server.address}/v1/completions", content=large, headers=KEY)
+    headers = {**KEY, "Content-Type": "application/json"}
+    answer = httpx.post(f"{server.address}/v1/completions", content=large, headers=headers)
     assert answer.status_code == 413
     for origin, allowed in (("http://good", "http://good"), ("http://bad", None)):
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}

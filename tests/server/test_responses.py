@@ -460,7 +460,11 @@ def test_halves_of_characters_in_what_is_repeated(ask, stream):
         "tools": [{**TOOL, "description": half, "strict": False}],
     }  # fmt: skip
     ask.scene.engine.written = ANSWER
-    found = httpx.post(f"{ask.client.base_url}responses", content=json.dumps(request))
+    found = httpx.post(
+        f"{ask.client.base_url}responses",
+        content=json.dumps(request),
+        headers={"Content-Type": "application/json"},
+    )
     assert found.status_code == 200
     response = events_of(found.text)[-1]["response"] if stream else found.json()
     check_response(response)
@@ -483,7 +487,11 @@ def test_halves_of_characters_in_what_is_repeated(ask, stream):
 )  # fmt: skip
 def test_values_that_json_has_not(nano, value, stream, body):
     written = f'{{"input": "a", "max_output_tokens": 2, "stream": {stream}, {body}}}'
-    answer = httpx.post(f"{nano}/v1/responses", content=written.replace("VALUE", value))
+    answer = httpx.post(
+        f"{nano}/v1/responses",
+        content=written.replace("VALUE", value),
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
 
 

@@ -16,6 +16,8 @@ from gptoss.server.api.app import ServerOptions, create_app
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
+JSON = {"Content-Type": "application/json"}
+
 
 @pytest.fixture(scope="module")
 def address(engine):
@@ -140,12 +142,12 @@ def test_what_cannot_be_answered_is_named(address, engine, path, body, status, m
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b"null"])
 def test_bodies_that_are_none(address, body):
-    answer = httpx.post(f"{address}/v1/completions", content=body)
+    answer = httpx.post(f"{address}/v1/completions", content=body, headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
 def test_bodies_that_are_too_large(address):
-    answer = httpx.post(f"{address}/v1/completions", content=b" " * (2 << 20))
+    answer = httpx.post(f"{address}/v1/completions", content=b" " * (2 << 20), headers=JSON)
     assert answer.status_code == 413 and "1048576" in answer.json()["error"]["message"]
 
 

@@ -31,7 +31,9 @@ def send(request, engine):
     async def post(path, data):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.post(path, content=data)
+            return await client.post(
+                path, content=data, headers={"Content-Type": "application/json"}
+            )
 
     yield lambda path, data: asyncio.run(post(path, data))
     settle(engine)

@@ -112,6 +112,7 @@ class Answer:
         *,
         caller: Caller,
         priority: int = 0,
+        salt: str = "",
         answer: Grammar | None = None,
         may_call: Sequence[Tool] | None = None,
         must_call: bool = False,
@@ -152,6 +153,7 @@ class Answer:
             loop=caller.loop,
             priority=priority,
             client=caller.client,
+            salt=salt,
         )
 
         def parser() -> HarmonyParser:
@@ -178,6 +180,7 @@ class Answer:
         *,
         caller: Caller,
         priority: int = 0,
+        salt: str = "",
     ) -> Answer:
         """How texts go on: all that comes is text. However many, they count as one request.
 
@@ -195,6 +198,7 @@ class Answer:
                         priority=priority,
                         client=caller.client,
                         account=account,
+                        salt=salt,
                     )
                 )
         except BaseException:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -26,8 +25,10 @@ from gptoss.server.api.completions import CompletionRequest
 from gptoss.server.api.fields import Caller, parse_body
 from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.metrics import Metrics
+from gptoss.server.api.option_values import MAX_PRIORITY
 from gptoss.server.api.responses import ResponsesRequest
 from gptoss.server.api.tokenize import detokenize, tokenize, tokenizer_info
+from gptoss.server.bodies import Bodies
 from gptoss.server.errors import ApiError
 from gptoss.server.http import (
     CALLER_HEADER,
@@ -37,19 +38,17 @@ from gptoss.server.http import (
     MISTAKE,
     Endpoint,
     Json,
-    RequestIds,
     address_of,
     as_json,
-    check_key,
+    entrance,
     failed,
-    for_origins,
     guarded,
     log,
     no_route,
-    read_body,
     unless_left,
 )
 from gptoss.server.static import page_routes
+from gptoss.server.who import Hosts, check_key, check_keys, network_of
 
 # What Python raises where a request is beyond what it can work on, and nobody saw it coming.
 _HOSTILE = (RecursionError, UnicodeError, OverflowError)
@@ -65,6 +64,8 @@ class ServerOptions:
     try later. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
     seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
     client may take to say what it wants. behind_front: headers that a front adds say who asks.
+    hosts: names that it answers to; None: any. priorities: least and most that clients may ask for.
+    cache_isolation: whether what one client sent is in the prefix cache for that client alone.
     """
 
     model_name: str
@@ -75,6 +76,12 @@ class ServerOptions:
     timeout: float | None = 3600.0
     body_timeout: float = 60.0
     behind_front: bool = False
+    hosts: Hosts | None = None
+    priorities: tuple[int, int] = (-MAX_PRIORITY, MAX_PRIORITY)
+    cache_isolation: bool = False
+
+    def __post_init__(self) -> None:
+        check_keys(self.api_keys)
 
 
 def create_app(engine: Engine, options: ServerOptions) -> Starlette:
@@ -97,6 +104,7 @@ class _Server:
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
         self._items = ItemMemory()
+        self._bodies = Bodies(options.max_body, options.body_timeout)
         post, get = ["POST"], ["GET"]
         self.app = Starlette(
             routes=[
@@ -112,7 +120,13 @@ class _Server:
                 Route("/health", self._health, methods=get),
                 *page_routes(),
             ],
-            middleware=[Middleware(RequestIds), *for_origins(options.origins)],
+            middleware=entrance(
+                options.hosts,
+                options.origins,
+                bool(options.api_keys),
+                client=self._client,
+                answered=self._metrics.answered,
+            ),
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
@@ -131,8 +145,8 @@ class _Server:
         )
 
     async def _body(self, request: Request) -> dict[str, Any]:
-        options = self._options
-        return parse_body(await read_body(request, options.max_body, options.body_timeout))
+        async with self._bodies.read(request) as data:
+            return parse_body(data)
 
     def _client(self, request: Request) -> str:
         if self._options.behind_front:
@@ -141,10 +155,16 @@ class _Server:
 
     def _caller(self, request: Request) -> Caller:
         """Clients are told apart by their keys, or else by their addresses."""
-        client = request.headers.get("authorization", "") if self._options.api_keys else ""
-        if self._options.behind_front:  # all come with one key
+        options = self._options
+        client = request.headers.get("authorization", "") if options.api_keys else ""
+        if options.behind_front:  # all come with one key
             client = request.headers.get(CALLER_HEADER, "")
-        return Caller(asyncio.get_running_loop(), client or self._client(request))
+        return Caller(
+            asyncio.get_running_loop(),
+            client or network_of(self._client(request)),
+            priorities=options.priorities,
+            isolated=options.cache_isolation,
+        )
 
     def _format(self) -> HarmonyChat | PlainChat:
         if isinstance(self._chat, Error):

@@ -41,7 +41,12 @@ class CompletionRequest:
         with options.named(prompt_logprobs=_asks_for_scores(options)):
             self._params = _params(options)
             self.answer = Answer.texts(
-                engine, prompts, self._params, caller=caller, priority=options["priority"]
+                engine,
+                prompts,
+                self._params,
+                caller=caller,
+                priority=caller.priority(options["priority"]),
+                salt=caller.salt(options["cache_salt"]),
             )
         if self._params.prompt_logprobs is not None:
             check_size(

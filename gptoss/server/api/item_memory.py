@@ -22,11 +22,11 @@ class ItemMemory:
     def __init__(self, max_chars: int = 16 << 20) -> None:
         self._max = max_chars
         self._chars = 0
-        self._items: OrderedDict[str, tuple[int, Mapping[str, Any]]] = OrderedDict()
+        self._items: OrderedDict[tuple[str, str], tuple[int, Mapping[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, item: Mapping[str, Any]) -> None:
-        """An item of an output, done. Nobody reads its log-probabilities back."""
+    def add(self, item: Mapping[str, Any], owner: str = "") -> None:
+        """An item of an output, done. Nobody reads its log-probabilities back. owner: who may."""
         if item.get("type") == "message":
             parts = [
                 {name: value for name, value in part.items() if name != "logprobs"}
@@ -35,16 +35,16 @@ class ItemMemory:
             item = {**item, "content": parts}
         size = _OVERHEAD + _letters(item)
         with self._lock:
-            self._items[item["id"]] = (size, item)
+            self._items[owner, item["id"]] = (size, item)
             self._chars += size
             while self._chars > self._max:
                 _, (dropped, _) = self._items.popitem(last=False)
                 self._chars -= dropped
 
-    def get(self, name: str) -> Mapping[str, Any] | None:
-        """The item of an id, if it is still held."""
+    def get(self, name: str, owner: str = "") -> Mapping[str, Any] | None:
+        """The owner's item of an id, if it is still held."""
         with self._lock:
-            found = self._items.get(name)
+            found = self._items.get((owner, name))
         return None if found is None else found[1]
 
 

@@ -107,6 +107,8 @@ TABLE: tuple[Option, ...] = (
            read=values.logit_bias, param="logit_bias"),
     Option("seed", ANSWERS, "done", "64 bits, signed or not; -1: any", read=values.seed,
            param="seed"),
+    Option("cache_salt", ANSWERS, "done",
+           "cached prefixes of requests with the same alone are used", _VLLM, values.salt, None),
     Option("priority", ANSWERS, "done", "-1000 to 1000, lower goes first", _VLLM,
            values.priority, 0),
     # What is said of tokens.
@@ -289,8 +291,6 @@ TABLE: tuple[Option, ...] = (
     Option("return_tokens_as_token_ids", CHAT, "refused", "logprobs tell each token's bytes",
            _VLLM),
     Option("return_mm_kwargs", BOTH, "refused", _TEXT, _VLLM, harmless=also(True)),
-    Option("cache_salt", ANSWERS, "refused",
-           "the server's option --no-prefix-cache keeps clients apart", _VLLM),
     *(
         Option(name, BOTH, "refused", says, _VLLM)
         for name, says in (

@@ -152,6 +152,13 @@ def priority(value: Any, name: str) -> int:
 
 
 MAX_PRIORITY = 1000
+MAX_SALT = 256  # characters
+
+
+def salt(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_SALT:
+        raise refuse(name, f"a string of 1 to {MAX_SALT} characters", value)
+    return value
 
 
 def count_or_flag(value: Any, name: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import Any
 
 from gptoss.chat import Conversation, HarmonyChat, PlainChat, Tool, parse_tools
@@ -60,7 +61,7 @@ class ResponsesRequest:
         included = _included(options["include"])
         effort = options.effort()
         grammar = options.form()[1]
-        held = memory.add if options["store"] else _forget
+        held = partial(memory.add, owner=caller.client) if options["store"] else _forget
         with options.named(prompt="input", messages="input"):
             params = options.sampling()
             declared = parse_tools(options["tools"])
@@ -68,7 +69,7 @@ class ResponsesRequest:
                 options["input"],
                 instructions=options["instructions"],
                 declared=[tool.name for tool in declared],
-                held=memory.get,
+                held=partial(memory.get, owner=caller.client),
             )
             choose(declared, options["tool_choice"])
             repeated = echo(options, model=model, effort=effort)
@@ -81,7 +82,8 @@ class ResponsesRequest:
                     Conversation(tuple(messages), chosen.declared, effort, date.today()),
                     params,
                     caller=caller,
-                    priority=options["priority"],
+                    priority=caller.priority(options["priority"]),
+                    salt=caller.salt(options["cache_salt"]),
                     answer=grammar,
                     may_call=chosen.may_call,
                     must_call=chosen.must_call,

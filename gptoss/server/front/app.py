@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gptoss.errors import Error
+from gptoss.server.bodies import Bodies
 from gptoss.server.errors import ApiError
 from gptoss.server.front.metrics import FrontMetrics
 from gptoss.server.front.router import GENERATING, RESPONSES, Router, prefix_keys
@@ -33,19 +33,16 @@ from gptoss.server.http import (
     CLIENT_LEFT,
     ID_HEADER,
     Endpoint,
-    RequestIds,
     address_of,
-    check_key,
+    entrance,
     failed,
-    for_origins,
     guarded,
-    knows_key,
     no_route,
-    read_body,
     request_id,
     unless_left,
 )
 from gptoss.server.stream_failure import failure_events
+from gptoss.server.who import Hosts, check_key, check_keys, knows_key, network_of
 
 _METRICS_PATIENCE = 5.0  # seconds that a replica has to tell its metrics
 _LARGE = 1 << 18  # bytes of a body that are cut into keys on another thread
@@ -103,8 +100,8 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """api_keys, max_body, origins, body_timeout: as `ServerOptions` has them. inner_key: what the
-    replicas ask for, so that nobody gets to them past the front.
+    """api_keys, max_body, origins, body_timeout, hosts, cache_isolation: as `ServerOptions` has
+    them. inner_key: what the replicas ask for, so that nobody gets to them past the front.
     """
 
     inner_key: str
@@ -112,6 +109,11 @@ class FrontOptions:
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
     body_timeout: float = 60.0
+    hosts: Hosts | None = None
+    cache_isolation: bool = False
+
+    def __post_init__(self) -> None:
+        check_keys(self.api_keys)
 
 
 def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
@@ -127,6 +129,7 @@ class _Front:
         self._router = router
         self._options = options
         self._metrics = FrontMetrics(router)
+        self._bodies = Bodies(options.max_body, options.body_timeout)
         post = ["POST"]
         self.app = Starlette(
             routes=[
@@ -135,7 +138,13 @@ class _Front:
                 Route("/health", self._health, methods=["GET"]),
                 Route("/{path:path}", self._guarded(self._pass_on), methods=["GET", "POST"]),
             ],
-            middleware=[Middleware(RequestIds), *for_origins(options.origins)],
+            middleware=entrance(
+                options.hosts,
+                options.origins,
+                bool(options.api_keys),
+                client=address_of,
+                answered=self._metrics.answered,
+            ),
             exception_handlers={HTTPException: no_route, Exception: failed},
         )
 
@@ -150,7 +159,10 @@ class _Front:
     async def _generate(self, request: Request) -> Response:
         """A request that computes: sent where its prefix was read, within the limits."""
         check_key(request, self._options.api_keys)
-        data = await self._body(request)
+        async with self._bodies.read(request) as data:  # held until a replica has it
+            return await self._hand_on(request, data)
+
+    async def _hand_on(self, request: Request, data: bytes) -> Response:
         path = request.url.path
         if len(data) > _LARGE:
             keys = await asyncio.to_thread(prefix_keys, path, data)
@@ -187,9 +199,12 @@ class _Front:
         """Any other request, to any replica. Which of them need a key it says itself: without one
         that we know the request comes there without any, and without its body.
         """
-        known = knows_key(request, self._options.api_keys)
-        data = await self._body(request) if known else b""
-        call = self._call(request, data, known)
+        if not knows_key(request, self._options.api_keys):
+            return await self._to_any(request, self._call(request, b"", known=False))
+        async with self._bodies.read(request) as data:
+            return await self._to_any(request, self._call(request, data, known=True))
+
+    async def _to_any(self, request: Request, call: Call) -> Response:
         tried: set[int] = set()
         while (replica := self._router.pick(tried)) is not None:
             try:
@@ -202,9 +217,6 @@ class _Front:
             return await self._whole(request, reply)
         raise _none_up()
 
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._options.max_body, self._options.body_timeout)
-
     def _call(self, request: Request, data: bytes, known: bool) -> Call:
         headers = {
             name: value
@@ -212,7 +224,7 @@ class _Front:
             if name not in _NOT_PASSED and not name.startswith("access-control-")
         }
         host = address_of(request)
-        headers[CLIENT_HEADER] = headers[CALLER_HEADER] = host
+        headers[CLIENT_HEADER], headers[CALLER_HEADER] = host, network_of(host)
         headers[ID_HEADER] = request_id(request)
         if self._options.api_keys:
             given = request.headers.get("authorization", "").encode()

@@ -1,0 +1,94 @@
+"""How every server of ours listens: one with an engine, a front of replicas, and a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gptoss.server.connections import Connections, Limits
+
+log = logging.getLogger("gptoss.server")
+_DESCRIPTORS = 1 << 20  # no server of ours needs more
+_SPARE = 32  # descriptors for files, pipes and what else comes
+_BACKLOG = 128  # connections that wait to be accepted
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+SHUTDOWN_SECONDS = 60  # that running requests are given at the end
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says in one line that no descriptor is left."""
+
+    async def startup(self, *arguments: Any, **options: Any) -> None:
+        asyncio.get_running_loop().set_exception_handler(_unhandled)
+        await super().startup(*arguments, **options)
+
+
+def config(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    connections: Connections,
+    *,
+    log_level: str = "info",
+    proxies: list[str] | None = None,
+) -> uvicorn.Config:
+    """proxies: addresses whose X-Forwarded-For says who asks."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=connections.protocol,  # type: ignore[arg-type]  # called as a class would be
+        loop="asyncio",  # how others tell that no descriptor is left was not looked into
+        ws="none",
+        log_level=log_level,
+        log_config=None,  # logged as all else is
+        access_log=False,  # ours says more
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=round(connections.limits.idle),
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies or [],
+    )
+
+
+def affordable(limits: Limits, each: int = 1) -> Limits:
+    """The limits, with as many connections as there are descriptors for.
+
+    Raises this process' limit of descriptors as far as it may be. each: descriptors that a
+    connection takes.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft == resource.RLIM_INFINITY:
+        return limits
+    free = soft - len(os.listdir("/proc/self/fd")) - _SPARE
+    # Those that are refused have one, too.
+    connections = max(1, (free - min(limits.refusals, free // 8)) // each)
+    if connections >= limits.connections:
+        return limits
+    log.warning(
+        "this process may open %d files: %d connections at a time, not %d", soft, connections,
+        limits.connections,
+    )  # fmt: skip
+    return replace(limits, connections=connections, refusals=min(limits.refusals, free // 8))
+
+
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        # Once for each place in the backlog, every second, with a traceback, if asyncio had it.
+        log.warning("no connection can be accepted: %s", os.strerror(error.errno or 0))
+        return
+    loop.default_exception_handler(context)
