@@ -7,7 +7,6 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 NAME = "serve"
 HELP = "Answer requests over HTTP, as OpenAI's API does."
 _MAX_REPLICAS = 64
-_PRIORITIES = {"any": (-1000, 1000), "lower": (0, 1000), "none": (0, 0)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask clients for it; may be given several times; also GPTOSS_API_KEY",
     )
     add(
+        "--max-sequences",
         "--max-requests",
         type=int,
         default=256,
         metavar="N",
-        help="at a time, for each replica (default: 256)",
+        help="texts at a time, for each replica: a request's prompts times its n (default: 256)",
     )
     add(
         "--max-connections",
@@ -105,12 +104,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except ImportError as error:
         raise Error(f"serve: {error.name} is missing: pip install 'gptoss[serve]'") from None
     from gptoss.cli.opening import open_engine
-    from gptoss.server.who import is_loopback
+    from gptoss.server.who import given_keys, is_loopback
 
     if not 0 <= arguments.port < 1 << 16:
         raise Error(f"--port: expected 0 to 65535, found {arguments.port}")
-    if arguments.max_requests < 1:
-        raise Error(f"--max-requests: expected at least 1, found {arguments.max_requests}")
+    if arguments.max_sequences < 1:
+        raise Error(f"--max-sequences: expected at least 1, found {arguments.max_sequences}")
     if arguments.max_connections < 1:
         raise Error(f"--max-connections: expected at least 1, found {arguments.max_connections}")
     if not 1 <= arguments.replicas <= _MAX_REPLICAS:
@@ -118,7 +117,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not arguments.timeout >= 0:
         raise Error(f"--timeout: expected at least 0 seconds, found {arguments.timeout:g}")
     gptoss.server.log.log_to_stderr(access=not arguments.no_access_log)
-    keys = arguments.api_key = given_keys(arguments.api_key)
+    keys = arguments.api_key = given_keys(arguments.api_key, "--api-key")
     if arguments.priority is None:
         strangers = len(keys) > 1 or (not keys and not is_loopback(arguments.host))
         arguments.priority = "lower" if strangers else "any"
@@ -143,16 +142,17 @@ def application(
 ) -> Starlette:
     """What answers requests with this engine, as the options of the command say."""
     from gptoss.server.api.app import ServerOptions, create_app
+    from gptoss.server.who import PRIORITIES
 
     options = ServerOptions(
         arguments.name or Path(str(engine.info()["model"])).name,
         tuple(arguments.api_key),
-        arguments.max_requests,
+        arguments.max_sequences,
         origins=tuple(arguments.origin),
         timeout=arguments.timeout or None,
         behind_front=behind_front,
         hosts=None if behind_front else _hosts(arguments),
-        priorities=_PRIORITIES[arguments.priority],
+        priorities=PRIORITIES[arguments.priority],
         cache_isolation=arguments.cache_isolation,
     )
     return create_app(engine, options)
@@ -174,22 +174,6 @@ def _config(arguments: argparse.Namespace, app: Starlette, each: int = 1) -> uvi
     )
 
 
-def given_keys(options: Sequence[str]) -> list[str]:
-    """The keys of the command line, and the one of the environment. Raises Error for a bad one."""
-    from gptoss.server.who import check_keys
-
-    check_keys(options, "--api-key")
-    own = os.environ.get("GPTOSS_API_KEY")
-    if own is None:
-        return list(options)
-    if not own:
-        raise Error(
-            "GPTOSS_API_KEY: expected a key, found an empty one; unset it to serve without a key"
-        )
-    check_keys([own], "GPTOSS_API_KEY")
-    return [*options, own]
-
-
 def _hosts(arguments: argparse.Namespace) -> Hosts | None:
     from gptoss.server.who import Hosts
 
@@ -206,12 +190,13 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
     from gptoss.server.listen import Server
 
     inner_key = secrets.token_hex(32)
-    router = Router(arguments.replicas, arguments.max_requests)
+    router = Router(arguments.replicas, arguments.max_sequences)
     replicas = Replicas(_plans(arguments, inner_key), router)
     options = FrontOptions(
         inner_key,
         tuple(arguments.api_key),
         origins=tuple(arguments.origin),
+        timeout=arguments.timeout or None,
         hosts=_hosts(arguments),
         cache_isolation=arguments.cache_isolation,
     )
@@ -255,7 +240,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         "api_key": [inner_key],
         "origin": [],
         # The front counts requests. One that was cancelled may last a moment longer there.
-        "max_requests": 2 * arguments.max_requests,
+        "max_sequences": 2 * arguments.max_sequences,
     }
     if options.threads is None:
         asked["threads"] = max(1, len(os.sched_getaffinity(0)) // arguments.replicas)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from gptoss.engine.scores import Scores
     from gptoss.engine.sequence import Account
     from gptoss.engine.stream import Submission
+
+
+_UNREAD = 4096  # items that a reader has not read, from which on they are put together:
+_NEAR = 256  # so many tokens, with one that is not further back than so many items
 
 
 class AsyncEngine:
@@ -189,8 +194,28 @@ class _Outbox:
 
     def receive(self, key: Any, items: list[Any]) -> None:
         """The same on the loop's own thread."""
-        self._ready.extend((key, item) for item in items)
+        for item in items:
+            if len(self._ready) < _UNREAD or not self._joined(key, item):
+                self._ready.append((key, item))
         self._arrived.set()
+
+    def _joined(self, key: Any, item: Any) -> bool:
+        """Whether it could be put into the last item of its text that was not read yet."""
+        place = next(
+            (i for i in range(1, min(_NEAR, len(self._ready)) + 1) if self._ready[-i][0] == key), 0
+        )
+        if not place:
+            return False
+        before = self._ready[-place][1]
+        if not (isinstance(item, Delta) and isinstance(before, Delta)):
+            return False
+        if item.logprobs is not None or item.prompt is not None or len(before.token_ids) >= _NEAR:
+            return False
+        self._ready[-place] = key, replace(
+            item, text=before.text + item.text, token_ids=before.token_ids + item.token_ids,
+            logprobs=before.logprobs, prompt=before.prompt,
+        )  # fmt: skip
+        return True
 
     async def take(self) -> tuple[Any, Any]:
         while not self._ready:

@@ -199,6 +199,7 @@ class Engine:
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
             "steps": self._worker.steps,
+            "step_seconds": self._worker.step_seconds,
             "preemptions": scheduler.preemptions,
         }
 
@@ -556,8 +557,23 @@ class Engine:
                 f"prompt: expected text, found a lone surrogate at index {error.start}",
                 field="prompt",
             ) from None
+        self.check_text("prompt", len(prompt))
         ids = self.tokenizer.encode(prompt)
         return self._check_ids(ids) if ids else [self._start_token()]
+
+    def check_text(self, field: str, characters: int) -> None:
+        """Raises Error where a text is so long that it cannot fit the context however it is split
+        into tokens; to split it would take a while.
+        """
+        context, longest = self._config.context_length, self.tokenizer.longest
+        if characters > context * longest:
+            raise Error(
+                f"{field}: expected at most {context * longest} characters, found {characters}: "
+                f"the {field} is too long, this model's maximum context length is {context} "
+                f"tokens of up to {longest} bytes, prompt and output together",
+                field=field,
+                code="context_length_exceeded",
+            )
 
     def _start_token(self) -> int:
         special = self.tokenizer.special_tokens

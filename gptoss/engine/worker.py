@@ -49,6 +49,7 @@ class Worker:
         self.backend = backend
         self.scheduler = scheduler
         self.steps = 0
+        self._since: float | None = None  # when it began what it does now; None: it waits
         self.cost = StepCost()
         self._overlap_from = overlap_from
         self._device = None if overlap_from is None else ThreadPoolExecutor(1, "gptoss-device")
@@ -111,6 +112,12 @@ class Worker:
                 f"multiprocessing's 'spawn'"
             )
 
+    @property
+    def step_seconds(self) -> float:
+        """For how long it has been at the step in progress, or at what came before it."""
+        since = self._since
+        return 0.0 if since is None else perf_counter() - since
+
     def _refuse_if_closed(self) -> None:
         if self._closing:
             raise Error("engine: it is closed")
@@ -141,7 +148,11 @@ class Worker:
     def serve(self) -> None:
         """Wait until there is something to do, and do it: messages, then one step."""
         if not self._wanted() and self._running is None:
-            self._inbox.get()()
+            self._since = None
+            message = self._inbox.get()
+            self._since = perf_counter()
+            message()
+        self._since = perf_counter()
         while not self._inbox.empty():
             self._inbox.get()()
         if not self._ended and (self._running is not None or self._wanted()):

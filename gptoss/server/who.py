@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gptoss.errors import Error, shown
 from gptoss.server.errors import ApiError
 
+# The least and the most priority that clients may ask for: lower goes first.
+PRIORITIES = {"any": (-1000, 1000), "lower": (0, 1000), "none": (0, 0)}
 _KEY = re.compile(r"[\x21-\x7e]+")
 # Names that are answered in a local network, by its own name server or by the machines themselves:
 # no name server of the public does (RFC 6761, 6762, 8375, and ICANN's reservation of .internal).
@@ -39,6 +42,20 @@ def check_keys(keys: Iterable[object], name: str = "api_keys") -> None:
             # Not shown: it may be most of a real one.
             found = "an empty one" if key == "" else "blanks or other characters in one"
             raise Error(f"{name}: expected a key of visible ASCII characters, found {found}")
+
+
+def given_keys(options: Sequence[str], name: str) -> list[str]:
+    """These keys, and the environment's. name: of the option. Raises Error for a bad one."""
+    check_keys(options, name)
+    own = os.environ.get("GPTOSS_API_KEY")
+    if own is None:
+        return list(options)
+    if not own:
+        raise Error(
+            "GPTOSS_API_KEY: expected a key, found an empty one; unset it to serve without a key"
+        )
+    check_keys([own], "GPTOSS_API_KEY")
+    return [*options, own]
 
 
 def knows_key(request: Request, keys: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ import codecs
 import operator
 import re
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import SupportsIndex
 
 import tiktoken
@@ -107,6 +107,12 @@ class Tokenizer:
             ids.append(self._plain[name] if name in self._plain else self.special_tokens[name])
             start = match.end()
         return ids + self._encode_ordinary(text[start:])
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token, the names of special ones included."""
+        names = max((len(name.encode()) for name in self.special_tokens), default=1)
+        return max(names, max(map(len, filter(None, self._table)), default=1))
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of `ids`, special tokens by name; U+FFFD where their bytes are not UTF-8."""

@@ -313,7 +313,7 @@ def test_a_connection_that_is_lost_loses_nothing(visit):
 
 @in_browser
 def test_what_the_server_refuses_is_shown(visit):
-    seen = visit(max_requests=0)
+    seen = visit(max_sequences=0)
     seen.ask()
     expect(seen.done.get_by_role("alert")).to_contain_text("as many as may; come again")
     seen = visit()

@@ -345,7 +345,7 @@ def test_options_that_are_none(options, message):
 
 def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked = {"host": "127.0.0.1", "port": 0, "api_key": ["inner"], "origin": [], "name": "nano"}
-    asked |= {"max_requests": 5, "model": None, "device": "cpu", "activation": "bf16"}
+    asked |= {"max_sequences": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
     asked |= {"tensor_parallel": 1, "replica": 0, "timeout": 60.0, "no_access_log": True}
     asked |= {"prefix_cache": True, "speculation": True}
@@ -466,7 +466,7 @@ def test_what_replicas_are_told(monkeypatch):
     assert {**first.asked, "replica": 1} == second.asked == json.loads(json.dumps(second.asked))
     assert first.asked["api_key"] == ["inner"] and first.asked["model"] == "m"
     assert (first.asked["host"], first.asked["port"]) == ("127.0.0.1", 0)
-    assert first.asked["threads"] == max(1, cores // 2) and first.asked["max_requests"] > 5
+    assert first.asked["threads"] == max(1, cores // 2) and first.asked["max_sequences"] > 5
     assert [plan.environment for plan in (first, second)] == [
         {"CUDA_VISIBLE_DEVICES": "4"},
         {"CUDA_VISIBLE_DEVICES": "7"},

@@ -240,7 +240,7 @@ def test_metrics(engine):
 
 
 def test_no_more_than_may(engine):
-    with serving(create_app(engine, ServerOptions("nano", max_requests=1))) as address:
+    with serving(create_app(engine, ServerOptions("nano", max_sequences=1))) as address:
         with held(engine) as steps, asking(address, "/v1/completions", LONG):
             until(lambda: steps.waits, "a step of the first one")
             answer = httpx.post(f"{address}/v1/completions", json={"prompt": "a"})

@@ -26,6 +26,7 @@ from gptoss.errors import Error
 from gptoss.request import Delta, Grammar, SamplingParams, Timing
 from gptoss.server.api.choice import Choice
 from gptoss.server.api.fields import Caller
+from gptoss.server.api.logprobs import bounded
 from gptoss.server.api.merge import Merged
 from gptoss.server.api.pieces import Begin as Begin
 from gptoss.server.api.pieces import Finish as Finish
@@ -78,6 +79,7 @@ class Answer:
     Attributes:
         prompt_ids: the tokens of each prompt, where they are known here: of a conversation.
         streams: what runs in the engine, one for each prompt.
+        told: how many log-probabilities there will be at most.
     """
 
     def __init__(
@@ -91,10 +93,14 @@ class Answer:
         can_call: bool = False,
         one_call: bool = False,
         prompt_ids: Sequence[Sequence[int]] = (),
+        told: int = 0,
+        each: int = 1,
     ) -> None:
         """parser, stop, includes_stop, min_tokens, can_call, one_call: as of `Choice`."""
         self.streams = streams
         self.prompt_ids = prompt_ids
+        self.told = told
+        self._each = each
         self._parser, self._stop = parser, stop
         self._includes_stop, self._min_tokens = includes_stop, min_tokens
         self._can_call, self._one_call = can_call, one_call
@@ -133,6 +139,7 @@ class Answer:
         Raises:
             Error: conversation or parameters do not suit the model.
         """
+        engine.engine.check_text("prompt", _letters(conversation))
         rendered = chat.render(conversation)
         continued = conversation.messages[-1] if conversation.continues else None
         if continued is not None:
@@ -147,6 +154,7 @@ class Answer:
         stop = params.stop_strings if harmony else ()
         if harmony:
             params = replace(params, stop=())
+        params, told = bounded(params, 1, engine.engine)
         stream = engine.stream(
             rendered.ids,
             replace(params, grammar=grammar),
@@ -169,13 +177,15 @@ class Answer:
             can_call=bool(conversation.tools),
             one_call=one_call,
             prompt_ids=[rendered.ids],
+            told=told,
+            each=1 + (params.logprobs or 0),
         )
 
     @classmethod
     def texts(
         cls,
         engine: AsyncEngine,
-        prompts: Iterable[Prompt],
+        prompts: Sequence[Prompt],
         params: SamplingParams,
         *,
         caller: Caller,
@@ -187,6 +197,7 @@ class Answer:
         Raises Error, with none of them running, where one does not suit the model.
         """
         account = Account()
+        params, told = bounded(params, len(prompts), engine.engine)
         streams: list[AsyncStream] = []
         try:
             for prompt in prompts:
@@ -205,7 +216,7 @@ class Answer:
             for stream in streams:
                 stream.cancel()
             raise
-        return cls(streams)
+        return cls(streams, told=told, each=1 + (params.logprobs or 0))
 
     @property
     def usage(self) -> Usage:
@@ -220,6 +231,11 @@ class Answer:
             completion=self._completion,
             thinking=sum(choice.thinking for choice in self._choices.values()),
         )
+
+    @property
+    def parts(self) -> int:
+        """Tokens so far, with each of their log-probabilities."""
+        return self._completion * self._each
 
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""
@@ -270,6 +286,10 @@ class Answer:
         known = [self._choices.get((place, index)) for index in range(stream.choices)]
         if all(choice is not None and choice.ended for choice in known):
             stream.end()
+
+
+def _letters(conversation: Conversation) -> int:
+    return sum(len(message.content) for message in conversation.messages)
 
 
 def _check_continued(message: Message, answer: Grammar | None, must_call: bool) -> None:

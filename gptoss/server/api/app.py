@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gptoss.chat import HarmonyChat, PlainChat, load_chat
 from gptoss.engine import AsyncEngine, Engine
 from gptoss.errors import Error, shown
+from gptoss.server.admission import Admission, texts_of
 from gptoss.server.api.answer import Event, Surface
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.completions import CompletionRequest
@@ -47,6 +48,7 @@ from gptoss.server.http import (
     no_route,
     unless_left,
 )
+from gptoss.server.pools import SMALL, Pools
 from gptoss.server.static import page_routes
 from gptoss.server.who import Hosts, check_key, check_keys, network_of
 
@@ -54,23 +56,26 @@ from gptoss.server.who import Hosts, check_key, check_keys, network_of
 _HOSTILE = (RecursionError, UnicodeError, OverflowError)
 _IGNORED_LENGTH = 1000  # characters of a header
 _HEADER_SAFE = "!#$&'()*+./:=?@[]_~-"
+_INLINE = 1 << 14  # tokens and log-probabilities of an answer that is written on the loop's thread
+_MAX_TOLD = 1 << 23  # log-probabilities that all requests may hold, at some 200 bytes each
 _GRACE = 5.0  # seconds that a client has to read why its answer ended
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """model_name: what clients call the model; any other name is refused. api_keys: one of them
-    must come as a bearer token; none: anybody may ask. max_requests: at a time, others are told to
-    try later. max_body: bytes of a request. origins: web pages that may ask, "*" for all. timeout:
-    seconds that an answer may take, waiting included; None: for ever. body_timeout: seconds that a
-    client may take to say what it wants. behind_front: headers that a front adds say who asks.
-    hosts: names that it answers to; None: any. priorities: least and most that clients may ask for.
-    cache_isolation: whether what one client sent is in the prefix cache for that client alone.
+    must come as a bearer token; none: anybody may ask. max_sequences: texts at a time, prompts
+    times n; others are told to try later. max_body: bytes of a request. origins: web pages that may
+    ask, "*" for all. timeout: seconds that an answer may take, waiting included; None: for ever.
+    body_timeout: seconds that a client may take to say what it wants. behind_front: headers that a
+    front adds say who asks. hosts: names that it answers to; None: any. priorities: least and most
+    that clients may ask for. cache_isolation: whether what one client sent is in the prefix cache
+    for that client alone.
     """
 
     model_name: str
     api_keys: tuple[str, ...] = ()
-    max_requests: int = 256
+    max_sequences: int = 256
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
     timeout: float | None = 3600.0
@@ -79,6 +84,7 @@ class ServerOptions:
     hosts: Hosts | None = None
     priorities: tuple[int, int] = (-MAX_PRIORITY, MAX_PRIORITY)
     cache_isolation: bool = False
+    step_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         check_keys(self.api_keys)
@@ -100,7 +106,10 @@ class _Server:
         except Error as error:  # texts and tokens can be completed all the same
             self._chat = error
         self._created = int(time.time())
-        self._running = 0
+        self._admission = Admission(options.max_sequences)
+        self._may_tell = 0  # log-probabilities that may be told of what runs
+        self._pools = Pools()
+        self._places: dict[object, tuple[str, int]] = {}  # of each that runs: whose, how many
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine)
         self._items = ItemMemory()
@@ -144,9 +153,13 @@ class _Server:
             is_logged=lambda response: isinstance(response, _EventStream),  # when it ends
         )
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    async def _body(self, request: Request, caller: Caller) -> tuple[dict[str, Any], int]:
+        """The body, and its size in bytes."""
         async with self._bodies.read(request) as data:
-            return parse_body(data)
+            size = len(data)
+            if size <= SMALL:
+                return parse_body(data), size
+            return await self._pools.run(caller.client, size, lambda: parse_body(data)), size
 
     def _client(self, request: Request) -> str:
         if self._options.behind_front:
@@ -193,43 +206,66 @@ class _Server:
     async def _answer(
         self, request: Request, submit: Callable[[dict[str, Any], Caller], Surface]
     ) -> Response:
-        body = await self._body(request)
         caller = self._caller(request)
-        surface = await self._submit(body, lambda: submit(body, caller))
+        body, size = await self._body(request, caller)
+        surface = await self._submit(body, size, caller, lambda: submit(body, caller))
         headers = ignored_header(surface.ignored)
         if surface.streams:
             return self._stream(request, surface, headers)
         found = await self._whole(request, surface)
-        return Response(status_code=CLIENT_LEFT) if found is None else Json(found, headers=headers)
+        if found is None:
+            return Response(status_code=CLIENT_LEFT)
+        if surface.answer.parts <= _INLINE:
+            return Json(found, headers=headers)
+        return await asyncio.to_thread(lambda: Json(found, headers=headers))
 
-    async def _submit(self, body: dict[str, Any], submit: Callable[[], Surface]) -> Surface:
+    async def _submit(
+        self,
+        body: dict[str, Any],
+        size: int,
+        caller: Caller,
+        submit: Callable[[], Surface],
+    ) -> Surface:
         """The running request. Raises ApiError where it is invalid or may not run now."""
         self._check_model(body.get("model"))
-        if self._running >= self._options.max_requests:
-            raise ApiError(
-                f"{self._running} requests are running, which is as many as may; come again",
-                429,
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
-            )
-        self._running += 1
+        texts = texts_of(body)
+        self._admission.take(caller.client, texts)
         try:
             # On another thread: to render and to split a long text takes a while.
-            surface = await asyncio.to_thread(submit)
+            surface = await self._pools.run(caller.client, size, submit)
+            self._tell(surface)
         except _HOSTILE as error:
-            self._running -= 1
-            log.warning("a request could not be worked on: %r", error)
+            self._admission.release(caller.client, texts)
+            # Not what it says: that may be all of the text.
+            log.warning("a request could not be worked on: %s", type(error).__name__)
             words = "nested too deep" if isinstance(error, RecursionError) else "out of bounds"
             raise ApiError(f"body: expected values that can be worked on, found {words}") from None
         except BaseException:
-            self._running -= 1
+            self._admission.release(caller.client, texts)
             raise
+        self._places[surface] = caller.client, texts
         seconds = self._options.timeout
         if seconds is not None:
             late = ApiError(f"the answer took longer than {seconds:g} seconds", 504, code="timeout")
             timer = asyncio.get_running_loop().call_later(seconds, surface.answer.fail, late)
             self._timers[surface] = timer
         return surface
+
+    def _tell(self, surface: Surface) -> None:
+        """Count what it may tell of probabilities. Raises ApiError where that is too much beside
+        what runs.
+        """
+        told = surface.answer.told
+        if self._may_tell + told > _MAX_TOLD:
+            surface.answer.cancel()
+            raise ApiError(
+                f"{self._may_tell} log-probabilities may be told of what runs, and {_MAX_TOLD} "
+                "may be; come again, or ask for fewer (max_tokens, top_logprobs)",
+                429,
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
+        self._may_tell += told
 
     def _stream(self, request: Request, surface: Surface, headers: dict[str, str]) -> Response:
         request.state.access.note(stream=True)
@@ -253,8 +289,9 @@ class _Server:
 
     def _end(self, request: Request, surface: Surface, status: int | None = None) -> None:
         """The answer is sent or given up. status: of a stream, whose log line is written here."""
-        self._running -= 1
+        self._admission.release(*self._places.pop(surface))
         answer = surface.answer
+        self._may_tell -= answer.told
         answer.cancel()
         timer = self._timers.pop(surface, None)
         if timer is not None:
@@ -301,8 +338,9 @@ class _Server:
     async def _told(
         self, request: Request, tell: Callable[[dict[str, Any]], tuple[Event, list[str]]]
     ) -> Response:
-        """What needs no step of the engine."""
-        body = await self._body(request)
+        """What needs no step of the engine. It counts as one text."""
+        caller = self._caller(request)
+        body, size = await self._body(request, caller)
         self._check_model(body.get("model"))
 
         # On another thread, as all that may take a while: streams go on meanwhile.
@@ -310,7 +348,11 @@ class _Server:
             found, ignored = tell(body)
             return Json(found, headers=ignored_header(ignored))
 
-        return await asyncio.to_thread(told)
+        self._admission.take(caller.client, 1)
+        try:
+            return await self._pools.run(caller.client, size, told)
+        finally:
+            self._admission.release(caller.client, 1)
 
     async def _tokenizer_info(self, request: Request) -> Response:
         return Json(tokenizer_info(self._engine))
@@ -319,7 +361,11 @@ class _Server:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _health(self, request: Request) -> Response:
-        return Json({"status": "ok", "running": self._running})
+        """503 where the engine does nothing any more, though it has work."""
+        seconds = self._engine.info()["step_seconds"]
+        stuck = seconds > self._options.step_timeout
+        said = {"status": "stuck" if stuck else "ok", "running": len(self._places)}
+        return Json(said, 503 if stuck else 200)
 
 
 class _EventStream(StreamingResponse):

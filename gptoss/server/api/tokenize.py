@@ -12,6 +12,7 @@ from gptoss.server.api.chat_completions import read_conversation
 from gptoss.server.api.options import Options, read_options
 from gptoss.server.errors import ApiError
 
+_TIMES = 8  # as long a text as would fill so many contexts is split
 _MAX_PIECES = 1 << 18  # tokens that are told one by one
 
 
@@ -91,10 +92,12 @@ def _tokens(engine: Engine, chat: HarmonyChat | PlainChat | None, options: Optio
             raise ApiError("messages: this model takes no conversations", field="messages")
         with options.named(prompt="messages"):
             conversation, _ = read_conversation(options)
+            engine.check_text("messages", sum(len(each.content) for each in conversation.messages))
             return list(chat.render(conversation).ids)
     text = options[texts[0]]
     if not isinstance(text, str):
         raise ApiError(f"{texts[0]}: expected a string, found {shown(text)}", field=texts[0])
+    engine.check_text(texts[0], len(text) // _TIMES)
     return engine.tokenizer.encode(text, "all" if options["parse_special"] else ())
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,10 +23,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gptoss.errors import Error
+from gptoss.server.admission import Admission
 from gptoss.server.bodies import Bodies
 from gptoss.server.errors import ApiError
 from gptoss.server.front.metrics import FrontMetrics
-from gptoss.server.front.router import GENERATING, RESPONSES, Router, prefix_keys
+from gptoss.server.front.router import GENERATING, RESPONSES, UP, Router, survey
 from gptoss.server.http import (
     CALLER_HEADER,
     CLIENT_HEADER,
@@ -41,11 +42,13 @@ from gptoss.server.http import (
     request_id,
     unless_left,
 )
+from gptoss.server.pools import Pools
 from gptoss.server.stream_failure import failure_events
 from gptoss.server.who import Hosts, check_key, check_keys, knows_key, network_of
 
+_Result = TypeVar("_Result")
+_GRACE = 10.0  # seconds after which an answer is ended that its replica should have ended
 _METRICS_PATIENCE = 5.0  # seconds that a replica has to tell its metrics
-_LARGE = 1 << 18  # bytes of a body that are cut into keys on another thread
 # Of one connection, or made anew for the next one; origins are dealt with here.
 _NOT_PASSED = {
     *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
@@ -100,14 +103,16 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """api_keys, max_body, origins, body_timeout, hosts, cache_isolation: as `ServerOptions` has
-    them. inner_key: what the replicas ask for, so that nobody gets to them past the front.
+    """api_keys, max_body, origins, timeout, body_timeout, hosts, cache_isolation: as
+    `ServerOptions` has them. inner_key: what the replicas ask for, so that nobody gets to them past
+    the front.
     """
 
     inner_key: str
     api_keys: tuple[str, ...] = ()
     max_body: int = 16 << 20
     origins: tuple[str, ...] = ()
+    timeout: float | None = 3600.0
     body_timeout: float = 60.0
     hosts: Hosts | None = None
     cache_isolation: bool = False
@@ -130,6 +135,8 @@ class _Front:
         self._options = options
         self._metrics = FrontMetrics(router)
         self._bodies = Bodies(options.max_body, options.body_timeout)
+        self._admission = Admission(router.max_running)
+        self._pools = Pools()
         post = ["POST"]
         self.app = Starlette(
             routes=[
@@ -163,37 +170,58 @@ class _Front:
             return await self._hand_on(request, data)
 
     async def _hand_on(self, request: Request, data: bytes) -> Response:
-        path = request.url.path
-        if len(data) > _LARGE:
-            keys = await asyncio.to_thread(prefix_keys, path, data)
-        else:
-            keys = prefix_keys(path, data)
+        path, client = request.url.path, self._caller(request)
+        keys, texts = await self._pools.run(client, len(data), partial(survey, path, data))
+        router = self._router
+        self._admission.most = router.max_running * max(1, sum(router.up))
+        self._admission.take(client, texts, router.max_running)
         call = self._call(request, data, known=True)
+        ending = _Ending(self._options.timeout)
         tried: set[int] = set()
-        while (replica := self._router.take(keys, tried)) is not None:
-            handed_on = False
-            try:
-                reply = await unless_left(request, self._upstreams[replica].ask(call))
-                if reply is None:
-                    return Response(status_code=CLIENT_LEFT)
-                if not reply.headers.get("content-type", "").startswith("text/event-stream"):
-                    return await self._whole(request, reply)
-                handed_on = True
-                return _Passed(reply, path, partial(self._router.release, replica))
-            except Unreached:
-                tried.add(replica)
-            finally:
-                if not handed_on:
-                    self._router.release(replica)
-        if not any(self._router.up[i] for i in range(len(self._upstreams)) if i not in tried):
+        broken: Broken | None = None
+        handed_on = False
+        try:
+            while (replica := router.take(keys, tried, texts)) is not None:
+                leaves = partial(self._left, replica, client, texts)
+                try:
+                    reply = await ending.of(
+                        unless_left(request, self._upstreams[replica].ask(call))
+                    )
+                    if reply is None:
+                        return Response(status_code=CLIENT_LEFT)
+                    if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+                        return await self._whole(request, reply, ending)
+                    handed_on = True
+                    return _Passed(reply, path, leaves, ending)
+                except Unreached:
+                    tried.add(replica)
+                except Broken as error:
+                    # Nothing was sent yet, so another may have it. But one more alone: it may be
+                    # what ended the first.
+                    tried.add(replica)
+                    if broken is not None:
+                        raise
+                    broken = error
+                finally:
+                    if not handed_on:
+                        router.release(replica, texts)
+        finally:
+            if not handed_on:
+                self._admission.release(client, texts)
+        if broken is not None:
+            raise broken
+        if not any(up for i, up in enumerate(router.up) if i not in tried):
             raise _none_up()
         raise ApiError(
-            f"{sum(self._router.running)} requests are running, which is as many as may; "
-            "come again",
+            f"{sum(router.running)} texts are being written, which is as many as may; come again",
             429,
             code="rate_limit_exceeded",
             headers={"Retry-After": "1"},
         )
+
+    def _left(self, replica: int, client: str, texts: int) -> None:
+        self._router.release(replica, texts)
+        self._admission.release(client, texts)
 
     async def _pass_on(self, request: Request) -> Response:
         """Any other request, to any replica. Which of them need a key it says itself: without one
@@ -205,17 +233,28 @@ class _Front:
             return await self._to_any(request, self._call(request, data, known=True))
 
     async def _to_any(self, request: Request, call: Call) -> Response:
+        ending = _Ending(self._options.timeout)
         tried: set[int] = set()
         while (replica := self._router.pick(tried)) is not None:
             try:
-                reply = await unless_left(request, self._upstreams[replica].ask(call))
+                reply = await ending.of(unless_left(request, self._upstreams[replica].ask(call)))
+                if reply is None:
+                    return Response(status_code=CLIENT_LEFT)
+                return await self._whole(request, reply, ending)
             except Unreached:
                 tried.add(replica)
-                continue
-            if reply is None:
-                return Response(status_code=CLIENT_LEFT)
-            return await self._whole(request, reply)
+            except Broken:
+                tried.add(replica)
+                if len(tried) > 1:
+                    raise
         raise _none_up()
+
+    def _caller(self, request: Request) -> str:
+        """What tells clients apart: their keys, or else where they are."""
+        if not self._options.api_keys:
+            return network_of(address_of(request))
+        given = request.headers.get("authorization", "").encode()
+        return blake2b(given, digest_size=16).hexdigest()
 
     def _call(self, request: Request, data: bytes, known: bool) -> Call:
         headers = {
@@ -223,12 +262,9 @@ class _Front:
             for name, value in request.headers.items()
             if name not in _NOT_PASSED and not name.startswith("access-control-")
         }
-        host = address_of(request)
-        headers[CLIENT_HEADER], headers[CALLER_HEADER] = host, network_of(host)
+        headers[CLIENT_HEADER] = address_of(request)
+        headers[CALLER_HEADER] = self._caller(request)
         headers[ID_HEADER] = request_id(request)
-        if self._options.api_keys:
-            given = request.headers.get("authorization", "").encode()
-            headers[CALLER_HEADER] = blake2b(given, digest_size=16).hexdigest()
         if known:
             headers["authorization"] = f"Bearer {self._options.inner_key}"
         query = request.url.query
@@ -236,10 +272,10 @@ class _Front:
         path = path or request.url.path
         return Call(request.method, f"{path}?{query}" if query else path, headers, data)
 
-    async def _whole(self, request: Request, reply: Reply) -> Response:
+    async def _whole(self, request: Request, reply: Reply, ending: _Ending) -> Response:
         """The complete answer; an error where the replica ends first, not half an answer."""
         try:
-            body = await unless_left(request, _joined(reply))
+            body = await ending.of(unless_left(request, _joined(reply)))
         finally:
             await reply.close()
         if body is None:
@@ -268,8 +304,10 @@ class _Front:
         router = self._router
         status = "ok" if all(router.up) else "degraded" if any(router.up) else "down"
         replicas = [
-            {"up": up, "running": running, "ended": ended}
-            for up, running, ended in zip(router.up, router.running, router.ended, strict=True)
+            {"up": state == UP, "state": state, "running": running, "ended": ended}
+            for state, running, ended in zip(
+                router.state, router.running, router.ended, strict=True
+            )
         ]
         found = {"status": status, "running": sum(router.running), "replicas": replicas}
         return JSONResponse(found, 200 if any(router.up) else 503)
@@ -278,8 +316,10 @@ class _Front:
 class _Passed(StreamingResponse):
     """Events of a replica as they come. Whatever ends them, it is told, and `at_end` is called."""
 
-    def __init__(self, reply: Reply, path: str, at_end: Callable[[], None]) -> None:
-        super().__init__(_events(reply, path), reply.status, headers=_passed_headers(reply))
+    def __init__(
+        self, reply: Reply, path: str, at_end: Callable[[], None], ending: _Ending
+    ) -> None:
+        super().__init__(_events(reply, path, ending), reply.status, headers=_passed_headers(reply))
         self._reply = reply
         self._at_end = at_end
 
@@ -293,18 +333,39 @@ class _Passed(StreamingResponse):
             await self._reply.close()
 
 
-async def _events(reply: Reply, path: str) -> AsyncIterator[bytes]:
+class _Ending:
+    """When an answer has to be over: a while after the replica should have ended it itself."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds + _GRACE
+
+    async def of(self, work: Awaitable[_Result]) -> _Result:
+        """What comes of it. Raises ApiError (504) where that is late."""
+        if self._at is None:
+            return await work
+        left = self._at - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(work, left)
+        except asyncio.TimeoutError:
+            raise ApiError(
+                f"the answer took longer than {self._seconds:g} seconds", 504, code="timeout"
+            ) from None
+
+
+async def _events(reply: Reply, path: str, ending: _Ending) -> AsyncIterator[bytes]:
     """Whole events, and an error as the last one when the replica goes away among them."""
     held, first, last = b"", b"", b""
     try:
-        async for part in reply.parts():
+        parts = reply.parts()
+        while (part := await ending.of(anext(parts, None))) is not None:
             held += part
             end = held.rfind(b"\n\n") + 2
             if end > 1:
                 first, last = first or held[:end], held[:end]
                 yield held[:end]
                 held = held[end:]
-    except Broken as error:
+    except ApiError as error:  # Broken, or late
         said = error.body()
         if path == RESPONSES:
             begun = _event_of(first, 0).get("response")

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gptoss.engine import Engine, EngineOptions
 from gptoss.engine.options import OPTIONS
@@ -34,6 +34,7 @@ from starlette.types import Message
 
 from gptoss.server.front.app import Broken, Call, FrontOptions, create_front
 from gptoss.server.front.router import Router
+from gptoss.server.who import PRIORITIES, given_keys
 
 log = logging.getLogger("gptoss.server")
 _SMALL = 64  # requests that generate nothing, at a time and per replica
@@ -45,7 +46,7 @@ class Arguments(BaseModel):
 
     Those of the engine are the fields of `EngineOptions`. cpus, gpus: that Ray sets aside for each
     replica; by default an engine has as many threads as cpus, and tensor_parallel is gpus.
-    api_keys: also GPTOSS_API_KEY where the application is built.
+    api_keys: also GPTOSS_API_KEY where the application is built. priority: "lower" unless said.
     """
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -55,9 +56,11 @@ class Arguments(BaseModel):
     cpus: float = Field(default=1, ge=0)
     gpus: int = Field(default=0, ge=0)
     api_keys: list[str] = []
-    max_requests: int = Field(default=256, ge=1)
+    max_sequences: int = Field(default=256, ge=1)
     origins: list[str] = []
     timeout: float = Field(default=3600, ge=0)
+    priority: Literal["any", "lower", "none"] = "lower"
+    cache_isolation: bool = False
 
     @property
     def engine(self) -> EngineOptions:
@@ -82,10 +85,16 @@ class EngineActor:
     def __init__(self, arguments: Arguments, inner_key: str) -> None:
         self._engine = Engine.from_options(arguments.engine)
         name = arguments.name or Path(str(self._engine.info()["model"])).name
-        # The front counts requests. One that was cancelled may last a moment longer here.
-        max_requests = 2 * arguments.max_requests
+        # The front counts texts. One that was cancelled may last a moment longer here.
+        max_sequences = 2 * arguments.max_sequences
         options = ServerOptions(
-            name, (inner_key,), max_requests, timeout=arguments.timeout or None, behind_front=True
+            name,
+            (inner_key,),
+            max_sequences,
+            timeout=arguments.timeout or None,
+            behind_front=True,
+            priorities=PRIORITIES[arguments.priority],
+            cache_isolation=arguments.cache_isolation,
         )
         self._app = create_app(self._engine, options)
 
@@ -224,23 +233,27 @@ class Front:
         self, arguments: Arguments, inner_key: str, handles: list[DeploymentHandle]
     ) -> None:
         self._options = FrontOptions(
-            inner_key, tuple(arguments.api_keys), origins=tuple(arguments.origins)
+            inner_key,
+            tuple(arguments.api_keys),
+            origins=tuple(arguments.origins),
+            timeout=arguments.timeout or None,
+            cache_isolation=arguments.cache_isolation,
         )
-        self._max_requests = arguments.max_requests
+        self._max_sequences = arguments.max_sequences
         self._handles = handles
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        router = Router(len(self._handles), self._max_requests)
+        router = Router(len(self._handles), self._max_sequences)
         replicas = [ActorReplica(i, handle, router) for i, handle in enumerate(self._handles)]
         return create_front(replicas, router, self._options)
 
 
 def build_app(args: Arguments) -> serve.Application:
     """The application, for `serve.run` and configuration files (`import_path`)."""
-    keys = [*args.api_keys, *filter(None, [os.environ.get("GPTOSS_API_KEY")])]
+    keys = given_keys(args.api_keys, "api_keys")
     args = args.model_copy(update={"api_keys": keys})
     inner_key = secrets.token_hex(32)
-    max_requests = 2 * args.max_requests + _SMALL
+    max_requests = 2 * args.max_sequences + _SMALL
     # A deployment each, instead of one with several replicas: so a request goes to the one that the
     # router chose, using nothing but Ray's public interface.
     engine: Any = serve.deployment(EngineActor)

@@ -22,7 +22,7 @@ import httpx
 from gptoss.errors import Error
 from gptoss.server.errors import ApiError
 from gptoss.server.front.app import Broken, Call, Unreached
-from gptoss.server.front.router import Router
+from gptoss.server.front.router import DOWN, HUNG, STARTING, UP, Router
 
 log = logging.getLogger("gptoss.server")
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds before an ended replica is started again
@@ -31,6 +31,19 @@ PATIENCE = 10.0  # seconds that a replica has to end when it is told to
 # A connection is dropped here before the replica drops it: a request on one that is just being
 # closed would be lost. `gptoss.cli.replica` keeps them for longer.
 _IDLE = 15.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a replica is watched. every: seconds between two questions. patience: seconds until one
+    counts as not answered. hung: such questions in a row after which nothing more is sent there,
+    and what waits goes elsewhere. killed: after which it is ended and started again.
+    """
+
+    every: float = 2.0
+    patience: float = 3.0
+    hung: int = 2
+    killed: int = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,31 @@ class ProcessReplica:
         self._plan = plan
         self._client: httpx.AsyncClient | None = None
         self._line: asyncio.StreamWriter | None = None
+        self._hung = asyncio.Event()
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether it says in time that it is well."""
+        client = self._client
+        if client is None:
+            return False
+        try:
+            answer = await asyncio.wait_for(client.get("/health"), seconds)
+        except (httpx.HTTPError, httpx.StreamError, OSError, RuntimeError, asyncio.TimeoutError):
+            return False
+        return answer.status_code == 200
+
+    def hang(self, hung: bool) -> None:
+        """What waits for its first word is given up, and what is sent there now, while it hangs."""
+        if hung:
+            self._hung.set()
+        else:
+            self._hung.clear()
+
+    def kill(self) -> None:
+        """End the process at once, even where it is stopped."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
 
     async def ask(self, call: Call) -> _HttpReply:
         """As `Upstream.ask`."""
@@ -67,12 +105,21 @@ class ProcessReplica:
         request = client.build_request(
             call.method, url, headers=dict(call.headers), content=call.body
         )
+        sending = asyncio.ensure_future(client.send(request, stream=True))
+        hanging = asyncio.ensure_future(self._hung.wait())
         try:
-            return _HttpReply(self.number, await client.send(request, stream=True))
+            await asyncio.wait({sending, hanging}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise Broken(f"replica {self.number} does not answer")
+            return _HttpReply(self.number, sending.result())
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise Unreached(f"replica {self.number} cannot be reached") from None
         except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
             raise _broken(self.number) from None
+        finally:
+            sending.cancel()
+            hanging.cancel()
+            await asyncio.gather(sending, hanging, return_exceptions=True)
 
     async def start(self) -> None:
         """Start the process and wait until it serves. Raises Error, with its own words if any."""
@@ -147,9 +194,15 @@ class ProcessReplica:
 class Replicas:
     """All of them. `router` is told which are up."""
 
-    def __init__(self, plans: Sequence[Plan], router: Router) -> None:
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        router: Router,
+        health: Health = Health(),
+    ) -> None:
         self.upstreams = [ProcessReplica(i, plan) for i, plan in enumerate(plans)]
         self._router = router
+        self._health = health
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -166,7 +219,11 @@ class Replicas:
             await asyncio.gather(*starts, return_exceptions=True)
             await self.close()
             raise
-        self._keepers = [asyncio.ensure_future(self._keep(replica)) for replica in self.upstreams]
+        self._keepers = [
+            asyncio.ensure_future(kept)
+            for replica in self.upstreams
+            for kept in (self._keep(replica), self._watch(replica))
+        ]
 
     async def close(self, patience: float = PATIENCE) -> None:
         """End all of them, by force when they take longer than `patience` seconds."""
@@ -189,13 +246,42 @@ class Replicas:
                 log.error("replica %d %s; starting it in %g s", replica.number, said, delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, MAX_DELAY)
+                self._router.set_state(replica.number, STARTING)
+                replica.hang(False)
                 try:
                     await replica.start()
                     break
                 except (Error, OSError) as error:
                     said = f"did not start: {error}"
+                    self._router.set_state(replica.number, DOWN)
             self._router.set_up(replica.number, True)
             log.warning("replica %d is up again", replica.number)
+
+    async def _watch(self, replica: ProcessReplica) -> None:
+        """Find out that it hangs: a process that was stopped, that is swapped out, whose device
+        does not answer. All of them keep their connections open, and none ends by itself.
+        """
+        health, router, number = self._health, self._router, replica.number
+        missed = 0
+        while True:
+            await asyncio.sleep(health.every)
+            well = router.state[number] not in (UP, HUNG) or await replica.answers(health.patience)
+            if well or router.state[number] not in (UP, HUNG):
+                missed = 0
+                if router.state[number] == HUNG:
+                    log.warning("replica %d answers again", number)
+                    replica.hang(False)
+                    router.set_state(number, UP)
+                continue
+            missed += 1
+            if missed == health.hung:
+                log.error("replica %d does not answer: it gets no more requests", number)
+                router.set_state(number, HUNG)
+                replica.hang(True)
+            if missed == health.killed:
+                log.error("replica %d does not answer: it is ended", number)
+                missed = 0
+                replica.kill()
 
 
 class _HttpReply:

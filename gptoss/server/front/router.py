@@ -14,6 +14,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from gptoss.errors import Error
+from gptoss.server.admission import texts_of
+from gptoss.server.api.fields import parse_body
+
+UP, HUNG, DOWN, STARTING = "up", "hung", "down", "starting"
 PIECE = 512  # characters: about the tokens of eight pages of the cache
 MAX_KEYS = 256  # of one request; what comes after does not choose among replicas
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -24,36 +29,44 @@ def prefix_keys(path: str, data: bytes) -> list[bytes]:
     """Keys of the prefixes of a request, the shortest first; none where it is invalid, which the
     replica will explain better.
     """
+    return survey(path, data)[0]
+
+
+def survey(path: str, data: bytes) -> tuple[list[bytes], int]:
+    """(the keys of a request's prefixes, how many texts it asks for)."""
     try:
-        body = json.loads(data)
-        parts = _PARTS[path](body) if isinstance(body, dict) and path in _PARTS else ()
-        return _chain(_pieces(parts))
-    except (ValueError, RecursionError, TypeError):
-        return []
+        body = parse_body(data)
+        texts = texts_of(body)
+        return _chain(_pieces(_PARTS[path](body) if path in _PARTS else ())), texts
+    except (Error, ValueError, RecursionError, TypeError):
+        return [], 1
 
 
 class Router:
     """Counts what runs on each replica and remembers what it read.
 
-    replicas: how many there are, all up. max_running: requests that one replica may have at a
+    replicas: how many there are, all up. max_running: texts that one replica may write at a
     time. entries: keys that are remembered; the least recently used are forgotten.
     """
 
     def __init__(self, replicas: int, max_running: int, entries: int = 1 << 16) -> None:
         self.running = [0] * replicas
-        self.up = [True] * replicas
+        self.state = ["up"] * replicas
         self.ended = [0] * replicas  # how often each was no longer up
-        self._max_running = max_running
+        self.max_running = max_running
         self._entries = entries
         self._home: OrderedDict[bytes, int] = OrderedDict()
         self._turn = [0] * replicas  # when each was chosen last
         self._turns = 0
 
-    def take(self, keys: Sequence[bytes] = (), excluded: Collection[int] = ()) -> int | None:
+    def take(
+        self, keys: Sequence[bytes] = (), excluded: Collection[int] = (), size: int = 1
+    ) -> int | None:
         """The replica that gets a request with these keys, counted as running there until
-        `release`. None: all that are up, and are not in `excluded`, are full.
+        `release`. None: all that are up, and are not in `excluded`, are full. size: texts of it.
         """
-        free = [i for i in self._usable(excluded) if self.running[i] < self._max_running]
+        most = self.max_running - size
+        free = [i for i in self._usable(excluded) if self.running[i] <= most]
         if not free:
             return None
         chosen = self._known(keys, free)
@@ -64,14 +77,14 @@ class Router:
             self._home.move_to_end(key)
         while len(self._home) > self._entries:
             self._home.popitem(last=False)
-        self.running[chosen] += 1
+        self.running[chosen] += size
         self._chosen(chosen)
         return chosen
 
-    def release(self, replica: int) -> None:
+    def release(self, replica: int, size: int = 1) -> None:
         """A request there has come to its end."""
-        assert self.running[replica] > 0
-        self.running[replica] -= 1
+        assert self.running[replica] >= size
+        self.running[replica] -= size
 
     def pick(self, excluded: Collection[int] = ()) -> int | None:
         """Any replica that is up, for a small question; nothing is counted or remembered."""
@@ -82,11 +95,20 @@ class Router:
         self._chosen(chosen)
         return chosen
 
+    @property
+    def up(self) -> list[bool]:
+        """Which of them may be sent requests."""
+        return [state == UP for state in self.state]
+
     def set_up(self, replica: int, up: bool) -> None:
         """A replica began to answer, or ended; what it had read is lost with it."""
-        self.ended[replica] += self.up[replica] and not up
-        self.up[replica] = up
-        if not up:
+        self.set_state(replica, UP if up else DOWN)
+
+    def set_state(self, replica: int, state: str) -> None:
+        """What became of it: UP, HUNG (it does not answer, and may again), DOWN or STARTING."""
+        self.ended[replica] += state == DOWN and self.state[replica] in (UP, HUNG)
+        self.state[replica] = state
+        if state == DOWN:
             for key in [key for key, home in self._home.items() if home == replica]:
                 del self._home[key]
 
