@@ -45,10 +45,11 @@ def main() -> int:
     log_to_stderr(access=not arguments.no_access_log)
     try:
         with open_engine(arguments, show=options["replica"] == 0) as engine:
-            app = application(arguments, engine, behind_front=True)
             limits = affordable(Limits(2 * arguments.max_connections, idle=_IDLE))
+            connections = Connections(limits)
+            app = application(arguments, engine, connections, behind_front=True)
             listening = config(
-                app, arguments.host, arguments.port, Connections(limits), log_level="warning"
+                app, arguments.host, arguments.port, connections, log_level="warning"
             )
             _Server(listening, line).run()
     except (Error, OSError, MemoryError) as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from gptoss.engine import Engine
+    from gptoss.server.connections import Connections
     from gptoss.server.front.replicas import Plan
     from gptoss.server.who import Hosts
 
@@ -129,7 +130,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if arguments.replicas > 1:
         return _serve_replicas(arguments)
     with open_engine(arguments) as engine:
-        server = gptoss.server.listen.Server(_config(arguments, application(arguments, engine)))
+        connections = _connections(arguments)
+        app = application(arguments, engine, connections)
+        server = gptoss.server.listen.Server(_config(arguments, app, connections))
         try:
             server.run()
         except KeyboardInterrupt:  # uvicorn passes it on when all is finished
@@ -138,7 +141,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def application(
-    arguments: argparse.Namespace, engine: Engine, *, behind_front: bool = False
+    arguments: argparse.Namespace,
+    engine: Engine,
+    connections: Connections,
+    *,
+    behind_front: bool = False,
 ) -> Starlette:
     """What answers requests with this engine, as the options of the command say."""
     from gptoss.server.api.app import ServerOptions, create_app
@@ -155,21 +162,28 @@ def application(
         priorities=PRIORITIES[arguments.priority],
         cache_isolation=arguments.cache_isolation,
     )
-    return create_app(engine, options)
+    return create_app(engine, options, connections)
 
 
-def _config(arguments: argparse.Namespace, app: Starlette, each: int = 1) -> uvicorn.Config:
-    """each: descriptors that a connection takes."""
+def _connections(arguments: argparse.Namespace, each: int = 1) -> Connections:
+    """each: descriptors that one takes."""
     from gptoss.server.connections import Connections, Limits
-    from gptoss.server.listen import affordable, config
+    from gptoss.server.listen import affordable
 
-    limits = affordable(Limits(arguments.max_connections), each)
+    return Connections(affordable(Limits(arguments.max_connections), each))
+
+
+def _config(
+    arguments: argparse.Namespace, app: Starlette, connections: Connections
+) -> uvicorn.Config:
+    from gptoss.server.listen import config
+
     proxies = arguments.trusted_proxy
     return config(
         app,
         arguments.host,
         arguments.port,
-        Connections(limits),
+        connections,
         proxies=["127.0.0.1", "::1"] if proxies is None else list(filter(None, proxies)),
     )
 
@@ -200,7 +214,8 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
         hosts=_hosts(arguments),
         cache_isolation=arguments.cache_isolation,
     )
-    app = create_front(replicas.upstreams, router, options)
+    connections = _connections(arguments, each=2)  # one to a client, and one to a replica
+    app = create_front(replicas.upstreams, router, options, connections)
 
     class FrontServer(Server):
         async def shutdown(self, *arguments: Any, **options: Any) -> None:
@@ -210,8 +225,7 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             # A second Ctrl-C does not wait.
             await replicas.close(0 if self.force_exit else PATIENCE)
 
-    # A connection to a client, and one to a replica.
-    server = FrontServer(_config(arguments, app, each=2))
+    server = FrontServer(_config(arguments, app, connections))
 
     async def serve() -> None:
         await replicas.start()

@@ -95,6 +95,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
     Attributes:
         timing: of the choice that finished last; None before. timings: of all that have.
+        cancelled: of each choice that was, tokens of the prompt that were read, tokens written.
         choices: how many texts there will be. prompt_tokens: length of the prompt.
         prompt_ids: its tokens. prompt: how likely they were, where asked for, from the first delta
             of the first choice on.
@@ -108,6 +109,7 @@ class AsyncStream(AsyncIterator[Delta]):
         self._outbox = outbox
         self.timing: Timing | None = None
         self.timings: list[Timing] = []
+        self.cancelled: list[tuple[int, int]] = []
         self.choices = len(requests)
         self.prompt_tokens = requests[0].prompt_tokens
         self.prompt_ids = requests[0].prompt_ids
@@ -170,10 +172,13 @@ class AsyncStream(AsyncIterator[Delta]):
             running = request.key in self._submission and request.produced
             if running and isinstance(request, Generation):
                 self.timings.append(request.timing(perf_counter()))
-        self.cancel()
+        self._submission.close()
 
     def cancel(self) -> None:
         """Cancel what is not finished; further reading ends at once."""
+        self.cancelled += [
+            request.done_so_far() for request in self._requests if request.key in self._submission
+        ]
         self._submission.close()
 
 

@@ -250,6 +250,10 @@ class Generation(Request):
         chosen = float(output.logprobs[row])
         return (TokenLogprob(token, self._token_bytes(token), chosen, top),)
 
+    def done_so_far(self) -> tuple[int, int]:
+        read = self.prompt_tokens if self._reported else self.sequence.computed
+        return min(read, self.prompt_tokens), self._reported
+
     def timing(self, now: float) -> Timing:
         """Where its time went until `now`."""
         started = self.created if self.started is None else self.started

@@ -1,9 +1,10 @@
 """Which sequence is admitted next, found in logarithmic time however many wait.
 
-The order: the lowest priority number; those that were sent back, the latest first; of the client
-that has had the least computed, of its request that has had the least, in order of arrival. Sharing
-by the tokens computed for each is the virtual token counter of Sheng et al., "Fairness in serving
-large language models" (2024).
+The order: the lowest priority number; those that were sent back for want of pages, the latest
+first, unless somebody waits who has had less computed; of the client that has had the least
+computed, of its request that has had the least, in order of arrival. Sharing by the tokens computed
+for each is the virtual token counter of Sheng et al., "Fairness in serving large language models"
+(2024).
 
 What was computed for somebody only grows. So the heaps below need no update when it does: the entry
 at the top is compared with the present value when it is looked at, and goes back with that. Entries
@@ -181,8 +182,13 @@ class Waiting:
         if not self._priorities:
             return None
         priority = self._priorities[0]
-        sent_back = self._sent_back[priority]
-        return (sent_back if len(sent_back) else self._arrived[priority]).first()
+        sent_back, arrived = self._sent_back[priority], self._arrived[priority]
+        if not len(sent_back):
+            return arrived.first()
+        first = sent_back.first()
+        if len(arrived) and arrived.least() < self._account(first).served:
+            return arrived.first()
+        return first
 
     def add(self, sequence: Sequence) -> None:
         """A sequence arrives."""
@@ -225,7 +231,7 @@ class Waiting:
 
     def _line(self, sequence: Sequence) -> _Line:
         levels: dict[int, _Arrivals] | dict[int, _Shares[str]]
-        levels = self._sent_back if sequence.preemptions else self._arrived
+        levels = self._sent_back if sequence.sent_back else self._arrived
         return levels[sequence.priority]
 
 

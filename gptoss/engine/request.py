@@ -91,6 +91,10 @@ class Request:
         """Put what was taken; True when the request is done."""
         raise NotImplementedError
 
+    def done_so_far(self) -> tuple[int, int]:
+        """(tokens of the prompt that were read, tokens that were written); from any thread."""
+        return self.sequence.computed, 0
+
     def put(self, item: Any) -> None:
         """Produce an item; `deliver` sends it off."""
         self.produced += 1

@@ -8,7 +8,10 @@ Policy only; nothing here knows models, text or sampling. The rules:
    prompt that is still entering. `queue` says who comes first.
 4. An admitted sequence starts after the prefix that the cache has of it. One that shares a long
    prefix with a prompt that is entering waits until it can take that from the cache.
-5. When a running sequence needs a page and none is free, the latest admitted one of the lowest
+5. Where all places or pages are taken, and somebody waits who has clearly fewer of them, the latest
+   admitted sequence of who has most is sent back. Prompts of several clients enter in the order of
+   what was computed for them, and half of the budget is kept for one who has just come.
+6. When a running sequence needs a page and none is free, the latest admitted one of the lowest
    priority is sent back to the head of the queue and gives up its pages. The same happens when
    one of a higher priority finds no room. Its tokens, output included, are computed again when it
    returns (unless the cache still has them), so nothing but time is lost.
@@ -22,6 +25,8 @@ A step: `plan` says what it computes, each chunk's sequence is told to `advance`
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
 from gptoss.engine.pages import PagePool, SequencePages, first_block_seen, peak_pages
@@ -32,6 +37,7 @@ from gptoss.errors import Error
 
 SHARED_BLOCKS = 4  # a prefix shared with a prompt that enters is waited for from this length on
 MAX_PASSED = 64  # sequences that wait for a prefix are passed over, but not more in one step
+MAX_SENT_BACK = 4  # sequences in one step for the sake of others' shares
 MAX_CLIENTS = 4096  # whose service is remembered
 
 
@@ -152,15 +158,18 @@ class Scheduler:
     def plan(self) -> list[Chunk]:
         """The next step: at most one chunk per sequence, with pages for every token in it."""
         self._make_way()
+        self._share()
         running = self.running
         budget = self.step_tokens - sum(s.computed + 1 == len(s.tokens) for s in running)
+        kept = budget // 2 if self._newcomer_waits() else 0
+        budget -= kept
         rows = 0  # of sequences that want more than their last
         chunks: list[Chunk] = []
         preempted_before = self.preemptions
-        for sequence in tuple(running):
+        for sequence in self._in_turn():
             pages = sequence.pages
             if pages is None:
-                break  # it and all after it were preempted in this loop
+                continue  # it was preempted in this loop
             start = sequence.computed
             pending = len(sequence.tokens) - start
             count = 1 if pending == 1 else sequence.most(start, budget, rows)
@@ -169,8 +178,10 @@ class Scheduler:
             chunks.append(Chunk(sequence, pages, start, count, count == pending))
             budget -= 0 if pending == 1 else count
             rows += sequence.rows_of(start, count)
-        if self.preemptions == preempted_before and len(self.waiting):
-            self._admit(budget, rows, chunks)
+        if self.preemptions != preempted_before:
+            return [chunk for chunk in chunks if chunk.sequence.pages is chunk.pages]
+        if len(self.waiting):
+            self._admit(budget + kept, rows, chunks)
         return chunks
 
     def extend(self, chunk: Chunk, draft: tuple[int, ...]) -> Chunk:
@@ -237,6 +248,65 @@ class Scheduler:
                     pages.release()
                     return
             self._preempt()
+
+    def _share(self) -> None:
+        """Send back sequences of who has most for the sake of who has few, and finds no room."""
+        for _ in range(MAX_SENT_BACK):
+            sequence = self.waiting.first()
+            if sequence is None or not self.running:
+                return
+            victim = self._one_too_many(sequence)
+            if victim is None or self._enters_already(sequence, self._known_blocks(sequence)):
+                return
+            if len(self.running) < self.max_running:
+                pages = self._room_for(sequence, self._owed())
+                if pages is not None:
+                    pages.release()
+                    return
+            self._preempt(victim)
+
+    def _one_too_many(self, sequence: Sequence) -> Sequence | None:
+        """A running sequence of the client that has most, or else of its own client's request that
+        has: at least two more than this one's. None: no share is that much larger.
+        """
+        equals = [other for other in self.running if other.priority >= sequence.priority]
+        clients = Counter(other.client for other in equals)
+        client = max(clients, key=clients.__getitem__, default=sequence.client)
+        if clients[client] >= clients[sequence.client] + 2:
+            return next(other for other in reversed(equals) if other.client == client)
+        requests = Counter(other.account for other in equals if other.client == sequence.client)
+        account = max(requests, key=requests.__getitem__, default=sequence.account)
+        if requests[account] >= requests[sequence.account] + 2:
+            return next(other for other in reversed(equals) if other.account is account)
+        return None
+
+    def _newcomer_waits(self) -> bool:
+        """Whether a request could be admitted of which nothing runs, while prompts enter."""
+        if len(self.running) >= self.max_running or all(s.pending == 1 for s in self.running):
+            return False
+        sequence = self.waiting.first()
+        if sequence is None or any(s.account is sequence.account for s in self.running):
+            return False
+        if self._blocked is not None and self._blocked[0] is sequence:
+            return False
+        # One that begins as a prompt that enters is better off with what that computes.
+        shared = SHARED_BLOCKS * self.page_size
+        return not any(
+            s.pending > 1
+            and s.salt == sequence.salt
+            and s.tokens[:shared] == sequence.tokens[:shared]
+            for s in self.running
+        )
+
+    def _in_turn(self) -> SequenceOf[Sequence]:
+        """The running ones: those that wait for a token, then prompts, of clients who have had less
+        first.
+        """
+        entering = [s for s in self.running if s.pending > 1]
+        if len({s.client for s in entering}) < 2:
+            return tuple(self.running)
+        entering.sort(key=lambda s: self._client(s).served)
+        return [*(s for s in self.running if s.pending == 1), *entering]
 
     def _admit(self, budget: int, rows: int, chunks: list[Chunk]) -> None:
         passed: list[Sequence] = []
@@ -344,10 +414,14 @@ class Scheduler:
         pages.grow(end)
         return True
 
-    def _preempt(self) -> Sequence:
-        """Send back the last of the running sequences."""
-        victim = self.running.pop()
+    def _preempt(self, shares: Sequence | None = None) -> Sequence:
+        """Send back the last of the running sequences. shares: another one, for others' sake; it
+        then waits as it did before it was admitted.
+        """
+        victim = shares or self.running[-1]
+        self.running.remove(victim)
         self._free(victim)
+        victim.sent_back = shares is None
         victim.preemptions += 1
         self.preemptions += 1
         self.waiting.restore(victim)

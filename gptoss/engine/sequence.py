@@ -39,6 +39,7 @@ class Sequence:
             the step in progress.
         pages: held while it runs; None while it waits.
         preemptions: how often it was sent back to the queue.
+        sent_back: whether it waits for pages that it had to give up, and goes first.
         cached: how many tokens the prefix cache had when it was first admitted.
         reuses: whether it may start from a prefix that was computed before, and is one for others.
         reusable: most tokens that it may start from; None: all but the last.
@@ -65,6 +66,7 @@ class Sequence:
         "reuses",
         "rows_from",
         "salt",
+        "sent_back",
         "tokens",
     )
 
@@ -95,6 +97,7 @@ class Sequence:
         self.computed = 0
         self.cached: int | None = None
         self.preemptions = 0
+        self.sent_back = False
         self.pages: SequencePages | None = None
         self.place = 0
         self._unknown = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,18 +32,29 @@ class Access:
         """More to say at the end."""
         self._entry.update(values)
 
-    def generated(self, timings: Iterable[Timing]) -> None:
-        """The texts that came to their end."""
-        all_of_them = list(timings)
-        if not all_of_them:
-            return
-        self.note(
-            prompt_tokens=all_of_them[0].prompt_tokens,
-            cached_tokens=min(timing.cached_tokens for timing in all_of_them),
-            completion_tokens=sum(timing.completion_tokens for timing in all_of_them),
-            queue_seconds=round(max(timing.queue_seconds for timing in all_of_them), 4),
-            first_token_seconds=round(min(timing.ttft for timing in all_of_them), 4),
-        )
+    def generated(
+        self, timings: Iterable[Timing], cancelled: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """The texts that came to their end; of those that did not, tokens of the prompt that were
+        read and tokens that were written.
+        """
+        ended = list(timings)
+        if cancelled:
+            self.note(cancelled=len(cancelled))
+        if ended or cancelled:
+            self.note(
+                prompt_tokens=ended[0].prompt_tokens
+                if ended
+                else max(read for read, _ in cancelled),
+                completion_tokens=sum(timing.completion_tokens for timing in ended)
+                + sum(written for _, written in cancelled),
+            )
+        if ended:
+            self.note(
+                cached_tokens=min(timing.cached_tokens for timing in ended),
+                queue_seconds=round(max(timing.queue_seconds for timing in ended), 4),
+                first_token_seconds=round(min(timing.ttft for timing in ended), 4),
+            )
 
     def end(self, status: int) -> None:
         """The last byte is sent, or the client has left."""

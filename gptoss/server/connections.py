@@ -21,6 +21,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gptoss.server.errors import ApiError
 
 log = logging.getLogger("gptoss.server")
+# Why connections are let go: their head is late, their body is, their answer is not read, another
+# one needs room, none is left.
+REASONS = ("head", "body", "write", "room", "refused")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class Connections:
     """The open connections of one server.
 
     Attributes:
-        closed: how many were let go, by reason: "head", "body", "write", "room" (for another one),
-            "refused" (none was left).
+        closed: how many were let go, by their reason.
     """
 
     def __init__(self, limits: Limits = Limits()) -> None:

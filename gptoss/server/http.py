@@ -95,20 +95,22 @@ def guarded(
     client: Callable[[Request], str],
     answered: Callable[[str, int], None],
     is_logged: Callable[[Response], bool],
+    goes_on: Callable[[Response], bool],
 ) -> Endpoint:
     """The endpoint, counted and in the access log; errors of ours as OpenAI's API says them.
 
     client: whom the log names. answered: is told each route and status. is_logged: whether the
-    line of an endpoint's response is, or will be, written elsewhere.
+    line of an endpoint's response is, or will be, written elsewhere. goes_on: whether its end comes
+    later, and is counted then.
     """
 
     async def guarded(request: Request) -> Response:
-        status, logged = 500, False
+        status, logged, later = 500, False, False
         access = Access(request.method, request.url.path, client(request), request_id(request))
         request.state.access = access
         try:
             response = await endpoint(request)
-            status, logged = response.status_code, is_logged(response)
+            status, logged, later = response.status_code, is_logged(response), goes_on(response)
         except Error as error:
             said = ApiError.of(error)
             status = said.status
@@ -116,13 +118,24 @@ def guarded(
         except ClientDisconnect:
             status = CLIENT_LEFT
             response = Response(status_code=status)
+        except Exception as error:
+            # Here, not in Starlette's middleware: that passes it on to uvicorn, which would log it
+            # again and close the connection.
+            response = await failed(request, error)
         finally:
-            answered(request.scope["route"].path, status)
+            if not later:
+                answered(route_of(request), status)
             if not logged:
                 access.end(status)
         return response
 
     return guarded
+
+
+def route_of(request: Request) -> str:
+    """The route's pattern."""
+    path: str = request.scope["route"].path
+    return path
 
 
 def address_of(request: Request) -> str:

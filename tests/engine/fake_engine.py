@@ -21,6 +21,7 @@ PIECES += [b"<|endoftext|>"]
 
 class FakeTokenizer:
     eos_ids = frozenset({END})
+    longest = max(map(len, PIECES))
 
     def __init__(self):
         self.special_tokens = {"<|endoftext|>": END}

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 from byte_vocabulary import WORDS
-from scripted import ANSWER, OfBytes
+from scripted import ANSWER, ROOMY, OfBytes
 from serving import serving
 from waiting import PATIENCE, until_async
 
@@ -42,7 +42,9 @@ class Writer:
     def go(self):
         self._go.release()
 
-    def stream(self, prompt, params, *, loop, priority, client):
+    engine = ROOMY
+
+    def stream(self, prompt, params, *, loop, priority, client, salt):
         self.params.append(params)
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         return _Stream(self, text, len(prompt), params.logprobs)

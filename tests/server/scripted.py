@@ -17,6 +17,14 @@ ANSWER = "<|channel|>final<|message|>It is four.<|return|>"
 CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>'
 
 
+# What is asked of the engine behind an AsyncEngine: one that takes anything.
+ROOMY = SimpleNamespace(
+    config=SimpleNamespace(context_length=1 << 17),
+    info=lambda: {"kv_tokens": 1 << 17},
+    check_text=lambda field, characters: None,
+)
+
+
 class OfBytes(HarmonyChat):
     def __init__(self):
         self.asked = []
@@ -41,7 +49,9 @@ class Scripted:
         self.written, self.finish, self.params = written, finish, None
         self.tokens = tokens
 
-    def stream(self, prompt, params, *, loop, priority, client):
+    engine = ROOMY
+
+    def stream(self, prompt, params, *, loop, priority, client, salt):
         self.params = params
         tokens = WORDS.encode(self.written)[: self.tokens]
         deltas = [

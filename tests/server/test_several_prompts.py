@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 from fake_engine import settle
+from scripted import ROOMY
 from serving import serving
 
 from gptoss import Error, SamplingParams
@@ -23,7 +24,9 @@ class Told:
     def __init__(self):
         self.streams = []
 
-    def stream(self, prompt, params, *, loop, priority, client, account):
+    engine = ROOMY
+
+    def stream(self, prompt, params, *, loop, priority, client, account, salt):
         self.streams.append(ToldStream(loop, prompt, params.n))
         return self.streams[-1]
 

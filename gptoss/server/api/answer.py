@@ -241,6 +241,10 @@ class Answer:
         """Of the texts that came to their end."""
         return [timing for stream in self.streams for timing in stream.timings]
 
+    def cancelled(self) -> list[tuple[int, int]]:
+        """Of each text that was: tokens of the prompt that were read, tokens that were written."""
+        return [done for stream in self.streams for done in stream.cancelled]
+
     def fail(self, error: Error) -> None:
         """End it with an error; called on the loop's thread."""
         for stream in self.streams:

@@ -30,6 +30,7 @@ from gptoss.server.api.option_values import MAX_PRIORITY
 from gptoss.server.api.responses import ResponsesRequest
 from gptoss.server.api.tokenize import detokenize, tokenize, tokenizer_info
 from gptoss.server.bodies import Bodies
+from gptoss.server.connections import Connections
 from gptoss.server.errors import ApiError
 from gptoss.server.http import (
     CALLER_HEADER,
@@ -46,6 +47,7 @@ from gptoss.server.http import (
     guarded,
     log,
     no_route,
+    route_of,
     unless_left,
 )
 from gptoss.server.pools import SMALL, Pools
@@ -90,13 +92,17 @@ class ServerOptions:
         check_keys(self.api_keys)
 
 
-def create_app(engine: Engine, options: ServerOptions) -> Starlette:
-    """An ASGI application, which does not close the engine."""
-    return _Server(engine, options).app
+def create_app(
+    engine: Engine, options: ServerOptions, connections: Connections | None = None
+) -> Starlette:
+    """An ASGI application, which does not close the engine. connections: for its metrics."""
+    return _Server(engine, options, connections).app
 
 
 class _Server:
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+    def __init__(
+        self, engine: Engine, options: ServerOptions, connections: Connections | None
+    ) -> None:
         self._engine = engine
         self._async = AsyncEngine(engine)
         self._options = options
@@ -111,7 +117,7 @@ class _Server:
         self._pools = Pools()
         self._places: dict[object, tuple[str, int]] = {}  # of each that runs: whose, how many
         self._timers: dict[object, asyncio.TimerHandle] = {}
-        self._metrics = Metrics(engine)
+        self._metrics = Metrics(engine, connections)
         self._items = ItemMemory()
         self._bodies = Bodies(options.max_body, options.body_timeout)
         post, get = ["POST"], ["GET"]
@@ -150,7 +156,9 @@ class _Server:
             keyed,
             client=self._client,
             answered=self._metrics.answered,
-            is_logged=lambda response: isinstance(response, _EventStream),  # when it ends
+            # When it ends.
+            is_logged=lambda response: isinstance(response, _EventStream),
+            goes_on=lambda response: isinstance(response, _EventStream),
         )
 
     async def _body(self, request: Request, caller: Caller) -> tuple[dict[str, Any], int]:
@@ -271,9 +279,14 @@ class _Server:
         request.state.access.note(stream=True)
         # A client that does not read what it is sent is cut off a little later than one that does.
         seconds = self._options.timeout
+        failed: list[int] = []
+
+        def at_end(status: int) -> None:
+            self._end(request, surface, failed[0] if failed and status == 200 else status)
+
         return _EventStream(
-            _events(surface),
-            lambda status: self._end(request, surface, status),
+            _events(surface, failed.append),
+            at_end,
             None if seconds is None else seconds + _GRACE,
             headers,
         )
@@ -296,10 +309,12 @@ class _Server:
         timer = self._timers.pop(surface, None)
         if timer is not None:
             timer.cancel()
-        self._metrics.generated(answer.timings())
-        request.state.access.generated(answer.timings())
+        access = request.state.access
+        for told in (self._metrics, access):
+            told.generated(answer.timings(), answer.cancelled())
         if status is not None:
-            request.state.access.end(status)
+            self._metrics.answered(route_of(request), status)
+            access.end(status)
 
     def _check_model(self, name: object) -> None:
         if name is not None and name != self._options.model_name:
@@ -400,8 +415,10 @@ class _EventStream(StreamingResponse):
             self._at_end(self.status_code if self._complete else CLIENT_LEFT)
 
 
-async def _events(surface: Surface) -> AsyncIterator[str]:
-    """What is sent of a stream. Whatever goes wrong, an event of its protocol says so."""
+async def _events(surface: Surface, failed: Callable[[int], None]) -> AsyncIterator[str]:
+    """What is sent of a stream. Whatever goes wrong, an event of its protocol says so; failed: is
+    told which status it would have been.
+    """
     try:
         async for event in surface.events():
             yield _event(event, surface.named)
@@ -413,6 +430,7 @@ async def _events(surface: Surface) -> AsyncIterator[str]:
     except Exception:
         log.exception("a stream ended")
         said = MISTAKE
+    failed(said.status)
     for event in surface.failed(said.body()["error"]):
         yield _event(event, surface.named)
 

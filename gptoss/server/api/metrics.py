@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from gptoss.server.connection_metrics import OfConnections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gptoss.engine import Engine
     from gptoss.request import Timing
+    from gptoss.server.connections import Connections
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -21,14 +24,20 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 class Metrics:
     """Counters of one server. Names and units follow Prometheus' conventions."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, connections: Connections | None = None) -> None:
         self._registry = CollectorRegistry()
+        if connections is not None:
+            self._registry.register(OfConnections(connections))
         self._requests = Counter(
             "gptoss_requests", "Requests by route and HTTP status.", ["route", "status"],
             registry=self._registry,
         )  # fmt: skip
         self._tokens = Counter(
             "gptoss_tokens", "Tokens read (prompt) and written (completion).", ["kind"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._cancelled = Counter(
+            "gptoss_cancelled_texts", "Texts that were not written to their end.",
             registry=self._registry,
         )  # fmt: skip
         self._queue = self._histogram("gptoss_queue_seconds", "Until a request's first step.")
@@ -42,11 +51,19 @@ class Metrics:
         return Histogram(name, text, buckets=buckets, registry=self._registry)
 
     def answered(self, route: str, status: int) -> None:
-        """A request has its status, whatever becomes of the stream that follows."""
+        """A request has come to its end, a stream to that of its last event."""
         self._requests.labels(route, status).inc()
 
-    def generated(self, timings: Iterable[Timing]) -> None:
-        """Texts that came to their end."""
+    def generated(
+        self, timings: Iterable[Timing], cancelled: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """Texts that came to their end; and of those that were cancelled, the tokens of the prompt
+        that were read, and those that were written. These tokens were work, too.
+        """
+        for read, written in cancelled:
+            self._cancelled.inc()
+            self._tokens.labels("prompt").inc(read)
+            self._tokens.labels("completion").inc(written)
         for timing in timings:
             self._tokens.labels("prompt").inc(timing.prompt_tokens)
             self._tokens.labels("completion").inc(timing.completion_tokens)

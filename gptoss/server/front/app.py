@@ -20,11 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gptoss.errors import Error
 from gptoss.server.admission import Admission
 from gptoss.server.bodies import Bodies
+from gptoss.server.connections import Connections
 from gptoss.server.errors import ApiError
 from gptoss.server.front.metrics import FrontMetrics
 from gptoss.server.front.router import GENERATING, RESPONSES, UP, Router, survey
@@ -40,6 +41,7 @@ from gptoss.server.http import (
     guarded,
     no_route,
     request_id,
+    route_of,
     unless_left,
 )
 from gptoss.server.pools import Pools
@@ -121,19 +123,30 @@ class FrontOptions:
         check_keys(self.api_keys)
 
 
-def create_front(upstreams: Sequence[Upstream], router: Router, options: FrontOptions) -> Starlette:
-    """An ASGI application. The owner of the replicas tells the router which are up."""
-    return _Front(upstreams, router, options).app
+def create_front(
+    upstreams: Sequence[Upstream],
+    router: Router,
+    options: FrontOptions,
+    connections: Connections | None = None,
+) -> Starlette:
+    """An ASGI application. The owner of the replicas tells the router which are up. connections:
+    that its metrics tell of.
+    """
+    return _Front(upstreams, router, options, connections).app
 
 
 class _Front:
     def __init__(
-        self, upstreams: Sequence[Upstream], router: Router, options: FrontOptions
+        self,
+        upstreams: Sequence[Upstream],
+        router: Router,
+        options: FrontOptions,
+        connections: Connections | None,
     ) -> None:
         self._upstreams = upstreams
         self._router = router
         self._options = options
-        self._metrics = FrontMetrics(router)
+        self._metrics = FrontMetrics(router, connections)
         self._bodies = Bodies(options.max_body, options.body_timeout)
         self._admission = Admission(router.max_running)
         self._pools = Pools()
@@ -161,6 +174,7 @@ class _Front:
             client=address_of,
             answered=self._metrics.answered,
             is_logged=lambda response: True,  # by the replica, which has more to say
+            goes_on=lambda response: isinstance(response, _Passed),
         )
 
     async def _generate(self, request: Request) -> Response:
@@ -182,7 +196,6 @@ class _Front:
         handed_on = False
         try:
             while (replica := router.take(keys, tried, texts)) is not None:
-                leaves = partial(self._left, replica, client, texts)
                 try:
                     reply = await ending.of(
                         unless_left(request, self._upstreams[replica].ask(call))
@@ -192,6 +205,7 @@ class _Front:
                     if not reply.headers.get("content-type", "").startswith("text/event-stream"):
                         return await self._whole(request, reply, ending)
                     handed_on = True
+                    leaves = partial(self._left, request, replica, client, texts)
                     return _Passed(reply, path, leaves, ending)
                 except Unreached:
                     tried.add(replica)
@@ -219,9 +233,11 @@ class _Front:
             headers={"Retry-After": "1"},
         )
 
-    def _left(self, replica: int, client: str, texts: int) -> None:
+    def _left(self, request: Request, replica: int, client: str, texts: int, status: int) -> None:
+        """A stream has ended."""
         self._router.release(replica, texts)
         self._admission.release(client, texts)
+        self._metrics.answered(route_of(request), status)
 
     async def _pass_on(self, request: Request) -> Response:
         """Any other request, to any replica. Which of them need a key it says itself: without one
@@ -314,22 +330,34 @@ class _Front:
 
 
 class _Passed(StreamingResponse):
-    """Events of a replica as they come. Whatever ends them, it is told, and `at_end` is called."""
+    """Events of a replica as they come. Whatever ends them, `at_end` is called with the status: of
+    the error that was found here, 499 where the client left.
+    """
 
     def __init__(
-        self, reply: Reply, path: str, at_end: Callable[[], None], ending: _Ending
+        self, reply: Reply, path: str, at_end: Callable[[int], None], ending: _Ending
     ) -> None:
-        super().__init__(_events(reply, path, ending), reply.status, headers=_passed_headers(reply))
+        self._failed: list[int] = []
+        events = _events(reply, path, ending, self._failed.append)
+        super().__init__(events, reply.status, headers=_passed_headers(reply))
         self._reply = reply
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = False
+
+        async def noting(message: Message) -> None:
+            nonlocal complete
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, noting)
         except ClientDisconnect:
             pass
         finally:
-            self._at_end()
+            status = self._failed[0] if self._failed else self.status_code
+            self._at_end(status if complete else CLIENT_LEFT)
             await self._reply.close()
 
 
@@ -353,8 +381,12 @@ class _Ending:
             ) from None
 
 
-async def _events(reply: Reply, path: str, ending: _Ending) -> AsyncIterator[bytes]:
-    """Whole events, and an error as the last one when the replica goes away among them."""
+async def _events(
+    reply: Reply, path: str, ending: _Ending, failed: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """Whole events, and an error as the last one when the replica goes away among them; failed: is
+    told its status.
+    """
     held, first, last = b"", b"", b""
     try:
         parts = reply.parts()
@@ -366,6 +398,7 @@ async def _events(reply: Reply, path: str, ending: _Ending) -> AsyncIterator[byt
                 yield held[:end]
                 held = held[end:]
     except ApiError as error:  # Broken, or late
+        failed(error.status)
         said = error.body()
         if path == RESPONSES:
             begun = _event_of(first, 0).get("response")

@@ -10,14 +10,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from gptoss.server.connection_metrics import OfConnections
+from gptoss.server.connections import Connections
 from gptoss.server.front.router import Router
 
 
 class FrontMetrics:
     """Counters of the front itself, and gauges of what its router counts."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, connections: Connections | None = None) -> None:
         self._own = CollectorRegistry()
+        if connections is not None:
+            self._own.register(OfConnections(connections, "gptoss_front"))
         self._requests = Counter(
             "gptoss_front_requests", "Requests by route and HTTP status.", ["route", "status"],
             registry=self._own,
@@ -25,7 +29,7 @@ class FrontMetrics:
         self._own.register(_OfRouter(router))
 
     def answered(self, route: str, status: int) -> None:
-        """A request has its status, whatever becomes of the stream that follows."""
+        """A request has come to its end, a stream to that of its last event."""
         self._requests.labels(route, status).inc()
 
     def text(self, replicas: Sequence[str | None]) -> bytes:
