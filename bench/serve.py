@@ -23,10 +23,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -54,6 +55,7 @@ class Answer:
     times: list[float] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
+    refused: int = 0  # how often it was told to come again
 
     @property
     def whole(self) -> bool:
@@ -85,8 +87,24 @@ class Kind:
         return asks
 
 
-async def run(port: int, ask: Ask) -> Answer:
-    """Ask, and read the stream. Never raises: what went wrong is in the answer."""
+async def run_patiently(port: int, ask: Ask, address: str) -> Answer:
+    """As clients do that come again when they are told to (429, 503)."""
+    refused, begun = 0, time.perf_counter()
+    while True:
+        answer = await run(port, ask, address)
+        told = answer.error and answer.error.split()[1:2]
+        if told not in (["429"], ["503"]) or refused > 600:
+            answer.refused = refused
+            answer.times = [t + answer.sent - begun for t in answer.times]
+            return answer
+        refused += 1
+        await asyncio.sleep(0.5)
+
+
+async def run(port: int, ask: Ask, address: str = HOST) -> Answer:
+    """Ask, and read the stream. Never raises: what went wrong is in the answer. address: of the
+    client.
+    """
     answer = Answer(ask)
     body = json.dumps(
         {"prompt": ask.prompt, "max_tokens": ask.tokens, "stream": True, "ignore_eos": True,
@@ -98,7 +116,9 @@ async def run(port: int, ask: Ask) -> Answer:
     )
     answer.sent = begun = time.perf_counter()
     try:
-        reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 20)
+        reader, writer = await asyncio.open_connection(
+            HOST, port, limit=1 << 20, local_addr=(address, 0)
+        )
         try:
             writer.write(head.encode() + body)
             await writer.drain()
@@ -176,13 +196,15 @@ def show(name: str, found: dict[str, Any]) -> None:
 class Server:
     """`gptoss serve` as a process. port: where it listens."""
 
-    def __init__(self, options: list[str]) -> None:
+    def __init__(self, options: list[str], python: str = sys.executable) -> None:
         with socket.socket() as free:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "gptoss", "serve", "--port", str(self.port)]
+        command = [python, "-m", "gptoss", "serve", "--port", str(self.port)]
+        # A file, not a pipe that nobody reads.
+        self.log = tempfile.TemporaryFile(prefix="bench-serve-")
         self._process = subprocess.Popen(
-            [*command, "--no-access-log", *options], stderr=subprocess.PIPE, text=True
+            [*command, "--no-access-log", *options], stderr=self.log, cwd="/"
         )
         self.pid = self._process.pid
 
@@ -191,14 +213,23 @@ class Server:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self._process.poll() is not None:
-                assert self._process.stderr is not None
-                sys.exit(f"bench serve: the server ended: {self._process.stderr.read()[-2000:]}")
+                sys.exit(f"bench serve: the server ended: {self.said()[-2000:]}")
             try:
                 self.get("/health")
                 return
             except OSError:
                 time.sleep(0.05)
         sys.exit("bench serve: the server does not answer")
+
+    def said(self) -> str:
+        """Its log."""
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), min(size, 1 << 20), max(0, size - (1 << 20))).decode(
+            errors="replace"
+        )
+
+    def log_bytes(self) -> int:
+        return os.fstat(self.log.fileno()).st_size
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=30) as answer:
@@ -210,9 +241,23 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def memory(self) -> int:
-        """Resident bytes."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+        """Resident bytes of all its processes."""
+        return sum(_of_status(pid, "VmRSS") for pid in self.processes()) * 1024
+
+    def processes(self) -> list[int]:
+        """Its own and those of its replicas."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
+
+    def threads(self) -> int:
+        return sum(_of_status(pid, "Threads") for pid in self.processes())
+
+    def descriptors(self) -> int:
+        found = 0
+        for pid in self.processes():
+            with suppress(OSError):
+                found += len(os.listdir(f"/proc/{pid}/fd"))
+        return found
 
     def end(self) -> None:
         self._process.send_signal(signal.SIGINT)
@@ -222,9 +267,16 @@ class Server:
             self._process.kill()
 
 
+def _of_status(pid: int, name: str) -> int:
+    with suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+        return int(found[1]) if found else 0
+    return 0
+
+
 @contextmanager
-def server(options: list[str]) -> Iterator[Server]:
-    made = Server(options)
+def server(options: list[str], python: str = sys.executable) -> Iterator[Server]:
+    made = Server(options, python)
     try:
         made.wait()
         yield made
@@ -279,57 +331,6 @@ def prefix(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"prefix_tokens": arguments.prefix, "first_token_s": found, "cache_hits": hits}
 
 
-async def soak_streams(
-    server: Server, arguments: argparse.Namespace
-) -> tuple[list[Answer], list[int]]:
-    """--streams clients that ask again and again; a third of the requests are left early."""
-    end = time.perf_counter() + arguments.soak
-    answers: list[Answer] = []
-    memory: list[int] = []
-    kind = kind_of(server, arguments)
-
-    async def client(number: int) -> None:
-        chance = random.Random(arguments.seed * 1000 + number)
-        while time.perf_counter() < end:
-            (ask,) = kind.draw(1, chance.randrange(1 << 30))
-            leaves = chance.randrange(ask.tokens) if chance.random() < 1 / 3 else None
-            answers.append(await run(server.port, Ask(ask.prompt, ask.tokens, leaves=leaves)))
-
-    async def watch() -> None:
-        while time.perf_counter() < end:
-            memory.append(server.memory())
-            await asyncio.sleep(max(1.0, arguments.soak / 30))
-
-    await asyncio.gather(watch(), *(client(i) for i in range(arguments.streams)))
-    return answers, memory
-
-
-def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Many clients for long. Exits with an error when anything is lost or leaked."""
-    answers, memory = asyncio.run(soak_streams(server, arguments))
-    stayed = [answer for answer in answers if answer.ask.leaves is None]
-    lost = [answer for answer in stayed if not answer.whole]
-    for _ in range(100):
-        used = server.metric('gptoss_kv_pages{state="used"}')
-        if used == 0:
-            break
-        time.sleep(0.1)
-    found = summary(stayed, arguments.soak)
-    show("those who stayed", found)
-    middle, last = memory[len(memory) // 2], memory[-1]
-    left = sum(answer.ask.leaves is not None for answer in answers)
-    print(f"{len(answers)} requests of {arguments.streams} clients in {arguments.soak:.0f} s, "
-          f"{left} left early; {len(lost)} lost; KV pages in use after it: {used:.0f}; memory "
-          f"{memory[0] / 1e6:.0f} MB at first, {middle / 1e6:.0f} half way, {last / 1e6:.0f} at "
-          f"the end")  # fmt: skip
-    for answer in lost[:3]:
-        print(f"lost: {len(answer.times)} of {answer.ask.tokens} tokens, {answer.error}",
-              file=sys.stderr)  # fmt: skip
-    if lost or used:
-        sys.exit(1)
-    return {**found, "left_early": left, "kv_pages_used": used, "memory_bytes": memory}
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.py serve", description=__doc__.split("\n")[0] if __doc__ else None
@@ -343,6 +344,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--prefix", type=int, metavar="TOKENS", help="measure the prefix cache instead")
     add("--soak", type=float, metavar="SECONDS", help="run clients for so long instead")
     add("--streams", type=int, default=64, metavar="N", help="clients of --soak (default: 64)")
+    add("--hostile", action="store_true", help="attackers beside the clients of --soak")
     add("--vocabulary", type=int, default=4000, metavar="N", help="ids of prompts are below it")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE")
@@ -355,6 +357,8 @@ def main(argv: list[str] | None = None) -> int:
     options = ["--model", arguments.model] if arguments.model else []
     with server([*options, *arguments.options]) as running:
         if arguments.soak:
+            from bench.soak import soak
+
             result = soak(running, arguments)
         elif arguments.prefix:
             result = prefix(running, arguments)

@@ -38,7 +38,7 @@ def test_it_serves_until_it_is_told_to_end(how):
     ("options", "message"),
     [
         (["--port", "99999"], "--port: expected 0 to 65535, found 99999"),
-        (["--max-requests", "0"], "--max-requests: expected at least 1"),
+        (["--max-requests", "0"], "--max-sequences: expected at least 1"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

@@ -68,6 +68,7 @@ VALUES = {
     "logit_bias": {"5": 1.5},
     "seed": -(1 << 63),
     "priority": -3,
+    "cache_salt": "mine",
     "top_logprobs": 2,
     "include": ["message.output_text.logprobs"],
     "prompt_logprobs": 1,

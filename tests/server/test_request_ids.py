@@ -30,12 +30,13 @@ def ask(address, method="POST", path="/v1/completions", headers=None, **more):
     return httpx.request(method, address + path, headers=headers, **more)
 
 
+TYPED = {"Content-Type": "application/json"}
 CASES = {
     "an answer": ({"json": GOOD}, 200),
     "a stream": ({"json": {**GOOD, "stream": True}}, 200),
     "a mistake": ({"json": {"prompt": 5}}, 400),
-    "no JSON": ({"content": b"{"}, 400),
-    "too large": ({"content": b" " * 2000}, 413),
+    "no JSON": ({"content": b"{", "headers": TYPED}, 400),
+    "too large": ({"content": b" " * 2000, "headers": TYPED}, 413),
     "no key": ({"json": GOOD, "headers": {"Authorization": "Bearer bad"}}, 401),
     "no route": ({"path": "/v1/nothing", "json": GOOD}, 404),
     "no method": ({"method": "DELETE"}, 405),

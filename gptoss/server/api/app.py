@@ -23,7 +23,7 @@ from gptoss.server.admission import Admission, texts_of
 from gptoss.server.api.answer import Event, Surface
 from gptoss.server.api.chat_completions import ChatRequest
 from gptoss.server.api.completions import CompletionRequest
-from gptoss.server.api.fields import Caller, parse_body
+from gptoss.server.api.fields import Caller
 from gptoss.server.api.item_memory import ItemMemory
 from gptoss.server.api.metrics import Metrics
 from gptoss.server.api.option_values import MAX_PRIORITY
@@ -50,6 +50,7 @@ from gptoss.server.http import (
     route_of,
     unless_left,
 )
+from gptoss.server.parse import parse_body
 from gptoss.server.pools import SMALL, Pools
 from gptoss.server.static import page_routes
 from gptoss.server.who import Hosts, check_key, check_keys, network_of

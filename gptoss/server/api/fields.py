@@ -1,15 +1,11 @@
-"""From the bytes of a request to an object, and whose it is."""
+"""Whose a request is, and what they may ask for."""
 
 from __future__ import annotations
 
 import json
-import re
 from asyncio import AbstractEventLoop
 from dataclasses import dataclass
-from typing import Any
 
-from gptoss.errors import shown
-from gptoss.request import valid_json
 from gptoss.server.errors import ApiError
 
 
@@ -44,38 +40,3 @@ class Caller:
             if (self.isolated or asked)
             else ""
         )
-
-
-def parse_body(data: bytes) -> dict[str, Any]:
-    """The object that a request's body is, in which all text is Unicode: halves of surrogate pairs,
-    which JavaScript's strings may end with, are U+FFFD; all numbers are finite. Raises ApiError.
-    """
-    values = sum(map(data.count, (b",", b":", b"[", b"{")))
-    if values > MAX_VALUES:
-        raise ApiError(f"body: expected at most {MAX_VALUES} values, found {values}", 413)
-    try:
-        body = json.loads(data, parse_constant=_no_number, parse_float=_finite)
-        if _MAYBE_HALF.search(data):
-            body = valid_json(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"body: expected JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise ApiError(f"body: expected an object, found {shown(body)}")
-    return body
-
-
-# Marks between values. Python reads them in one go, while nothing else runs: 0.2 s for so many.
-MAX_VALUES = 1 << 20
-# An escape that a surrogate may be, or a byte that may begin one; in UTF-16 and 32 any byte may.
-_MAYBE_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed|\x00|[\xfe\xff]")
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _finite(written: str) -> float:
-    number = float(written)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{written[:40]} is beyond every number of 64 bits")
-    return number

@@ -12,7 +12,6 @@ from gptoss.server.api.chat_completions import read_conversation
 from gptoss.server.api.options import Options, read_options
 from gptoss.server.errors import ApiError
 
-_TIMES = 8  # as long a text as would fill so many contexts is split
 _MAX_PIECES = 1 << 18  # tokens that are told one by one
 
 
@@ -97,7 +96,6 @@ def _tokens(engine: Engine, chat: HarmonyChat | PlainChat | None, options: Optio
     text = options[texts[0]]
     if not isinstance(text, str):
         raise ApiError(f"{texts[0]}: expected a string, found {shown(text)}", field=texts[0])
-    engine.check_text(texts[0], len(text) // _TIMES)
     return engine.tokenizer.encode(text, "all" if options["parse_special"] else ())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gptoss.errors import Error
 from gptoss.server.admission import texts_of
-from gptoss.server.api.fields import parse_body
+from gptoss.server.parse import parse_body
 
 UP, HUNG, DOWN, STARTING = "up", "hung", "down", "starting"
 PIECE = 512  # characters: about the tokens of eight pages of the cache
