@@ -315,7 +315,7 @@ def test_a_connection_that_is_lost_loses_nothing(visit):
 def test_what_the_server_refuses_is_shown(visit):
     seen = visit(max_sequences=0)
     seen.ask()
-    expect(seen.done.get_by_role("alert")).to_contain_text("as many as may; come again")
+    expect(seen.done.get_by_role("alert")).to_contain_text("expected at most 0 texts")
     seen = visit()
     seen.page.get_by_role("button", name="Settings").click()
     seen.page.get_by_label("Top p").fill("7")

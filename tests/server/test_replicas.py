@@ -232,7 +232,7 @@ def test_a_conversation_stays_where_it_began(server, client):
 
 
 def test_a_client_that_leaves_ends_its_request(server, client, long):
-    written = server.metric("gptoss_tokens_total", kind="completion")
+    left = server.metric("gptoss_cancelled_texts_total")
     with server.stream({**long, "prompt": "The cat"}) as answer:
         lines = answer.iter_lines()  # dropped, it would close the connection
         next(lines)
@@ -242,7 +242,7 @@ def test_a_client_that_leaves_ends_its_request(server, client, long):
         until(lambda: server.metric("gptoss_kv_pages", state="used") > 0, "the request")
     until(server.idle, "an end of the request")
     # None came to its end.
-    assert server.metric("gptoss_tokens_total", kind="completion") == written
+    assert server.metric("gptoss_cancelled_texts_total") == left + 2 * long["n"]
 
 
 def test_keys_sizes_and_origins(server):
@@ -283,7 +283,8 @@ def test_one_that_is_killed_is_started_again(server, client, long):
     done = client.completions.create(model="nano", prompt="One day", **GREEDY)  # by the other one
     assert done.choices[0].text
     until(lambda: server.health()["status"] == "ok", "the replica's return")
-    assert server.health()["replicas"][victim] == {"up": True, "running": 0, "ended": 1}
+    again = {"up": True, "state": "up", "running": 0, "texts": 0, "ended": 1}
+    assert server.health()["replicas"][victim] == again
     server.children = children(server.process)
     assert server.children[victim] != old[victim]
     assert server.children[1 - victim] == old[1 - victim]
@@ -348,7 +349,8 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     asked |= {"max_sequences": 5, "model": None, "device": "cpu", "activation": "bf16"}
     asked |= {"weights": None, "kv": "bf16", "kv_bytes": 1 << 25, "threads": 1}
     asked |= {"tensor_parallel": 1, "replica": 0, "timeout": 60.0, "no_access_log": True}
-    asked |= {"prefix_cache": True, "speculation": True}
+    asked |= {"prefix_cache": True, "speculation": True, "max_connections": 50}
+    asked |= {"priority": "any", "cache_isolation": False}
 
     async def run():
         command = [sys.executable, "-m", "gptoss.cli.replica", "0"]

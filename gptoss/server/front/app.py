@@ -320,12 +320,16 @@ class _Front:
         router = self._router
         status = "ok" if all(router.up) else "degraded" if any(router.up) else "down"
         replicas = [
-            {"up": state == UP, "state": state, "running": running, "ended": ended}
-            for state, running, ended in zip(
-                router.state, router.running, router.ended, strict=True
-            )
+            {
+                "up": state == UP,
+                "state": state,
+                "running": router.requests[i],
+                "texts": router.running[i],
+                "ended": router.ended[i],
+            }
+            for i, state in enumerate(router.state)
         ]
-        found = {"status": status, "running": sum(router.running), "replicas": replicas}
+        found = {"status": status, "running": sum(router.requests), "replicas": replicas}
         return JSONResponse(found, 200 if any(router.up) else 503)
 
 

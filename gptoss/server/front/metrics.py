@@ -48,7 +48,7 @@ class _OfRouter(Collector):
         up = GaugeMetricFamily("gptoss_replica_up", "Whether it answers.", labels=labels)
         running = GaugeMetricFamily("gptoss_replica_running", "Requests there.", labels=labels)
         ended = CounterMetricFamily("gptoss_replica_ended", "How often it went.", labels=labels)
-        for family, values in ((up, router.up), (running, router.running), (ended, router.ended)):
+        for family, values in ((up, router.up), (running, router.requests), (ended, router.ended)):
             for replica, value in enumerate(values):
                 family.add_metric([str(replica)], float(value))
             yield family

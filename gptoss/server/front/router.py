@@ -50,7 +50,8 @@ class Router:
     """
 
     def __init__(self, replicas: int, max_running: int, entries: int = 1 << 16) -> None:
-        self.running = [0] * replicas
+        self.running = [0] * replicas  # texts that each writes
+        self.requests = [0] * replicas  # and of how many requests
         self.state = ["up"] * replicas
         self.ended = [0] * replicas  # how often each was no longer up
         self.max_running = max_running
@@ -78,6 +79,7 @@ class Router:
         while len(self._home) > self._entries:
             self._home.popitem(last=False)
         self.running[chosen] += size
+        self.requests[chosen] += 1
         self._chosen(chosen)
         return chosen
 
@@ -85,6 +87,7 @@ class Router:
         """A request there has come to its end."""
         assert self.running[replica] >= size
         self.running[replica] -= size
+        self.requests[replica] -= 1
 
     def pick(self, excluded: Collection[int] = ()) -> int | None:
         """Any replica that is up, for a small question; nothing is counted or remembered."""
