@@ -68,18 +68,19 @@ _GRACE = 5.0  # seconds that a client has to read why its answer ended
 class ServerOptions:
     """model_name: what clients call the model; any other name is refused. api_keys: one of them
     must come as a bearer token; none: anybody may ask. max_sequences: texts at a time, prompts
-    times n; others are told to try later. max_body: bytes of a request. origins: web pages that may
-    ask, "*" for all. timeout: seconds that an answer may take, waiting included; None: for ever.
-    body_timeout: seconds that a client may take to say what it wants. behind_front: headers that a
-    front adds say who asks. hosts: names that it answers to; None: any. priorities: least and most
-    that clients may ask for. cache_isolation: whether what one client sent is in the prefix cache
-    for that client alone.
+    times n; others are told to try later. max_body: bytes of a request; max_bodies: of all that are
+    being read. origins: web pages that may ask, "*" for all. timeout: seconds that an answer may
+    take, waiting included; None: for ever. body_timeout: seconds that a client may take to say what
+    it wants. behind_front: headers that a front adds say who asks. hosts: names that it answers to;
+    None: any. priorities: least and most that clients may ask for. cache_isolation: whether what
+    one client sent is in the prefix cache for that client alone.
     """
 
     model_name: str
     api_keys: tuple[str, ...] = ()
     max_sequences: int = 256
     max_body: int = 16 << 20
+    max_bodies: int = 256 << 20
     origins: tuple[str, ...] = ()
     timeout: float | None = 3600.0
     body_timeout: float = 60.0
@@ -120,7 +121,7 @@ class _Server:
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._metrics = Metrics(engine, connections)
         self._items = ItemMemory()
-        self._bodies = Bodies(options.max_body, options.body_timeout)
+        self._bodies = Bodies(options.max_body, options.body_timeout, options.max_bodies)
         post, get = ["POST"], ["GET"]
         self.app = Starlette(
             routes=[

@@ -105,7 +105,7 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """api_keys, max_body, origins, timeout, body_timeout, hosts, cache_isolation: as
+    """api_keys, max_body, max_bodies, origins, timeout, body_timeout, hosts, cache_isolation: as
     `ServerOptions` has them. inner_key: what the replicas ask for, so that nobody gets to them past
     the front.
     """
@@ -113,6 +113,7 @@ class FrontOptions:
     inner_key: str
     api_keys: tuple[str, ...] = ()
     max_body: int = 16 << 20
+    max_bodies: int = 256 << 20
     origins: tuple[str, ...] = ()
     timeout: float | None = 3600.0
     body_timeout: float = 60.0
@@ -147,7 +148,7 @@ class _Front:
         self._router = router
         self._options = options
         self._metrics = FrontMetrics(router, connections)
-        self._bodies = Bodies(options.max_body, options.body_timeout)
+        self._bodies = Bodies(options.max_body, options.body_timeout, options.max_bodies)
         self._admission = Admission(router.max_running)
         self._pools = Pools()
         post = ["POST"]
