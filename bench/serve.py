@@ -196,11 +196,15 @@ def show(name: str, found: dict[str, Any]) -> None:
 class Server:
     """`gptoss serve` as a process. port: where it listens."""
 
-    def __init__(self, options: list[str], python: str = sys.executable) -> None:
+    def __init__(
+        self, options: list[str], python: str = sys.executable, descriptors: int | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
         command = [python, "-m", "gptoss", "serve", "--port", str(self.port)]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         # A file, not a pipe that nobody reads.
         self.log = tempfile.TemporaryFile(prefix="bench-serve-")
         self._process = subprocess.Popen(
@@ -275,8 +279,11 @@ def _of_status(pid: int, name: str) -> int:
 
 
 @contextmanager
-def server(options: list[str], python: str = sys.executable) -> Iterator[Server]:
-    made = Server(options, python)
+def server(
+    options: list[str], python: str = sys.executable, descriptors: int | None = None
+) -> Iterator[Server]:
+    """descriptors: most files that it may open."""
+    made = Server(options, python, descriptors)
     try:
         made.wait()
         yield made

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     """Exits with an error when anything is lost or leaked."""
     tally: dict[str, dict[str, int]] = {}
     before = _held(server)
-    attackers = _Attackers(server.port) if arguments.hostile else None
+    attackers = Attackers(server.port, ATTACKERS) if arguments.hostile else None
     answers, memory = asyncio.run(_streams(server, arguments))
     if attackers is not None:
         tally = attackers.end()
@@ -92,11 +93,11 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
 _SLACK = {"threads": 40, "descriptors": 24, "processes": 0}
 
 
-class _Attackers:
+class Attackers:
     """bench.attacks as a process of its own."""
 
-    def __init__(self, port: int) -> None:
-        words = [f"{kind}={number}" for kind, number in ATTACKERS.items()]
+    def __init__(self, port: int, kinds: Mapping[str, int]) -> None:
+        words = [f"{kind}={number}" for kind, number in kinds.items()]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.attacks", str(port), *words],
             stdin=subprocess.PIPE,

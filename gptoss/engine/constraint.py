@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +101,22 @@ class GrammarVocabulary:
             eos_token=sorted(eos_ids),
         )
         self._compiled: dict[Grammar, CompiledGrammar] = {}
+        self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """The grammar for this vocabulary; one that was asked for lately is there already."""
-        found = self._compiled.pop(grammar, None)
+        """The grammar for this vocabulary; one that was asked for lately is there already. From any
+        thread; others compile theirs meanwhile.
+        """
+        with self._lock:
+            found = self._compiled.pop(grammar, None)
         if found is None:
             for part in grammar.parts:
                 CompiledGrammar(part, self)
             found = CompiledGrammar(grammar, self)
-        while len(self._compiled) >= _REMEMBERED:
-            self._compiled.pop(next(iter(self._compiled)))
-        self._compiled[grammar] = found  # the last one used is the last to go
+        with self._lock:
+            self._compiled[grammar] = found  # the last one used is the last to go
+            while len(self._compiled) > _REMEMBERED:
+                self._compiled.pop(next(iter(self._compiled)))
         return found
 
 

@@ -524,7 +524,8 @@ class Engine:
             if self._grammars is None:
                 eos = self.tokenizer.eos_ids | set(self._config.eos_token_ids)
                 self._grammars = GrammarVocabulary(self.tokenizer, self._config.vocab_size, eos)
-            return self._grammars.compile(grammar)
+        # Nobody waits for somebody else's grammar.
+        return self._grammars.compile(grammar)
 
     def _max_tokens(self, prompt: int, max_tokens: int | None) -> int:
         """Most tokens that a request may draw: what it asks for, and what there is room for."""
