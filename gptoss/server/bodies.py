@@ -19,13 +19,16 @@ class Bodies:
     """The bodies that a server holds while they come and until they are understood.
 
     Args:
-        most: bytes of one. seconds: until it is complete. together: bytes of all that are not
-        small.
+        most: bytes of one. seconds: until it is complete. together: bytes of all, but for the
+        first 64 KiB of each.
+
+    Attributes:
+        held: bytes that are counted now.
     """
 
     def __init__(self, most: int, seconds: float, together: int = 256 << 20) -> None:
         self._most, self._seconds, self._together = most, seconds, together
-        self._held = 0
+        self.held = 0
         self._arriving: OrderedDict[_Body, None] = OrderedDict()  # the latest to have grown last
 
     @asynccontextmanager
@@ -52,7 +55,7 @@ class Bodies:
             yield reading.result()
         finally:
             self._arriving.pop(body, None)
-            self._held -= body.counted
+            self.held -= body.counted
             if not reading.done():
                 reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -70,15 +73,15 @@ class Bodies:
         body.grown = asyncio.get_running_loop().time()
         self._arriving.move_to_end(body)
         more = max(0, size - SMALL) - body.counted
-        while self._held + more > self._together:
+        while self.held + more > self._together:
             first = next((other for other in self._arriving if other.counted), body)
             if first is body or body.grown - first.grown < STALLED:
                 raise self._no_room()
             first.refuse()
-            self._held -= first.counted
+            self.held -= first.counted
             first.counted = 0
             del self._arriving[first]
-        self._held += more
+        self.held += more
         body.counted += more
 
     def _too_large(self) -> ApiError:
