@@ -18,7 +18,9 @@ from gptoss.server.connections import Connections, Limits
 log = logging.getLogger("gptoss.server")
 _DESCRIPTORS = 1 << 20  # no server of ours needs more
 _SPARE = 32  # descriptors for files, pipes and what else comes
-_BACKLOG = 128  # connections that wait to be accepted
+# Batches of accepted connections that exist beside those admitted: asyncio accepts one in each turn
+# of its loop; it takes three more until one is admitted and what made room for it is closed.
+_BATCHES = 4
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
@@ -52,7 +54,7 @@ def config(
         log_config=None,  # logged as all else is
         access_log=False,  # ours says more
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=connections.limits.backlog,
         timeout_keep_alive=round(connections.limits.idle),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         proxy_headers=bool(proxies),
@@ -74,15 +76,17 @@ def affordable(limits: Limits, each: int = 1) -> Limits:
     if soft == resource.RLIM_INFINITY:
         return limits
     free = soft - len(os.listdir("/proc/self/fd")) - _SPARE
-    # Those that are refused have one, too.
-    connections = max(1, (free - min(limits.refusals, free // 8)) // each)
-    if connections >= limits.connections:
-        return limits
+    # Those that are refused have one, too, and those that are not looked at yet.
+    refusals = min(limits.refusals, free // 8)
+    backlog = max(1, min(limits.backlog, free // 32))
+    fewer = max(1, (free - refusals - _BATCHES * backlog) // each)
+    if fewer >= limits.connections:
+        return replace(limits, backlog=backlog)
     log.warning(
-        "this process may open %d files: %d connections at a time, not %d", soft, connections,
+        "this process may open %d files: %d connections at a time, not %d", soft, fewer,
         limits.connections,
     )  # fmt: skip
-    return replace(limits, connections=connections, refusals=min(limits.refusals, free // 8))
+    return replace(limits, connections=fewer, refusals=refusals, backlog=backlog)
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
