@@ -33,8 +33,8 @@ class Limits:
     byte or, of the first one, from the start of the connection. body: seconds until its body is,
     where nobody reads it. rest: seconds for what comes of a body after the answer. write: seconds
     without a byte that the client takes. idle: seconds between requests. slow: seconds after which
-    a body that is not complete makes room for others. backlog: connections that wait to be
-    accepted, and that are accepted at once.
+    a body that is not complete makes room for others. backlog: connections that are
+    accepted at once.
     """
 
     connections: int = 1024

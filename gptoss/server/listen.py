@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from gptoss.server.connections import Connections, Limits
 log = logging.getLogger("gptoss.server")
 _DESCRIPTORS = 1 << 20  # no server of ours needs more
 _SPARE = 32  # descriptors for files, pipes and what else comes
+_WAITING = 128  # connections that the kernel keeps until they are accepted
 # Batches of accepted connections that exist beside those admitted: asyncio accepts one in each turn
 # of its loop; it takes three more until one is admitted and what made room for it is closed.
 _BATCHES = 4
@@ -26,11 +28,17 @@ SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says in one line that no descriptor is left."""
+    """uvicorn's server, which says in one line that no descriptor is left, and accepts in turns."""
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_unhandled)
         await super().startup(*arguments, **options)
+        if self.started:
+            # The kernel may keep more than asyncio accepts in one turn: what it has no place for
+            # tries again a second later.
+            for listening in (each for server in self.servers for each in server.sockets):
+                with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                    same.listen(_WAITING)
 
 
 def config(
