@@ -300,6 +300,7 @@ def test_few_descriptors_and_many_half_open_connections(tmp_path: Path, options)
                 assert httpx.get(f"{address}/health", timeout=PATIENCE).status_code == 200
         assert log.stat().st_size - before < 2000
         assert "may open 100 files" in text
+        assert "can be accepted" not in log.read_text()
     finally:
         process.terminate()
         process.wait(PATIENCE)
