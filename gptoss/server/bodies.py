@@ -19,8 +19,11 @@ class Bodies:
     """The bodies that a server holds while they come and until they are understood.
 
     Args:
-        most: bytes of one. seconds: until it is complete. together: bytes of all that are not
-        small.
+        most: bytes of one. seconds: until it is complete. together: bytes of all, but for the
+        first 64 KiB of each.
+
+    Attributes:
+        held: bytes that are counted now.
     """
 
     def __init__(self, most: int, seconds: float, together: int = 256 << 20) -> None:

@@ -32,7 +32,9 @@ class Limits:
     more are closed without a word. head: seconds until a request's head is complete, from its first
     byte or, of the first one, from the start of the connection. body: seconds until its body is,
     where nobody reads it. rest: seconds for what comes of a body after the answer. write: seconds
-    without a byte that the client takes. idle: seconds between requests.
+    without a byte that the client takes. idle: seconds between requests. slow: seconds after which
+    a body that is not complete makes room for others. backlog: connections that are
+    accepted at once.
     """
 
     connections: int = 1024
@@ -42,6 +44,8 @@ class Limits:
     rest: float = 10.0
     write: float = 60.0
     idle: float = 5.0
+    slow: float = 1.0
+    backlog: int = 128
     sweep: float = 1.0
 
 
@@ -60,6 +64,8 @@ class Connections:
         # and who may make another.
         self._silent: OrderedDict[Connection, None] = OrderedDict()
         self._kept: OrderedDict[Connection, None] = OrderedDict()
+        # Those whose body is not complete, the one first that has been so for longest.
+        self._coming: OrderedDict[Connection, float] = OrderedDict()
         self._refused: dict[Connection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -75,7 +81,7 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more, made if need be."""
         if len(self._open) >= self.limits.connections:
-            idlest = next(iter(self._silent or self._kept), None)
+            idlest = next(iter(self._silent or self._kept), None) or self._slowest()
             if idlest is not None:
                 idlest.drop("room")
         if len(self._open) >= self.limits.connections:
@@ -101,14 +107,26 @@ class Connections:
         self.is_busy(connection)
         (self._kept if kept else self._silent)[connection] = None
 
+    def is_coming(self, connection: Connection) -> None:
+        """It sends a body, from now on."""
+        self.is_busy(connection)
+        self._coming[connection] = asyncio.get_running_loop().time()
+
     def is_busy(self, connection: Connection) -> None:
-        self._silent.pop(connection, None)
-        self._kept.pop(connection, None)
+        """It is being answered."""
+        for waiting in (self._silent, self._kept, self._coming):
+            waiting.pop(connection, None)
 
     def forget(self, connection: Connection) -> None:
         self.is_busy(connection)
         self._open.pop(connection, None)
         self._refused.pop(connection, None)
+
+    def _slowest(self) -> Connection | None:
+        """Whose body has been coming for longest, and for long."""
+        found, since = next(iter(self._coming.items()), (None, 0.0))
+        late = asyncio.get_running_loop().time() - since > self.limits.slow
+        return found if late else None
 
     def _sweep_later(self) -> None:
         if self._sweeper is None:
@@ -226,9 +244,13 @@ class Connection(H11Protocol):
             self._connections.is_silent(self, kept)
             return
         name = _ANSWER if theirs is not h11.SEND_BODY else _REST if answered else _BODY
-        if phase.name != name or phase.of is not cycle:
-            self._phase = _Phase(now, name, cycle)
-        self._connections.is_busy(self)
+        if phase.name == name and phase.of is cycle:
+            return
+        self._phase = _Phase(now, name, cycle)
+        if name == _ANSWER:
+            self._connections.is_busy(self)
+        else:
+            self._connections.is_coming(self)
 
     def _refuse(self, transport: asyncio.Transport) -> None:
         self._is_refused = True

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -18,17 +19,26 @@ from gptoss.server.connections import Connections, Limits
 log = logging.getLogger("gptoss.server")
 _DESCRIPTORS = 1 << 20  # no server of ours needs more
 _SPARE = 32  # descriptors for files, pipes and what else comes
-_BACKLOG = 128  # connections that wait to be accepted
+_WAITING = 128  # connections that the kernel keeps until they are accepted
+# Batches of accepted connections that exist beside those admitted: asyncio accepts one in each turn
+# of its loop; it takes three more until one is admitted and what made room for it is closed.
+_BATCHES = 4
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says in one line that no descriptor is left."""
+    """uvicorn's server, which says in one line that no descriptor is left, and accepts in turns."""
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_unhandled)
         await super().startup(*arguments, **options)
+        if self.started:
+            # The kernel may keep more than asyncio accepts in one turn: what it has no place for
+            # tries again a second later.
+            for listening in (each for server in self.servers for each in server.sockets):
+                with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                    same.listen(_WAITING)
 
 
 def config(
@@ -52,7 +62,7 @@ def config(
         log_config=None,  # logged as all else is
         access_log=False,  # ours says more
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=connections.limits.backlog,
         timeout_keep_alive=round(connections.limits.idle),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         proxy_headers=bool(proxies),
@@ -74,15 +84,17 @@ def affordable(limits: Limits, each: int = 1) -> Limits:
     if soft == resource.RLIM_INFINITY:
         return limits
     free = soft - len(os.listdir("/proc/self/fd")) - _SPARE
-    # Those that are refused have one, too.
-    connections = max(1, (free - min(limits.refusals, free // 8)) // each)
-    if connections >= limits.connections:
-        return limits
+    # Those that are refused have one, too, and those that are not looked at yet.
+    refusals = min(limits.refusals, free // 8)
+    backlog = max(1, min(limits.backlog, free // 32))
+    fewer = max(1, (free - refusals - _BATCHES * backlog) // each)
+    if fewer >= limits.connections:
+        return replace(limits, backlog=backlog)
     log.warning(
-        "this process may open %d files: %d connections at a time, not %d", soft, connections,
+        "this process may open %d files: %d connections at a time, not %d", soft, fewer,
         limits.connections,
     )  # fmt: skip
-    return replace(limits, connections=connections, refusals=min(limits.refusals, free // 8))
+    return replace(limits, connections=fewer, refusals=refusals, backlog=backlog)
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ HALF_A_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 
 def limits(**given):
     """None of them is met unless given."""
-    times = dict.fromkeys(("head", "body", "rest", "write", "idle"), NEVER)
+    times = dict.fromkeys(("head", "body", "rest", "write", "idle", "slow"), NEVER)
     return Limits(**{**times, "sweep": 0.02, **given})
 
 
@@ -194,6 +194,39 @@ def test_room_is_made_by_those_that_ask_for_nothing(served):
     assert not connections.closed["refused"]
 
 
+def half_a_body(client):
+    client.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
+        b"Content-Type: application/json\r\n\r\n{"
+    )
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+def test_room_is_made_by_bodies_that_come_slowly(served, trickles):
+    address, connections = served(connections=4, slow=0.1)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connection(address)) for _ in range(4)]
+        for client in slow:
+            half_a_body(client)
+        threads = [trickle(client, b" ", stop) for client in slow if trickles]
+        until(lambda: httpx.get(f"{address}/health").status_code == 200, "room for another one")
+        assert closed(slow[0]) == b""
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert connections.closed["room"] >= 1
+
+
+def test_a_body_that_has_just_begun_makes_no_room(served):
+    address, connections = served(connections=1, slow=NEVER)
+    with connection(address) as client:
+        half_a_body(client)
+        until(lambda: httpx.get(f"{address}/health").status_code == 503, "the body's begin")
+        assert httpx.get(f"{address}/health").status_code == 503
+    assert not connections.closed["room"]
+
+
 def test_a_connection_with_a_request_never_makes_room(served):
     address, connections = served(connections=2)
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
@@ -267,6 +300,7 @@ def test_few_descriptors_and_many_half_open_connections(tmp_path: Path, options)
                 assert httpx.get(f"{address}/health", timeout=PATIENCE).status_code == 200
         assert log.stat().st_size - before < 2000
         assert "may open 100 files" in text
+        assert "can be accepted" not in log.read_text()
     finally:
         process.terminate()
         process.wait(PATIENCE)
