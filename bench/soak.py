@@ -38,7 +38,7 @@ ATTACKERS = {
     "stranger": 4,
     "grammar": 2,
 }
-_HARM = 60.0  # seconds between two replicas that are harmed
+_HARM = 90.0  # seconds between two replicas that are harmed
 _SAYS_SO = ("ended while it had this request", "does not answer", "no replica is up")
 
 

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -46,8 +47,25 @@ def as_json(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
 
     Raises ValueError where a number is not finite, which JSON has no word for.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
-    return valid_text(text)
+    dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=separators)
+    return valid_text(_dumped(value, dumps, separators))
+
+
+_FEW, _PART = 128, 1024  # elements of a list: that are looked into, that are written in one go
+
+
+def _dumped(value: Any, dumps: Callable[[Any], str], separators: tuple[str, str]) -> str:
+    """As `dumps` writes it, a long list part by part: what is written in C holds up all threads."""
+    comma, colon = separators
+    if type(value) is dict and all(type(key) is str for key in value):
+        items = (f"{dumps(key)}{colon}{_dumped(v, dumps, separators)}" for key, v in value.items())
+        return "{" + comma.join(items) + "}"
+    if type(value) is not list:
+        return dumps(value)
+    if len(value) > _FEW:
+        parts = (dumps(value[i : i + _PART])[1:-1] for i in range(0, len(value), _PART))
+        return "[" + comma.join(parts) + "]"
+    return "[" + comma.join(_dumped(each, dumps, separators) for each in value) + "]"
 
 
 class Json(JSONResponse):

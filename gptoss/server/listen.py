@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,9 @@ _WAITING = 128  # connections that the kernel keeps until they are accepted
 # of its loop; it takes three more until one is admitted and what made room for it is closed.
 _BATCHES = 4
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# Seconds for which a thread keeps Python's lock while others want it. A thread that reads a long
+# text otherwise holds up the engine's for 5 ms, several times a step.
+_SWITCH = 0.0002
 SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
 
@@ -32,6 +36,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_unhandled)
+        sys.setswitchinterval(_SWITCH)
         await super().startup(*arguments, **options)
         if self.started:
             # The kernel may keep more than asyncio accepts in one turn: what it has no place for
