@@ -1,7 +1,8 @@
 # make demo   install into .venv and let the bundled model write a story
 # make test   install into .venv with the test extras, run the C++ and the Python tests
 # make clients  other people's clients against the server
-# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing
+# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak
+# make soak   the server with attackers, five minutes; SECONDS=N for another time
 #
 # Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
 # there before; CMake and Ninja come as wheels. Another Python: make demo PYTHON=python3.12
@@ -20,14 +21,15 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test clients slow lint sanitize tsan fuzz cuda clean
+.PHONY: help install demo test clients slow soak lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      the bundled model writes a story"
 	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
 	@echo "make clients   other people's clients, from their registries, against the server"
-	@echo "make slow      what takes long: notebooks, random examples, fuzzing for five minutes"
+	@echo "make slow      what takes long: notebooks, random examples, fuzzing, an hour of soak"
+	@echo "make soak      the server under attack for five minutes; SECONDS=N: for longer"
 	@echo "make install   the package, editable, in .venv"
 	@echo "make lint      formatters, linters, type checker"
 	@echo "make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -101,8 +103,15 @@ slow: $(VENV)/test-extras
 	@status=0; \
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=random || status=1; \
 	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 300 || status=1; \
+	$(MAKE) soak SECONDS=3600 || status=1; \
 	$(MAKE) tsan || status=1; \
 	exit $$status
+
+# A front and two replicas under attack. What is lost or leaks fails it; how long things take does not.
+SECONDS ?= 300
+soak: $(VENV)/test-extras
+	$(BIN)/python bench.py serve --soak $(SECONDS) --streams 200 --hostile -- \
+	  --replicas 2 --max-sequences 512
 
 lint: $(VENV)/dev-extras
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure

@@ -207,8 +207,12 @@ class Server:
             command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         # A file, not a pipe that nobody reads.
         self.log = tempfile.TemporaryFile(prefix="bench-serve-")
+        self.temporary = tempfile.TemporaryDirectory(prefix="bench-serve-")  # where its files go
         self._process = subprocess.Popen(
-            [*command, "--no-access-log", *options], stderr=self.log, cwd="/"
+            [*command, "--no-access-log", *options],
+            stderr=self.log,
+            cwd="/",
+            env={**os.environ, "TMPDIR": self.temporary.name},
         )
         self.pid = self._process.pid
 

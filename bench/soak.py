@@ -117,7 +117,7 @@ def _held(server: Server) -> dict[str, int]:
         "processes": len(server.processes()),
         "threads": server.threads(),
         "descriptors": server.descriptors(),
-        "temporary files": len(os.listdir("/tmp")),
+        "temporary files": len(os.listdir(server.temporary.name)),
     }
     for name in ('gptoss_kv_pages{state="used"}', 'gptoss_sequences{state="running"}',
                  'gptoss_sequences{state="waiting"}'):  # fmt: skip
