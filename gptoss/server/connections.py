@@ -33,8 +33,8 @@ class Limits:
     byte or, of the first one, from the start of the connection. body: seconds until its body is,
     where nobody reads it. rest: seconds for what comes of a body after the answer. write: seconds
     without a byte that the client takes. idle: seconds between requests. slow: seconds after which
-    a body that is not complete makes room for others. backlog: connections that are
-    accepted at once.
+    a body that is not complete makes room for others; deaf: after which a client that takes nothing
+    of its answer does. backlog: connections that are accepted at once.
     """
 
     connections: int = 1024
@@ -45,6 +45,7 @@ class Limits:
     write: float = 60.0
     idle: float = 5.0
     slow: float = 1.0
+    deaf: float = 5.0
     backlog: int = 128
     sweep: float = 1.0
 
@@ -66,6 +67,7 @@ class Connections:
         self._kept: OrderedDict[Connection, None] = OrderedDict()
         # Those whose body is not complete, the one first that has been so for longest.
         self._coming: OrderedDict[Connection, float] = OrderedDict()
+        self._deaf: list[Connection] = []
         self._refused: dict[Connection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -81,7 +83,9 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more, made if need be."""
         if len(self._open) >= self.limits.connections:
-            idlest = next(iter(self._silent or self._kept), None) or self._slowest()
+            idlest = (
+                next(iter(self._silent or self._kept), None) or self._slowest() or self._deafest()
+            )
             if idlest is not None:
                 idlest.drop("room")
         if len(self._open) >= self.limits.connections:
@@ -128,6 +132,14 @@ class Connections:
         late = asyncio.get_running_loop().time() - since > self.limits.slow
         return found if late else None
 
+    def _deafest(self) -> Connection | None:
+        """Who has taken nothing of an answer for longest, as of the last sweep, and for long."""
+        while self._deaf:
+            found = self._deaf.pop()
+            if found in self._open:
+                return found
+        return None
+
     def _sweep_later(self) -> None:
         if self._sweeper is None:
             loop = asyncio.get_running_loop()
@@ -138,6 +150,8 @@ class Connections:
         now = asyncio.get_running_loop().time()
         for connection in (*self._open, *self._refused):
             connection.check(now)
+        deaf = [each for each in self._open if each.stalled > self.limits.deaf]
+        self._deaf = sorted(deaf, key=lambda each: each.stalled)
         if self._open or self._refused:
             self._sweep_later()
 
@@ -154,6 +168,7 @@ class Connection(H11Protocol):
         self._phase = _Phase(self.loop.time())
         self._is_refused = False
         self._wire: _Wire | None = None
+        self.stalled = 0.0  # seconds for which it has taken nothing of what waits for it
 
     def __hash__(self) -> int:
         return id(self)
@@ -206,7 +221,8 @@ class Connection(H11Protocol):
                 self.transport.abort()
             return
         assert self._wire is not None
-        if self._wire.stalled(now) > limits.write:
+        self.stalled = self._wire.stalled(now)
+        if self.stalled > limits.write:
             self.drop("write")
         elif self.transport.is_closing():
             return

@@ -10,14 +10,16 @@ from waiting import PATIENCE, until
 
 
 @contextmanager
-def serving(app, narrow=False, connections=None):
+def serving(app, narrow=False, connections=None, proxies=None):
     """The address of a server that runs while the block does, as `gptoss serve` runs it. narrow:
-    its sockets hold little of what is not read. connections: a `Connections`."""
+    its sockets hold little of what is not read. connections: a `Connections`. proxies: that are
+    trusted.
+    """
     from gptoss.server.connections import Connections
     from gptoss.server.listen import Server, config
 
     connections = Connections() if connections is None else connections
-    made = config(app, "127.0.0.1", 0, connections, log_level="warning")
+    made = config(app, "127.0.0.1", 0, connections, log_level="warning", proxies=proxies)
     server = Server(made)
     listening = socket.socket()
     if narrow:

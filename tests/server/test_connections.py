@@ -246,6 +246,21 @@ def test_a_connection_with_a_request_never_makes_room(served):
     until(lambda: httpx.get(f"{address}/health").status_code == 200, "room for another one")
 
 
+def test_who_does_not_read_makes_room(served):
+    """Before its time is over, and only where there is no room otherwise."""
+    address, connections = served(narrow=True, connections=1, deaf=0.2)
+    body = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": True, "logprobs": 5}
+
+    def answered():
+        with connection(address) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            return client.recv(100).startswith(b"HTTP/1.1 200")
+
+    with asking(address, "/v1/completions", body, narrow=True):
+        until(answered, "room for another one")
+        assert connections.closed["room"] == 1 and not connections.closed["write"]
+
+
 def test_more_than_can_be_told_are_closed_without_a_word(served):
     address, connections = served(connections=1, refusals=1, sweep=NEVER)
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}

@@ -5,12 +5,13 @@ import json
 
 import httpx
 import pytest
-from serving import connection, serving
+from serving import asking, connection, serving
 
 from gptoss import Error
 from gptoss.cli import main
 from gptoss.server.api.app import ServerOptions, create_app
-from gptoss.server.front.app import FrontOptions, create_front
+from gptoss.server.connections import Connections
+from gptoss.server.front.app import FrontOptions, Unreached, create_front
 from gptoss.server.front.router import Router
 from gptoss.server.who import Hosts, check_keys, is_loopback, network_of
 
@@ -354,3 +355,58 @@ def test_salts_that_are_none(engine, salt):
 )
 def test_whose_address_an_address_is(address, network):
     assert network_of(address) == network
+
+
+# Behind a proxy.
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told"),
+    [(["127.0.0.1"], "203.0.113.7"), (["10.0.0.1"], "127.0.0.1"), ([], "127.0.0.1")],
+)
+def test_who_asks_is_a_trusted_proxys_to_say(engine, caplog, proxies, told):
+    caplog.set_level("INFO", "gptoss.access")
+    connections = Connections()
+    app = create_app(engine, ServerOptions("nano"), connections)
+    with serving(app, connections=connections, proxies=proxies) as address:
+        # What a client itself has written stands before what the proxy adds.
+        headers = {"X-Forwarded-For": "127.0.0.1, 198.51.100.1, 203.0.113.7"}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200
+    (line,) = [json.loads(r.message) for r in caplog.records if r.name == "gptoss.access"]
+    assert line["client"] == told
+
+
+def test_one_client_behind_a_proxy_does_not_take_the_others_places(engine):
+    app = create_app(engine, ServerOptions("nano", max_sequences=16))
+    long = {"prompt": "Once", "n": 16, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with serving(app, proxies=["127.0.0.1"]) as address:
+        greedy = {"X-Forwarded-For": "203.0.113.7"}
+        with asking(address, "/v1/completions", long, **greedy) as client:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+            body = {"prompt": "Once", "max_tokens": 1}
+            for who, status in (("203.0.113.7", 429), ("203.0.113.8", 200)):
+                headers = {"X-Forwarded-For": who}
+                answer = httpx.post(f"{address}/v1/completions", json=body, headers=headers)
+                assert answer.status_code == status
+
+
+def test_a_client_cannot_pose_as_another(engine, caplog):
+    """Only what a front says counts, and a front says it itself."""
+    caplog.set_level("INFO", "gptoss.access")
+    forged = {"X-Gptoss-Client": "10.9.9.9", "X-Gptoss-Caller": "alice"}
+    with serving(app_of(engine, hosts=None)) as address:
+        httpx.get(f"{address}/v1/models", headers=forged)
+    (line,) = [json.loads(r.message) for r in caplog.records if r.name == "gptoss.access"]
+    assert line["client"] == "127.0.0.1"
+    told = []
+
+    class Upstream:
+        async def ask(self, call):
+            told.append(call.headers)
+            raise Unreached("gone")
+
+    app = create_front([Upstream()], Router(1, 1), FrontOptions("inner"))
+    with serving(app) as address:
+        httpx.post(f"{address}/v1/completions", json=WORK, headers=forged)
+    assert told[0]["x-gptoss-client"] == told[0]["x-gptoss-caller"] == "127.0.0.1"
+    assert told[0]["authorization"] == "Bearer inner"

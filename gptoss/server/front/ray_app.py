@@ -34,7 +34,7 @@ from starlette.types import Message
 
 from gptoss.server.front.app import Broken, Call, FrontOptions, create_front
 from gptoss.server.front.router import Router
-from gptoss.server.who import PRIORITIES, given_keys
+from gptoss.server.who import PRIORITIES, Hosts, given_keys
 
 log = logging.getLogger("gptoss.server")
 _SMALL = 64  # requests that generate nothing, at a time and per replica
@@ -57,6 +57,7 @@ class Arguments(BaseModel):
     gpus: int = Field(default=0, ge=0)
     api_keys: list[str] = []
     max_sequences: int = Field(default=256, ge=1)
+    allowed_hosts: list[str] = []
     origins: list[str] = []
     timeout: float = Field(default=3600, ge=0)
     priority: Literal["any", "lower", "none"] = "lower"
@@ -236,6 +237,8 @@ class Front:
             inner_key,
             tuple(arguments.api_keys),
             origins=tuple(arguments.origins),
+            # Where Ray listens is not known here.
+            hosts=Hosts.of("0.0.0.0", arguments.allowed_hosts, bool(arguments.api_keys)),
             timeout=arguments.timeout or None,
             cache_isolation=arguments.cache_isolation,
         )
