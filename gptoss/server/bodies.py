@@ -62,12 +62,15 @@ class Bodies:
 
     async def _receive(self, request: Request, body: _Body) -> bytes:
         data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > self._most:
-                raise self._too_large()
-            self._grow(body, len(data))
-        return bytes(data)
+        try:
+            async for part in request.stream():
+                data += part
+                if len(data) > self._most:
+                    raise self._too_large()
+                self._grow(body, len(data))
+            return bytes(data)
+        finally:
+            data.clear()  # what was raised holds this frame for as long as it lives
 
     def _grow(self, body: _Body, size: int) -> None:
         body.grown = asyncio.get_running_loop().time()

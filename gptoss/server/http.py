@@ -133,6 +133,8 @@ def guarded(
             said = ApiError.of(error)
             status = said.status
             response = Json(said.body(), status, headers=said.headers)
+            forget(said)
+            forget(error)
         except ClientDisconnect:
             status = CLIENT_LEFT
             response = Response(status_code=status)
@@ -148,6 +150,13 @@ def guarded(
         return response
 
     return guarded
+
+
+def forget(error: BaseException) -> None:
+    """Let go of what an error was raised from: the frames that it went through hold the request, of
+    megabytes at times, and it them, until the garbage collector comes by.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def route_of(request: Request) -> str:

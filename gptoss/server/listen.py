@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,7 @@ _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Seconds for which a thread keeps Python's lock while others want it. A thread that reads a long
 # text otherwise holds up the engine's for 5 ms, several times a step.
 _SWITCH = 0.0002
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # of malloc.h; bytes
 SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
 
@@ -37,6 +40,7 @@ class Server(uvicorn.Server):
     async def startup(self, *arguments: Any, **options: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_unhandled)
         sys.setswitchinterval(_SWITCH)
+        _give_back_large_blocks()
         await super().startup(*arguments, **options)
         if self.started:
             # The kernel may keep more than asyncio accepts in one turn: what it has no place for
@@ -100,6 +104,15 @@ def affordable(limits: Limits, each: int = 1) -> Limits:
         limits.connections,
     )  # fmt: skip
     return replace(limits, connections=fewer, refusals=refusals, backlog=backlog)
+
+
+def _give_back_large_blocks() -> None:
+    """Have what was held for a body of megabytes returned to the system when it is freed. By
+    default glibc's threshold for that grows with the blocks that are freed, up to 32 MiB; and a
+    heap with holes of that size in it, one for each thread, never shrinks.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
