@@ -162,6 +162,29 @@ def test_as_many_as_may():
         assert httpx.post(f"{address}{COMPLETIONS}", json={"prompt": "a"}).status_code == 200
 
 
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_one_client_that_takes_all_places_does_not_keep_out_the_next():
+    router, replica = Router(1, 16), Replica()
+    app = create_front([replica], router, FrontOptions("inner", api_keys=("a", "b")))
+    replica.reply = lambda call: Reply([b"data: 1\n\n", asyncio.Event()], EVENTS)
+    with serving(app) as address:
+        many = {"prompt": "a", "n": 16, "stream": True}
+        with httpx.stream(
+            "POST", f"{address}{COMPLETIONS}", json=many, headers=bearer("a")
+        ) as stream:
+            parts = stream.iter_raw()  # dropped, it would close the connection
+            next(parts)
+            replica.reply = lambda call: Reply([b"{}"])
+            for key, status in (("a", 429), ("b", 200)):
+                answer = httpx.post(
+                    f"{address}{COMPLETIONS}", json={"prompt": "a"}, headers=bearer(key)
+                )
+                assert answer.status_code == status
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
 def test_another_takes_what_one_did_not_get(path):
     replicas = [Replica(lambda call: Unreached("gone")), Replica()]

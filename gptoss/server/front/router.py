@@ -66,7 +66,8 @@ class Router:
         """The replica that gets a request with these keys, counted as running there until
         `release`. None: all that are up, and are not in `excluded`, are full. size: texts of it.
         """
-        most = self.max_running - size
+        # Whose turn it is says `Admission`, which keeps a quarter for clients who have little.
+        most = self.max_running + self.max_running // 4 - size
         free = [i for i in self._usable(excluded) if self.running[i] <= most]
         if not free:
             return None
