@@ -30,8 +30,10 @@ from gptoss.server.errors import ApiError
 PRIORITIES = {"any": (-1000, 1000), "lower": (0, 1000), "none": (0, 0)}
 _KEY = re.compile(r"[\x21-\x7e]+")
 # Names that are answered in a local network, by its own name server or by the machines themselves:
-# no name server of the public does (RFC 6761, 6762, 8375, and ICANN's reservation of .internal).
+# no name server of the public does (RFC 6761, 6762, 8375, and ICANN's reservation of .internal;
+# .lan, which many routers use, is not reserved, but nobody has it either).
 _LOCAL = (".localhost", ".local", ".internal", ".home.arpa", ".lan")
+_NO_NAME = re.compile(r"[\s/@*]")  # a URL, or a pattern
 _JSON = re.compile(r"application/(?:[\w.!#$&^+-]+\+)?json", re.IGNORECASE)
 
 
@@ -63,12 +65,12 @@ def knows_key(request: Request, keys: Iterable[str]) -> bool:
     keys = list(keys)
     if not keys:
         return True
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    kind, given = _authorization(request)
     # Digests of all are compared, each in constant time: how long it takes tells nothing, not even
     # how long a key is.
     mine = _digest(given)
     good = [hmac.compare_digest(mine, _digest(key)) for key in keys]
-    return kind.lower() == "bearer" and any(good)
+    return kind == "bearer" and any(good)
 
 
 def check_key(request: Request, keys: Iterable[str]) -> None:
@@ -80,6 +82,20 @@ def check_key(request: Request, keys: Iterable[str]) -> None:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def caller_of(request: Request, keyed: bool, address: str) -> str:
+    """What tells clients apart: their keys, or else where they are. keyed: whether `check_key` has
+    found the request's key to be one.
+    """
+    # Not the header: "bearer", "Bearer" and "BEARER" are one client. Nor the key, which is secret.
+    return _digest(_authorization(request)[1])[:16].hex() if keyed else network_of(address)
+
+
+def _authorization(request: Request) -> tuple[str, str]:
+    """(the scheme, in lower case; what was given with it)."""
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    return kind.lower(), given
 
 
 def _digest(text: str) -> bytes:
@@ -101,13 +117,18 @@ class Hosts:
 
         allowed: names that were given for it. keyed: whether it asks for keys, which no page has.
         """
+        for name in allowed:
+            if name != "*" and (_NO_NAME.search(name) or not _host_of(name)):
+                raise Error(f'--allowed-host: expected a name or "*", found {shown(name)}')
         names = frozenset(map(_host_of, allowed))
-        if "" in names:
-            raise Error(f"--allowed-host: expected a name, found {shown(allowed)}")
         if keyed:
             return cls(names) if names else None
         here = {"localhost", "127.0.0.1", "[::1]", _host_of(_bracketed(address))}
-        return cls(names | here, local=not is_loopback(address))
+        if is_loopback(address):
+            return cls(names | here)
+        # Once: to ask a name server may take seconds, and would hold up everybody.
+        own = {_host_of(socket.gethostname()), _host_of(socket.getfqdn())}
+        return cls(names | here | own, local=True)
 
     def allow(self, authority: str) -> bool:
         """Whether a request that names this host, with or without a port, is answered."""
@@ -120,8 +141,7 @@ class Hosts:
             return False
         if _is_address(host):
             return True  # no name at all
-        own = {socket.gethostname().lower(), socket.getfqdn().lower()}
-        return "." not in host or host.endswith(_LOCAL) or host in own
+        return "." not in host or host.endswith(_LOCAL)
 
 
 def is_loopback(host: str) -> bool:
@@ -153,7 +173,7 @@ class OnlyFriends:
     ) -> None:
         self._app = app
         self._hosts = hosts
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._origins = frozenset(map(_origin, origins))
         self._keyed = keyed
         self._refused = refused
         self._answer = answer
@@ -217,12 +237,17 @@ def for_origins(origins: Sequence[str], id_header: str, told: Sequence[str]) -> 
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=list(origins),
+            allow_origins=list(map(_origin, origins)),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", id_header],
             expose_headers=list(told),
         )
     ]
+
+
+def _origin(url: str) -> str:
+    """As browsers write it."""
+    return url.lower().rstrip("/")
 
 
 def network_of(address: str) -> str:

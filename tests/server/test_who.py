@@ -12,7 +12,7 @@ from gptoss.cli import main
 from gptoss.server.api.app import ServerOptions, create_app
 from gptoss.server.connections import Connections
 from gptoss.server.front.app import FrontOptions, Unreached, create_front
-from gptoss.server.front.router import Router
+from gptoss.server.front.router import Router, survey
 from gptoss.server.who import Hosts, check_keys, is_loopback, network_of
 
 LOOPBACK = Hosts.of("127.0.0.1", (), keyed=False)
@@ -79,6 +79,23 @@ def test_other_names_on_loopback(host):
 )
 def test_names_elsewhere(address, allowed, host, fits):
     assert Hosts.of(address, allowed, keyed=False).allow(host) is fits
+
+
+def test_no_name_of_a_request_is_looked_up(monkeypatch):
+    """A name server that is slow would hold up everybody, for anybody's asking."""
+    hosts = Hosts.of("0.0.0.0", (), keyed=False)
+    looked = []
+    for name in ("getfqdn", "gethostname", "gethostbyname", "getaddrinfo"):
+        monkeypatch.setattr(f"gptoss.server.who.socket.{name}", lambda *a, **k: looked.append(a))
+    for host in ("evil.example", "mybox", "mybox.local", "10.0.0.1"):
+        hosts.allow(host)
+    assert not looked
+
+
+@pytest.mark.parametrize("name", ["", " ", "http://page.example", "page.example/", "a b", "*.lan"])
+def test_allowed_hosts_that_are_none(name):
+    with pytest.raises(Error, match="--allowed-host"):
+        Hosts.of("127.0.0.1", (name,), keyed=False)
 
 
 def test_with_keys_any_name_will_do_unless_some_are_given():
@@ -165,8 +182,9 @@ def test_what_pages_load_without_saying_who_they_are(engine):
     assert ask(app, headers=own).status_code == 200
 
 
-def test_named_pages_are_answered_as_browsers_want_it(engine):
-    app = app_of(engine, origins=("http://page.example",))
+@pytest.mark.parametrize("named", ["http://page.example", "HTTP://Page.example/"])
+def test_named_pages_are_answered_as_browsers_want_it(engine, named):
+    app = app_of(engine, origins=(named,))
     asked = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST",
              "Access-Control-Request-Headers": "content-type"}  # fmt: skip
     answer = ask(app, "OPTIONS", "/v1/completions", asked)
@@ -259,6 +277,29 @@ def test_right_keys(engine, given):
     assert ask(app, headers={"Authorization": given}).status_code == 200
 
 
+def test_one_key_is_one_client_however_it_is_written(engine):
+    """Otherwise `bearer`, `Bearer`, `bEarer` have a share, and a cache, each."""
+    app = app_of(engine, api_keys=("right",), cache_isolation=True, hosts=None)
+    body = {"prompt": SECRET + " written", "max_tokens": 1}
+    found = [
+        ask(app, "POST", "/v1/completions", {"Authorization": f"{kind} right"}, json=body).json()
+        for kind in ("Bearer", "bEaReR")
+    ]
+    assert found[1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    told = []
+
+    class Upstream:
+        async def ask(self, call):
+            told.append(call.headers["x-gptoss-caller"])
+            raise Unreached("gone")
+
+    app = create_front([Upstream()], Router(1, 1), FrontOptions("inner", ("right", "other")))
+    for given in ("Bearer right", "BEARER right", "Bearer other"):
+        ask(app, "POST", "/v1/completions", {"Authorization": given}, json=WORK)
+    assert told[0] == told[1] != told[2]
+    assert "right" not in told[0]
+
+
 # Clients among themselves.
 
 
@@ -333,6 +374,38 @@ def test_the_cache_tells_what_others_asked_unless_it_is_kept_apart(engine, isola
     cached("alice", salted, cache_salt="of alice")
     assert cached("bob", salted) == 0
     assert (cached("bob", salted, cache_salt="of alice") > 0) is not isolated
+
+
+def test_what_a_front_remembers_is_kept_apart_too():
+    """Which replica read a text before is no secret of its own, but of no use to another client."""
+    data = json.dumps({"prompt": SECRET * 8}).encode()
+    salted = json.dumps({"prompt": SECRET * 8, "cache_salt": "mine"}).encode()
+    alike = [survey("/v1/completions", data)[0] for _ in range(2)]
+    assert alike[0] == alike[1] != []
+    apart = [
+        *(survey("/v1/completions", data, owner)[0] for owner in ("alice", "bob")),
+        *(survey("/v1/completions", salted, owner)[0] for owner in ("", "alice")),
+    ]
+    keys = [key for each in (alike[0], *apart) for key in each]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_front_sends_clients_apart_where_caches_are(isolated):
+    options = FrontOptions("inner", ("alice", "bob"), cache_isolation=isolated)
+    router, seen = Router(1, 1), []
+    real = router.take
+    router.take = lambda keys, *more: seen.append(keys) or real(keys, *more)
+
+    class Upstream:
+        async def ask(self, call):
+            raise Unreached("gone")
+
+    app = create_front([Upstream()], router, options)
+    for who in ("alice", "bob"):
+        ask(app, "POST", "/v1/completions", bearer(who), json={"prompt": SECRET * 8})
+    alice, bob = seen[::2]  # each is tried once more, when the replica was not reached
+    assert (alice == bob) is not isolated
 
 
 @pytest.mark.parametrize("salt", ["", 5, "x" * 257, ["a"]])

@@ -53,7 +53,7 @@ from gptoss.server.http import (
 from gptoss.server.parse import parse_body
 from gptoss.server.pools import SMALL, Pools
 from gptoss.server.static import page_routes
-from gptoss.server.who import Hosts, check_key, check_keys, network_of
+from gptoss.server.who import Hosts, caller_of, check_key, check_keys
 
 # What Python raises where a request is beyond what it can work on, and nobody saw it coming.
 _HOSTILE = (RecursionError, UnicodeError, OverflowError)
@@ -179,12 +179,12 @@ class _Server:
     def _caller(self, request: Request) -> Caller:
         """Clients are told apart by their keys, or else by their addresses."""
         options = self._options
-        client = request.headers.get("authorization", "") if options.api_keys else ""
+        client = ""
         if options.behind_front:  # all come with one key
             client = request.headers.get(CALLER_HEADER, "")
         return Caller(
             asyncio.get_running_loop(),
-            client or network_of(self._client(request)),
+            client or caller_of(request, bool(options.api_keys), self._client(request)),
             priorities=options.priorities,
             isolated=options.cache_isolation,
         )

@@ -12,7 +12,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -46,7 +45,7 @@ from gptoss.server.http import (
 )
 from gptoss.server.pools import Pools
 from gptoss.server.stream_failure import failure_events
-from gptoss.server.who import Hosts, check_key, check_keys, knows_key, network_of
+from gptoss.server.who import Hosts, caller_of, check_key, check_keys, knows_key
 
 _Result = TypeVar("_Result")
 _GRACE = 10.0  # seconds after which an answer is ended that its replica should have ended
@@ -186,7 +185,8 @@ class _Front:
 
     async def _hand_on(self, request: Request, data: bytes) -> Response:
         path, client = request.url.path, self._caller(request)
-        keys, texts = await self._pools.run(client, len(data), partial(survey, path, data))
+        owner = client if self._options.cache_isolation else ""
+        keys, texts = await self._pools.run(client, len(data), partial(survey, path, data, owner))
         router = self._router
         self._admission.most = router.max_running * max(1, sum(router.up))
         self._admission.take(client, texts, router.max_running)
@@ -268,10 +268,7 @@ class _Front:
 
     def _caller(self, request: Request) -> str:
         """What tells clients apart: their keys, or else where they are."""
-        if not self._options.api_keys:
-            return network_of(address_of(request))
-        given = request.headers.get("authorization", "").encode()
-        return blake2b(given, digest_size=16).hexdigest()
+        return caller_of(request, bool(self._options.api_keys), address_of(request))
 
     def _call(self, request: Request, data: bytes, known: bool) -> Call:
         headers = {

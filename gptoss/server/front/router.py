@@ -32,12 +32,15 @@ def prefix_keys(path: str, data: bytes) -> list[bytes]:
     return survey(path, data)[0]
 
 
-def survey(path: str, data: bytes) -> tuple[list[bytes], int]:
-    """(the keys of a request's prefixes, how many texts it asks for)."""
+def survey(path: str, data: bytes, owner: str = "") -> tuple[list[bytes], int]:
+    """(the keys of a request's prefixes, how many texts it asks for). owner: for whom alone the
+    replicas keep what they read; "": for all.
+    """
     try:
         body = parse_body(data)
         texts = texts_of(body)
-        return _chain(_pieces(_PARTS[path](body) if path in _PARTS else ())), texts
+        start = _text([owner, body.get("cache_salt")]).encode()
+        return _chain(_pieces(_PARTS[path](body) if path in _PARTS else ()), start), texts
     except (Error, ValueError, RecursionError, TypeError):
         return [], 1
 
@@ -207,10 +210,11 @@ def _pieces(parts: Iterable[str]) -> Iterator[str]:
             held = ""
 
 
-def _chain(pieces: Iterable[str]) -> list[bytes]:
-    """A key for each growing prefix: the hash of the last key and the next piece."""
+def _chain(pieces: Iterable[str], key: bytes) -> list[bytes]:
+    """A key for each growing prefix: the hash of the last key, at first this one, and the next
+    piece.
+    """
     keys: list[bytes] = []
-    key = b""
     for piece, _ in zip(pieces, range(MAX_KEYS), strict=False):
         key = blake2b(key + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         keys.append(key)
