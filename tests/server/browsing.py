@@ -54,7 +54,7 @@ class Writer:
 
 
 class _Stream:
-    choices, timings = 1, ()
+    choices, timings, cancelled = 1, (), ()
 
     def __init__(self, writer, text, prompt_tokens, logprobs):
         self.prompt_tokens = prompt_tokens

@@ -66,7 +66,7 @@ class Scripted:
 class Stream:
     def __init__(self, deltas, prompt_tokens, choices):
         self._deltas, self.prompt_tokens, self.choices = deltas, prompt_tokens, choices
-        self._cancelled, self.timings = False, []
+        self._cancelled, self.timings, self.cancelled = False, [], []
 
     def fail(self, error):
         raise error

@@ -33,11 +33,12 @@ class Told:
 
 class ToldStream:
     timings = ()
+    cancelled = ()
 
     def __init__(self, loop, prompt, choices):
         self._loop, self._items, self.prompt_tokens = loop, asyncio.Queue(), len(prompt)
         self.choices = choices
-        self.cancelled, self.left = threading.Event(), threading.Event()
+        self.was_cancelled, self.left = threading.Event(), threading.Event()
 
     def say(self, text, finish=None, index=0):
         self._put(Delta(text, (1,), finish, index=index))
@@ -49,7 +50,7 @@ class ToldStream:
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
     def cancel(self):
-        self.cancelled.set()
+        self.was_cancelled.set()
 
     end = cancel
 
@@ -132,7 +133,7 @@ def test_a_client_that_leaves_ends_all_of_them(told):
         engine.streams[1].say("a")
         assert choice(next(found)) == (1, "a", None)
     for stream in engine.streams:
-        assert stream.cancelled.wait(PATIENCE) and stream.left.wait(PATIENCE)
+        assert stream.was_cancelled.wait(PATIENCE) and stream.left.wait(PATIENCE)
 
 
 def test_an_error_of_one_ends_all_of_them(told):
@@ -146,7 +147,7 @@ def test_an_error_of_one_ends_all_of_them(told):
         assert (error["message"], error["type"]) == ("no luck", "server_error")
         assert next(found, None) is None
     for stream in engine.streams:
-        assert stream.cancelled.wait(PATIENCE) and stream.left.wait(PATIENCE)
+        assert stream.was_cancelled.wait(PATIENCE) and stream.left.wait(PATIENCE)
 
 
 def test_an_error_of_one_is_the_answer_where_nothing_is_streamed(told, monkeypatch):
@@ -163,7 +164,7 @@ def test_an_error_of_one_is_the_answer_where_nothing_is_streamed(told, monkeypat
     body = {"prompt": ["one", "three"]}
     answer = httpx.post(f"{address}/v1/completions", json=body, timeout=PATIENCE)
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "no luck"
-    assert all(stream.cancelled.wait(PATIENCE) for stream in engine.streams)
+    assert all(stream.was_cancelled.wait(PATIENCE) for stream in engine.streams)
 
 
 def test_they_add_up_to_what_is_not_streamed(engine):
