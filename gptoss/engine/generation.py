@@ -251,8 +251,7 @@ class Generation(Request):
         return (TokenLogprob(token, self._token_bytes(token), chosen, top),)
 
     def done_so_far(self) -> tuple[int, int]:
-        read = self.prompt_tokens if self._reported else self.sequence.computed
-        return min(read, self.prompt_tokens), self._reported
+        return min(self.sequence.read, self.prompt_tokens), self._reported
 
     def timing(self, now: float) -> Timing:
         """Where its time went until `now`."""

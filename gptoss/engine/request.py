@@ -93,7 +93,7 @@ class Request:
 
     def done_so_far(self) -> tuple[int, int]:
         """(tokens of the prompt that were read, tokens that were written); from any thread."""
-        return self.sequence.computed, 0
+        return self.sequence.read, 0
 
     def put(self, item: Any) -> None:
         """Produce an item; `deliver` sends it off."""

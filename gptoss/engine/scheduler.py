@@ -37,7 +37,7 @@ from gptoss.errors import Error
 
 SHARED_BLOCKS = 4  # a prefix shared with a prompt that enters is waited for from this length on
 MAX_PASSED = 64  # sequences that wait for a prefix are passed over, but not more in one step
-MAX_SENT_BACK = 4  # sequences in one step for the sake of others' shares
+MAX_SENT_BACK = 16  # sequences in one step for the sake of others' shares
 MAX_CLIENTS = 4096  # whose service is remembered
 
 
@@ -120,6 +120,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; raises as `check` does."""
         self.check(sequence)
+        if not self.running and not len(self.waiting):
+            self._clients.clear()  # nobody has to wait for what somebody had before
         client, account = self._client(sequence), sequence.account
         # A client that was away has saved up nothing: it begins level with the least served.
         if not client.active:
@@ -158,7 +160,14 @@ class Scheduler:
     def plan(self) -> list[Chunk]:
         """The next step: at most one chunk per sequence, with pages for every token in it."""
         self._make_way()
-        self._share()
+        sent_back = self._share()
+        try:
+            return self._plan()
+        finally:
+            for sequence in sent_back:
+                self.waiting.restore(sequence)
+
+    def _plan(self) -> list[Chunk]:
         running = self.running
         budget = self.step_tokens - sum(s.computed + 1 == len(s.tokens) for s in running)
         kept = budget // 2 if self._newcomer_waits() else 0
@@ -200,6 +209,7 @@ class Scheduler:
     def update(self, chunk: Chunk) -> None:
         """The step ran, and the tokens it drew are known: keys and values are in their pages."""
         sequence = chunk.sequence
+        sequence.read = max(sequence.read, chunk.end)
         self._client(sequence).served += chunk.count
         sequence.account.served += chunk.count
         pages = chunk.pages
@@ -249,27 +259,42 @@ class Scheduler:
                     return
             self._preempt()
 
-    def _share(self) -> None:
-        """Send back sequences of who has most for the sake of who has few, and finds no room."""
-        for _ in range(MAX_SENT_BACK):
-            sequence = self.waiting.first()
-            if sequence is None or not self.running:
-                return
-            victim = self._one_too_many(sequence)
-            if victim is None or self._enters_already(sequence, self._known_blocks(sequence)):
-                return
-            if len(self.running) < self.max_running:
-                pages = self._room_for(sequence, self._owed())
-                if pages is not None:
-                    pages.release()
-                    return
-            self._preempt(victim)
-
-    def _one_too_many(self, sequence: Sequence) -> Sequence | None:
-        """A running sequence of the client that has most, or else of its own client's request that
-        has: at least two more than this one's. None: no share is that much larger.
+    def _share(self) -> list[Sequence]:
+        """Take places and pages from who has most for the sake of who has few and finds no room.
+        The sequences that lose theirs: they wait again once the other one is admitted, or the first
+        of them would be admitted in its stead.
         """
-        equals = [other for other in self.running if other.priority >= sequence.priority]
+        sequence = self.waiting.first()
+        if sequence is None or not self.running:
+            return []
+        left, free = list(self.running), self.pool.free
+        victims: list[Sequence] = []
+        while not self._fits(sequence, left, free):
+            victim = self._one_too_many(sequence, left)
+            if victim is None or len(victims) == MAX_SENT_BACK:
+                return []  # it would not fit then either
+            left.remove(victim)
+            free += victim.pages.held if victim.pages is not None else 0
+            victims.append(victim)
+        if victims and self._enters_already(sequence, self._known_blocks(sequence)):
+            return []
+        for victim in victims:
+            self._send_back(victim)
+            victim.sent_back = False
+        return victims
+
+    def _fits(self, sequence: Sequence, running: SequenceOf[Sequence], free: int) -> bool:
+        """Whether there are a place and pages beside these, of which so many would be free."""
+        if len(running) >= self.max_running:
+            return False
+        owed = sum(self._owed_to(s, s.pages) for s in running if s.pages is not None)
+        return not running or self.pages_for(len(sequence.tokens)) <= free - owed - len(running)
+
+    def _one_too_many(self, sequence: Sequence, running: SequenceOf[Sequence]) -> Sequence | None:
+        """One of these, of the client that has most, or else of its own client's request that has:
+        at least two more than this one's. None: no share is that much larger.
+        """
+        equals = [other for other in running if other.priority >= sequence.priority]
         clients = Counter(other.client for other in equals)
         client = max(clients, key=clients.__getitem__, default=sequence.client)
         if clients[client] >= clients[sequence.client] + 2:
@@ -289,6 +314,8 @@ class Scheduler:
             return False
         if self._blocked is not None and self._blocked[0] is sequence:
             return False
+        if any(s.pending > 1 and s.priority < sequence.priority for s in self.running):
+            return False
         # One that begins as a prompt that enters is better off with what that computes.
         shared = SHARED_BLOCKS * self.page_size
         return not any(
@@ -305,7 +332,7 @@ class Scheduler:
         entering = [s for s in self.running if s.pending > 1]
         if len({s.client for s in entering}) < 2:
             return tuple(self.running)
-        entering.sort(key=lambda s: self._client(s).served)
+        entering.sort(key=lambda s: (s.priority, self._client(s).served))
         return [*(s for s in self.running if s.pending == 1), *entering]
 
     def _admit(self, budget: int, rows: int, chunks: list[Chunk]) -> None:
@@ -414,18 +441,19 @@ class Scheduler:
         pages.grow(end)
         return True
 
-    def _preempt(self, shares: Sequence | None = None) -> Sequence:
-        """Send back the last of the running sequences. shares: another one, for others' sake; it
-        then waits as it did before it was admitted.
-        """
-        victim = shares or self.running[-1]
-        self.running.remove(victim)
-        self._free(victim)
-        victim.sent_back = shares is None
-        victim.preemptions += 1
-        self.preemptions += 1
+    def _preempt(self) -> Sequence:
+        """Send back the last of the running sequences."""
+        victim = self.running[-1]
+        self._send_back(victim)
+        victim.sent_back = True
         self.waiting.restore(victim)
         return victim
+
+    def _send_back(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._free(victim)
+        victim.preemptions += 1
+        self.preemptions += 1
 
     @staticmethod
     def _free(sequence: Sequence) -> None:

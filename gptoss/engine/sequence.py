@@ -38,6 +38,7 @@ class Sequence:
         computed: how many of `tokens` have their keys and values in pages, or will have them after
             the step in progress.
         pages: held while it runs; None while it waits.
+        read: how many of `tokens` have been computed at some time.
         preemptions: how often it was sent back to the queue.
         sent_back: whether it waits for pages that it had to give up, and goes first.
         cached: how many tokens the prefix cache had when it was first admitted.
@@ -62,6 +63,7 @@ class Sequence:
         "place",
         "preemptions",
         "priority",
+        "read",
         "reusable",
         "reuses",
         "rows_from",
@@ -97,6 +99,7 @@ class Sequence:
         self.computed = 0
         self.cached: int | None = None
         self.preemptions = 0
+        self.read = 0
         self.sent_back = False
         self.pages: SequencePages | None = None
         self.place = 0

@@ -155,3 +155,82 @@ def test_what_was_cancelled_says_what_was_done():
     while request.produced < 3:
         worker.serve()
     assert request.done_so_far() == (20, 3)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("history", [0, 2000])
+def test_what_somebody_had_before_does_not_send_others_back_again_and_again(history, overlap):
+    """The newcomer may have been served more than who has to make way: it gets the place all the
+    same, and at once.
+    """
+    worker = make_worker(pages=2000, step_tokens=32, max_running=4, overlap=overlap)
+    many = [make_request(prompt_of(4, i), 300, client="a") for i in range(3)]
+    for request in many:
+        worker.submit(request)
+    if history:
+        long = make_request(prompt_of(history, 50), 2, client="b")
+        worker.submit(long)
+        while not long.produced == 2:
+            worker.serve()
+    many.append(make_request(prompt_of(4, 9), 300, client="a"))
+    worker.submit(many[-1])
+    for _ in range(6):
+        worker.serve()
+    before = worker.scheduler.preemptions
+    newcomer = make_request(prompt_of(5, 77), 50, client="b")
+    assert steps_to_first_token(worker, newcomer) <= 4
+    for _ in range(20):
+        worker.serve()
+    assert worker.scheduler.preemptions <= before + 1
+    run(worker)
+    for i, request in zip([0, 1, 2, 9], many, strict=True):
+        assert tokens_of(request) == fake.reference_greedy(prompt_of(4, i), 300, WINDOW)
+    assert_nothing_leaked(worker)
+
+
+def test_after_a_rest_nobody_pays_for_what_was_before():
+    worker = make_worker(pages=2000, step_tokens=64, max_running=4)
+    first = make_request(prompt_of(1500, 1), 2, client="b")
+    worker.submit(first)
+    run(worker)
+    flood(worker, "a", 6, most=300)
+    newcomer = make_request(prompt_of(5, 77), 5, client="b")
+    assert steps_to_first_token(worker, newcomer) <= 4
+    run(worker)
+
+
+def test_nobody_is_sent_back_for_one_that_does_not_fit_even_then():
+    worker = make_worker(pages=100, step_tokens=64, max_running=8, cache=False)
+    large = make_request(prompt_of(340, 1), 60, client="a")
+    worker.submit(large)
+    for _ in range(8):
+        worker.serve()
+    flood(worker, "a", 3, most=40)
+    worker.submit(make_request(prompt_of(500, 5), 5, client="b"))
+    for _ in range(20):
+        worker.serve()
+    assert worker.scheduler.preemptions == 0
+    run(worker)
+    assert_nothing_leaked(worker)
+
+
+def test_prompts_of_a_higher_priority_enter_first():
+    worker = make_worker(pages=2000, step_tokens=32, max_running=8)
+    low = make_request(prompt_of(500, 1), 2, client="low", priority=9)
+    worker.submit(low)
+    worker.serve()
+    high = make_request(prompt_of(300, 2), 2, client="high")
+    assert steps_to_first_token(worker, high) <= 12
+    run(worker)
+
+
+def test_what_was_read_counts_after_it_was_sent_back():
+    worker = make_worker(pages=400, step_tokens=64)
+    request = make_request(prompt_of(160), 5)
+    worker.submit(request)
+    worker.serve()
+    worker.serve()
+    assert request.done_so_far() == (128, 0)
+    worker.scheduler._preempt()
+    assert request.done_so_far() == (128, 0)
+    run(worker)
