@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -143,7 +143,7 @@ async def half_open(running: Server, found: Figures) -> None:
     found.setdefault("log beside these, bytes a minute", []).append(grown)
 
 
-Measure = Callable[[Server, Figures], Awaitable[None]]
+Measure = Callable[[Server, Figures], Coroutine[Any, Any, None]]
 MEASURES: list[tuple[Measure, int | None]] = [
     (pause, None), (behind, None), (first_tokens, None), (half_open, 200),
 ]  # fmt: skip

@@ -131,7 +131,8 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         print(server.said()[-3000:], file=sys.stderr)
         sys.exit(1)
     return {**found, "left_early": left, "memory_bytes": seen.memory, "held": after,
-            "attackers": tally, "first_token_s": percentiles(fresh), "log_bytes": server.log_bytes()}  # fmt: skip
+            "attackers": tally, "first_token_s": percentiles(fresh),
+            "log_bytes": server.log_bytes()}  # fmt: skip
 
 
 # Threads and descriptors that come when first needed, and stay.
