@@ -104,6 +104,8 @@ slow: $(VENV)/test-extras
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=random || status=1; \
 	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 300 || status=1; \
 	$(MAKE) soak SECONDS=3600 || status=1; \
+	$(BIN)/python bench.py serve --soak 600 --streams 200 --hostile --keyed -- \
+	  --max-sequences 512 || status=1; \
 	$(MAKE) tsan || status=1; \
 	exit $$status
 

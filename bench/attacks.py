@@ -1,13 +1,15 @@
 """Clients that mean no good, for the load tests: python -m bench.attacks PORT KIND=N …
 
 Each kind runs N times beside itself until standard input closes; then what came of them is printed,
-as JSON: how often each was answered with which status. All come from 127.0.0.3.
+as JSON: how often each was answered with which status. All come from 127.0.0.3, and use the key in
+GPTOSS_ATTACKERS_KEY, if there is one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 import sys
@@ -15,8 +17,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 HOST, FROM = "127.0.0.1", "127.0.0.3"
+_KEY = os.environ.get("GPTOSS_ATTACKERS_KEY")
 _HALF = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 _STREAM = b'{"prompt":"Once","max_tokens":900,"ignore_eos":true,"stream":true,"logprobs":5}'
+_ONE = b'{"prompt":"Once","max_tokens":1}'
 Tally = Counter[str]
 
 
@@ -27,7 +31,10 @@ def request(
     host: str = HOST,
     kind: str = "application/json",
     more: str = "",
+    key: str | None = _KEY,
 ) -> bytes:
+    if key is not None:
+        more += f"Authorization: Bearer {key}\r\n"
     return (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n{more}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -72,10 +79,14 @@ async def slow_head(port: int, tally: Tally) -> None:
     async with Client(port) as client:
         await client.send(_HALF)
         reading = asyncio.ensure_future(client.status(3600))
-        while not reading.done():
-            await asyncio.sleep(1)
-            await client.send(b"a")
-        tally[reading.result()] += 1
+        try:
+            while not reading.done():
+                await asyncio.sleep(1)
+                await client.send(b"a")
+            tally[reading.result()] += 1
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 async def half_body(port: int, tally: Tally) -> None:
@@ -89,14 +100,7 @@ async def half_body(port: int, tally: Tally) -> None:
 async def slow_reader(port: int, tally: Tally) -> None:
     """A stream, of which a few bytes are read now and then."""
     async with Client(port, narrow=True) as client:
-        body = {
-            "prompt": "Once",
-            "max_tokens": 900,
-            "ignore_eos": True,
-            "stream": True,
-            "logprobs": 5,
-        }
-        await client.send(request(json.dumps(body).encode()))
+        await client.send(request(_STREAM))
         tally[await client.status()] += 1
         for _ in range(60):
             await asyncio.sleep(1)
@@ -107,14 +111,7 @@ async def slow_reader(port: int, tally: Tally) -> None:
 async def deaf(port: int, tally: Tally) -> None:
     """A stream that is not read at all."""
     async with Client(port, narrow=True) as client:
-        body = {
-            "prompt": "Once",
-            "max_tokens": 900,
-            "ignore_eos": True,
-            "stream": True,
-            "logprobs": 5,
-        }
-        await client.send(request(json.dumps(body).encode()))
+        await client.send(request(_STREAM))
         await asyncio.sleep(90)
         tally["left"] += 1
 
@@ -166,12 +163,13 @@ async def long_prompt(port: int, tally: Tally) -> None:
 
 async def stranger(port: int, tally: Tally) -> None:
     """Wrong keys, names, origins, kinds of bodies, methods, and what is no HTTP."""
-    body = b'{"prompt":"Once","max_tokens":1}'
     asked = random.choice([
-        request(body, host="evil.example"),
-        request(body, more="Origin: http://evil.example\r\n"),
-        request(body, kind="text/plain"),
-        request(body, more="Authorization: Bearer wrong\r\n", path="/v1/nowhere\x1b[31m"),
+        request(_ONE, host="evil.example"),
+        request(_ONE, more="Origin: http://evil.example\r\n"),
+        request(_ONE, kind="text/plain"),
+        request(_ONE, key="wrong"),
+        request(b"a" * 3_000_000, key="wrong"),
+        request(_ONE, key="wrong", path="/v1/nowhere\x1b[31m"),
         request(b"{" * 2000),
         request(b'{"prompt":"Once","max_tokens":1,"top_p":1e-46,"temperature":1e300}'),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",

@@ -55,11 +55,19 @@ class Answer:
     times: list[float] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
+    begun: bool = False  # a status of 200 came
     refused: int = 0  # how often it was told to come again
 
     @property
     def whole(self) -> bool:
         return self.finish == "length" and len(self.times) == self.ask.tokens
+
+    @property
+    def served(self) -> bool:
+        """Whether its client saw all that it stayed for."""
+        if self.ask.leaves is None:
+            return self.whole
+        return self.error is None and len(self.times) >= self.ask.leaves
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,11 @@ class Kind:
         return asks
 
 
-async def run_patiently(port: int, ask: Ask, address: str) -> Answer:
+async def run_patiently(port: int, ask: Ask, address: str, key: str | None = None) -> Answer:
     """As clients do that come again when they are told to (429, 503)."""
     refused, begun = 0, time.perf_counter()
     while True:
-        answer = await run(port, ask, address)
+        answer = await run(port, ask, address, key)
         told = answer.error and answer.error.split()[1:2]
         if told not in (["429"], ["503"]) or refused > 600:
             answer.refused = refused
@@ -101,18 +109,19 @@ async def run_patiently(port: int, ask: Ask, address: str) -> Answer:
         await asyncio.sleep(0.5)
 
 
-async def run(port: int, ask: Ask, address: str = HOST) -> Answer:
-    """Ask, and read the stream. Never raises: what went wrong is in the answer. address: of the
-    client.
+async def run(port: int, ask: Ask, address: str = HOST, key: str | None = None) -> Answer:
+    """Ask, and read the stream. Never raises: what went wrong is in the answer. address, key: of
+    the client.
     """
     answer = Answer(ask)
     body = json.dumps(
         {"prompt": ask.prompt, "max_tokens": ask.tokens, "stream": True, "ignore_eos": True,
          "temperature": 1.0, "seed": 1, "logprobs": 0}  # logprobs: an event for every token
     ).encode()  # fmt: skip
+    bearer = "" if key is None else f"Authorization: Bearer {key}\r\n"
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"{bearer}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     answer.sent = begun = time.perf_counter()
     try:
@@ -123,8 +132,9 @@ async def run(port: int, ask: Ask, address: str = HOST) -> Answer:
             writer.write(head.encode() + body)
             await writer.drain()
             while line := await reader.readline():
-                if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
-                    answer.error = line.decode().strip()
+                if line.startswith(b"HTTP/1.1 "):
+                    answer.begun = b" 200 " in line
+                    answer.error = None if answer.begun else line.decode().strip()
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line[6:])
@@ -194,11 +204,12 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 class Server:
-    """`gptoss serve` as a process. port: where it listens."""
+    """`gptoss serve` as a process. port: where it listens. key: that `get` needs, if any."""
 
     def __init__(
         self, options: list[str], python: str = sys.executable, descriptors: int | None = None
     ) -> None:
+        self.key: str | None = None
         with socket.socket() as free:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
@@ -208,11 +219,16 @@ class Server:
         # A file, not a pipe that nobody reads.
         self.log = tempfile.TemporaryFile(prefix="bench-serve-")
         self.temporary = tempfile.TemporaryDirectory(prefix="bench-serve-")  # where its files go
+        # What `pip install gptoss[serve]` brings has no uvloop: where another package brought it,
+        # a version that takes it would be measured with another loop than its users have.
+        self._hidden = tempfile.TemporaryDirectory(prefix="bench-serve-")
+        (Path(self._hidden.name) / "uvloop.py").write_text("raise ImportError\n")
+        path = os.pathsep.join(filter(None, [self._hidden.name, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [*command, "--no-access-log", *options],
             stderr=self.log,
             cwd="/",
-            env={**os.environ, "TMPDIR": self.temporary.name},
+            env={**os.environ, "TMPDIR": self.temporary.name, "PYTHONPATH": path},
         )
         self.pid = self._process.pid
 
@@ -240,7 +256,9 @@ class Server:
         return os.fstat(self.log.fileno()).st_size
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=30) as answer:
+        headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+        asked = urllib.request.Request(f"http://{HOST}:{self.port}{path}", headers=headers)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -248,9 +266,10 @@ class Server:
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics"), re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    def memory(self) -> int:
-        """Resident bytes of all its processes."""
-        return sum(_of_status(pid, "VmRSS") for pid in self.processes()) * 1024
+    def memory(self) -> tuple[int, int]:
+        """Resident bytes of the process that listens, and of all."""
+        each = [_of_status(pid, "VmRSS") * 1024 for pid in self.processes()]
+        return each[0], sum(each)
 
     def processes(self) -> list[int]:
         """Its own and those of its replicas."""
@@ -356,6 +375,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--soak", type=float, metavar="SECONDS", help="run clients for so long instead")
     add("--streams", type=int, default=64, metavar="N", help="clients of --soak (default: 64)")
     add("--hostile", action="store_true", help="attackers beside the clients of --soak")
+    add("--keyed", action="store_true", help="the server of --soak asks for keys")
     add("--vocabulary", type=int, default=4000, metavar="N", help="ids of prompts are below it")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE")
@@ -365,11 +385,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    options = ["--model", arguments.model] if arguments.model else []
-    with server([*options, *arguments.options]) as running:
-        if arguments.soak:
-            from bench.soak import soak
+    from bench.soak import ATTACKERS_KEY, KEYS, soak
 
+    options = ["--model", arguments.model] if arguments.model else []
+    if arguments.keyed:
+        options += ["--allowed-host", HOST]
+        options += [word for key in (*KEYS, ATTACKERS_KEY) for word in ("--api-key", key)]
+    with server([*options, *arguments.options]) as running:
+        running.key = KEYS[0] if arguments.keyed else None
+        if arguments.soak:
             result = soak(running, arguments)
         elif arguments.prefix:
             result = prefix(running, arguments)

@@ -149,3 +149,39 @@ def test_wrong_options_are_one_line(arguments, status, message):
     assert done.returncode == status
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+JUDGE = """
+import json, sys
+from bench.serve import Answer, Ask
+from bench.soak import grows, lost_of
+
+stays, leaves = Ask([1], 3), Ask([1], 3, leaves=2)
+three, gone = [0.1, 0.2, 0.3], "replica 1 ended while it had this request"
+answers = {
+    "whole": Answer(stays, times=three, finish="length", begun=True),
+    "left": Answer(leaves, times=three[:2], begun=True),
+    "cut": Answer(stays, times=three[:2], begun=True),
+    "left with an error": Answer(leaves, times=three[:1], error="500", begun=True),
+    "left before its time": Answer(leaves, times=three[:1], begun=True),
+    "never begun": Answer(stays, error=gone),
+    "ended with a replica": Answer(stays, times=three[:1], error=gone, begun=True),
+}
+lost = {harmed: [[name for name, a in answers.items() if a is b][0] for b in lost_of(
+    list(answers.values()), harmed)[0]] for harmed in (True, False)}
+mb = 1 << 20
+print(json.dumps([lost[True], lost[False],
+                  grows([100 * mb] * 3 + [300 * mb] * 6), grows([300 * mb] * 6 + [400 * mb] * 3)]))
+"""
+
+
+def test_what_a_soak_calls_lost():
+    """A request may end with its replica where one was harmed, and it had begun, and it says so."""
+    done = subprocess.run(
+        [sys.executable, "-c", JUDGE], capture_output=True, text=True, cwd=BENCH.parent
+    )
+    assert done.returncode == 0, done.stderr
+    with_harm, without, flat, grown = json.loads(done.stdout)
+    assert with_harm == ["cut", "left with an error", "left before its time", "never begun"]
+    assert without == [*with_harm, "ended with a replica"]
+    assert not flat and grown
