@@ -38,7 +38,17 @@ class Plain:
         return sequence.priority, arrived, *served, place
 
     def order(self):
-        return sorted(self._waiting, key=self.rank)
+        order = sorted(self._waiting, key=self.rank)
+        equals = [s for s in order if s.priority == order[0].priority]
+        arrived = [s for s in equals if self._waiting[s][0]]
+        # One that was sent back does not go before a client that has had less.
+        if arrived and self._served(arrived[0]) < self._served(equals[0]):
+            order.remove(arrived[0])
+            order.insert(0, arrived[0])
+        return order
+
+    def _served(self, sequence):
+        return self._clients[sequence.client].served
 
 
 action = st.one_of(
@@ -87,7 +97,7 @@ def test_the_order_is_that_of_a_search(actions):
             first.account.served += what[0]
         elif kind == "send back" and running:
             victim = running.pop(what[0] % len(running))
-            victim.preemptions += 1
+            victim.sent_back = True
             waiting.restore(victim)
             plain.send_back(victim)
         elif kind == "cancel" and len(waiting):
