@@ -13,6 +13,8 @@ def texts_of(body: Mapping[str, Any]) -> int:
     what is wrong with it is said later.
     """
     n, prompt = body.get("n"), body.get("prompt")
+    if isinstance(n, float) and n.is_integer():
+        n = int(n)  # as it is read later: 6.0 is six
     times = n if type(n) is int and n > 0 else 1
     several = isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list))
     return times * (len(prompt) if several and isinstance(prompt, list) else 1)

@@ -38,6 +38,9 @@ def post(address, body, path="/v1/completions"):
         ({"prompt": [[1, 2], [3]], "n": 2}, 4),
         ({"prompt": [], "n": 3}, 3),
         ({"messages": [], "n": 128}, 128),
+        ({"prompt": ["a", "b"], "n": 5.0}, 10),
+        ({"prompt": "a", "n": 1e2}, 100),
+        ({"prompt": "a", "n": 2.5}, 1),
         ({"n": True}, 1),
         ({"n": "many"}, 1),
         ({"n": -3, "prompt": {}}, 1),
@@ -91,6 +94,9 @@ def test_a_request_for_more_texts_than_may_be_is_refused_at_once(engine, front):
         error = answer.json()["error"]
         assert error["param"] == "n" and "at most 8 texts" in error["message"]
         assert "8192" in error["message"] and "--max-sequences" in error["message"]
+        # Written as 128.0 it is the same number, which must not count as one.
+        again = post(address, {"prompt": ["Once"] * 64, "n": 128.0, "max_tokens": 1})
+        assert again.status_code == 400 and again.json()["error"] == error
 
 
 def test_places_are_given_back(engine):
