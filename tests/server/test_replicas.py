@@ -426,7 +426,7 @@ act = asked["acts"][min(time_of_day, len(asked["acts"]) - 1)]
 if act == "refuses":
     line.sendall(b'{"error": "no luck"}\\n')
 elif act == "nonsense":
-    line.sendall(b"port 1\n")
+    line.sendall(b"port 1\\n")
     line.recv(1)
 elif act != "ends":
     line.sendall(b'{"port": 1}\\n')
