@@ -11,6 +11,7 @@ reads computes nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -114,7 +115,11 @@ class Worker:
 
     @property
     def step_seconds(self) -> float:
-        """For how long it has been at the step in progress, or at what came before it."""
+        """For how long it has been at the step in progress, or at what came before it; infinite
+        where its thread has ended though nobody closed it.
+        """
+        if self._thread is not None and not self._closing and not self._thread.is_alive():
+            return math.inf
         since = self._since
         return 0.0 if since is None else perf_counter() - since
 

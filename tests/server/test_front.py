@@ -10,8 +10,19 @@ from serving import serving
 from test_response_events import PIECES, response_of, told
 from waiting import until_async
 
+from gptoss.server.front import app as module
 from gptoss.server.front.app import Broken, Call, FrontOptions, Unreached, create_front
-from gptoss.server.front.router import CHAT, COMPLETIONS, RESPONSES, Router
+from gptoss.server.front.router import (
+    CHAT,
+    COMPLETIONS,
+    DOWN,
+    HUNG,
+    RESPONSES,
+    STARTING,
+    STATES,
+    UP,
+    Router,
+)
 from gptoss.server.http import CALLER_HEADER, CLIENT_HEADER
 
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -333,7 +344,53 @@ def test_health_says_who_is_up():
         (answer,) = ask([Replica()] * 2, get, router=router)
         assert answer.status_code == code and answer.json()["status"] == status
         assert [each["up"] for each in answer.json()["replicas"]] == [bool(i) for i in up]
+        assert [each["state"] for each in answer.json()["replicas"]] == [(DOWN, UP)[i] for i in up]
     assert [each["ended"] for each in answer.json()["replicas"]] == [1, 1]
+
+
+def test_health_says_since_when_and_how_the_last_one_ended(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1000.9)
+    router = Router(1, 5)
+
+    def told():
+        (answer,) = ask([Replica()], ("GET", "/health", {}), router=router)
+        (replica,) = answer.json()["replicas"]
+        return [replica[key] for key in ("state", "since", "last_code")]
+
+    assert told() == [UP, 1000, None]
+    for now, state, code in ((1010.0, HUNG, None), (1020.0, HUNG, None), (1030.0, DOWN, -9)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        router.set_state(0, state, code)
+        assert told() == [state, 1010 if state == HUNG else 1030, code]
+    router.set_state(0, STARTING)
+    assert told() == [STARTING, 1030, -9]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
+@pytest.mark.parametrize("silent", ["head", "body"])
+def test_an_answer_that_takes_too_long(monkeypatch, path, silent):
+    """The replica should have ended it itself; it may hang."""
+    monkeypatch.setattr(module, "_GRACE", 0.0)
+    reply = Reply([b'{"a', asyncio.Event()])
+    replica = Replica(lambda call: asyncio.Event() if silent == "head" else reply)
+    (answer,) = ask([replica, Replica()], post(path), timeout=0.05)
+    assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+    # It may have been worked on: nobody else is asked.
+    assert replica.calls[1:] == (["cancelled"] if silent == "head" else [])
+    assert reply.closed == (silent == "body")
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_stream_that_takes_too_long(monkeypatch, path):
+    monkeypatch.setattr(module, "_GRACE", 0.0)
+    reply = Reply([b"data: {}\n\n", asyncio.Event()], EVENTS)
+    replica = Replica(lambda call: reply if call.path == path else Reply([b""]))
+    answer, metrics = ask([replica], post(path), ("GET", "/metrics", {}), timeout=0.05)
+    error = json.loads(answer.text.strip().rpartition("data: ")[2])
+    error = error if path == RESPONSES else error["error"]
+    assert answer.text.startswith("data: {}\n\n") and error["code"] == "timeout"
+    assert reply.closed == 1
+    assert f'gptoss_front_requests_total{{route="{path}",status="504"}} 1.0' in metrics.text
 
 
 def test_metrics_say_whose_they_are():
@@ -363,6 +420,9 @@ def test_metrics_say_whose_they_are():
         assert f't_sum{{replica="{i}"}} 3.5' in lines
     assert 'gptoss_front_requests_total{route="/{path:path}",status="200"} 1.0' in lines
     assert 'gptoss_replica_up{replica="2"} 1.0' in lines
+    for state in STATES:
+        found = f'gptoss_replica_state{{replica="2",state="{state}"}} {float(state == UP)}'
+        assert found in lines
     assert lines.count("# TYPE gptoss_x_total counter") == 1
     assert all(call.headers["authorization"] == "Bearer inner" for call in replicas[0].calls)
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,7 +17,10 @@ from held_steps import held
 from test_replicas import GREEDY, KEY, SERVE, Served, children, runs
 from waiting import PATIENCE, until
 
+from gptoss.engine import Engine, EngineOptions
 from gptoss.server.api.app import ServerOptions, create_app
+from gptoss.server.front.app import Call
+from gptoss.server.front.replicas import Plan, ProcessReplica
 from gptoss.server.front.router import DOWN, HUNG, UP, Router
 
 # The command, with a front that is less patient.
@@ -142,3 +147,65 @@ def test_a_step_in_progress_has_a_duration(engine):
         backend.let(100)
         first.result(PATIENCE)
     until(lambda: engine.info()["step_seconds"] == 0.0, "the end of the step")
+
+
+def test_an_engine_whose_thread_has_ended_says_so(monkeypatch):
+    """Nothing of ours should end it; whatever does leaves nobody to answer."""
+    monkeypatch.setattr(threading, "excepthook", lambda found: None)
+    engine = Engine.from_options(EngineOptions(activation="f32", kv_bytes=32 << 20))
+    try:
+        assert engine.info()["step_seconds"] == 0.0
+        engine._worker._inbox.put(sys.exit)
+        until(lambda: not engine._worker._thread.is_alive(), "the end of the thread")
+        assert engine.info()["step_seconds"] == math.inf
+    finally:
+        engine.close()
+    assert engine.info()["step_seconds"] < math.inf  # it was meant to end
+
+
+class Line:
+    """A replica's end of a connection, which answers when it is told."""
+
+    def __init__(self):
+        self.asked, self.answer, self.left = (asyncio.Event() for _ in range(3))
+
+    async def serve(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked.set()
+        await self.answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await writer.drain()
+        assert await reader.read() == b""
+        self.left.set()
+        writer.close()
+
+
+def test_an_answer_that_comes_as_the_client_leaves_is_closed():
+    """It would else be written on for nobody."""
+
+    async def run():
+        line = Line()
+        server = await asyncio.start_server(line.serve, "127.0.0.1", 0)
+        replica = ProcessReplica(0, Plan([], {}))
+        port = server.sockets[0].getsockname()[1]
+        replica._client = client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}")
+        sent = asyncio.Event()
+        real = client.send
+
+        async def send(*arguments, **options):
+            answer = await real(*arguments, **options)
+            asking.cancel()  # in this very moment
+            sent.set()
+            return answer
+
+        client.send = send
+        asking = asyncio.ensure_future(replica.ask(Call("GET", "/")))
+        await line.asked.wait()
+        line.answer.set()
+        await asyncio.wait({asking})
+        assert sent.is_set() and asking.cancelled()
+        await asyncio.wait_for(line.left.wait(), PATIENCE)
+        await client.aclose()
+        server.close()
+
+    asyncio.run(run())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,6 +265,7 @@ def test_keys_sizes_and_origins(server):
 
 
 def test_one_that_is_killed_is_started_again(server, client, long):
+    before_all = int(time.time())
     with server.stream({**long, "prompt": "One day"}) as first:
         first_lines = first.iter_lines()
         next(first_lines)
@@ -283,8 +285,12 @@ def test_one_that_is_killed_is_started_again(server, client, long):
     done = client.completions.create(model="nano", prompt="One day", **GREEDY)  # by the other one
     assert done.choices[0].text
     until(lambda: server.health()["status"] == "ok", "the replica's return")
-    again = {"up": True, "state": "up", "running": 0, "texts": 0, "ended": 1}
-    assert server.health()["replicas"][victim] == again
+    replica = server.health()["replicas"][victim]
+    since = replica.pop("since")
+    again = {"up": True, "state": "up", "running": 0, "texts": 0, "ended": 1, "last_code": -9}
+    assert replica == again
+    assert before_all <= since <= time.time()
+    assert server.metric("gptoss_replica_state", replica=victim, state="up") == 1
     server.children = children(server.process)
     assert server.children[victim] != old[victim]
     assert server.children[1 - victim] == old[1 - victim]
@@ -392,8 +398,24 @@ def test_a_replica_asks_for_the_fronts_key_and_notices_its_leaving(long):
     assert asyncio.run(run()) == [401, 200]
 
 
+def test_what_waits_for_the_killed_goes_to_the_other(server, client):
+    """Nobody learns of it: nothing was sent to the client yet."""
+    url, body = f"{server.address}/v1/completions", {"prompt": "One day", **GREEDY, "n": 8}
+    body |= {"max_tokens": 400, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, url, json=body, headers=KEY)
+        until(lambda: server.health()["running"] == 1, "the request")
+        victim = server.busy()
+        until(lambda: server.metric("gptoss_sequences", replica=victim) == 8, "its texts")
+        os.kill(children(server.process)[victim], signal.SIGKILL)
+        answer = asked.result(PATIENCE)
+    assert answer.status_code == 200 and len(answer.json()["choices"]) == 8
+    until(lambda: server.health()["status"] == "ok", "the replica's return")
+    server.children = children(server.process)
+
+
 # What a replica does the first, second … time it is started: serves until it may go, refuses, ends
-# without a word, serves.
+# without a word, speaks nonsense, serves.
 ACTOR = """
 import json, pathlib, socket, sys, time
 line, log = socket.socket(fileno=int(sys.argv[2])), pathlib.Path(sys.argv[1])
@@ -403,6 +425,9 @@ log.write_text("x" * (time_of_day + 1))
 act = asked["acts"][min(time_of_day, len(asked["acts"]) - 1)]
 if act == "refuses":
     line.sendall(b'{"error": "no luck"}\\n')
+elif act == "nonsense":
+    line.sendall(b"port 1\\n")
+    line.recv(1)
 elif act != "ends":
     line.sendall(b'{"port": 1}\\n')
     while act == "moment" and not log.with_suffix(".go").exists():
@@ -421,7 +446,7 @@ def test_one_that_does_not_start_is_tried_again(tmp_path, monkeypatch, caplog):
     router = Router(1, 5)
 
     async def run():
-        plan = play(tmp_path, "moment", "refuses", "ends", "serves")
+        plan = play(tmp_path, "moment", "refuses", "ends", "nonsense", "serves")
         replicas = Replicas([plan], router)
         await replicas.start()
         assert router.up == [True]
@@ -433,10 +458,11 @@ def test_one_that_does_not_start_is_tried_again(tmp_path, monkeypatch, caplog):
             await replicas.close()
 
     asyncio.run(run())
-    assert (tmp_path / "log").read_text() == "xxxx" and router.ended == [1]
+    assert (tmp_path / "log").read_text() == "xxxxx" and router.ended == [1]
+    assert router.code == [-signal.SIGTERM]  # of the one that spoke nonsense
     messages = [record.getMessage() for record in caplog.records]
     waits = [re.search(r"in (\S+) s$", message) for message in messages]
-    assert [found[1] for found in waits if found] == ["0.01", "0.02", "0.04"]
+    assert [found[1] for found in waits if found] == ["0.01", "0.02", "0.04", "0.08"]
     assert "no luck" in messages[1] and "ended with code 0" in messages[2]
 
 

@@ -321,9 +321,11 @@ class _Front:
             {
                 "up": state == UP,
                 "state": state,
+                "since": int(router.since[i]),
                 "running": router.requests[i],
                 "texts": router.running[i],
                 "ended": router.ended[i],
+                "last_code": router.code[i],
             }
             for i, state in enumerate(router.state)
         ]

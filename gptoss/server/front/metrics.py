@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from gptoss.server.connection_metrics import OfConnections
 from gptoss.server.connections import Connections
-from gptoss.server.front.router import Router
+from gptoss.server.front.router import STATES, Router
 
 
 class FrontMetrics:
@@ -52,6 +52,13 @@ class _OfRouter(Collector):
             for replica, value in enumerate(values):
                 family.add_metric([str(replica)], float(value))
             yield family
+        states = GaugeMetricFamily(
+            "gptoss_replica_state", "1 for the state it is in.", labels=["replica", "state"]
+        )
+        for replica, found in enumerate(router.state):
+            for state in STATES:
+                states.add_metric([str(replica), state], float(state == found))
+        yield states
 
 
 class _OfReplicas(Collector):

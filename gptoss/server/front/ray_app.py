@@ -39,6 +39,9 @@ from gptoss.server.who import PRIORITIES, Hosts, given_keys
 log = logging.getLogger("gptoss.server")
 _SMALL = 64  # requests that generate nothing, at a time and per replica
 _GRACE = 60.0  # seconds that requests have left when the application is taken down
+# Seconds between two checks of a replica's health, and until one counts as failed; Ray ends a
+# replica after three that failed in a row.
+_HEALTH_EVERY, _HEALTH_PATIENCE = 2.0, 5.0
 
 
 class Arguments(BaseModel):
@@ -104,6 +107,15 @@ class EngineActor:
         async with contextlib.aclosing(call_app(self._app, call)) as answer:
             async for part in answer:
                 yield part
+
+    async def check_health(self) -> None:
+        """Ray asks this of itself, and starts the replica again that does not say it in time, or
+        whose engine hangs, several times in a row.
+        """
+        async with contextlib.aclosing(call_app(self._app, Call("GET", "/health"))) as answer:
+            status, _ = await anext(answer)
+        if status != 200:
+            raise RuntimeError("the engine hangs")
 
     async def here(self) -> int:
         """The process of this replica, once it is there."""
@@ -267,6 +279,8 @@ def build_app(args: Arguments) -> serve.Application:
             max_ongoing_requests=max_requests,
             ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
             graceful_shutdown_timeout_s=_GRACE,
+            health_check_period_s=_HEALTH_EVERY,
+            health_check_timeout_s=_HEALTH_PATIENCE,
         ).bind(args, inner_key)
         for i in range(args.replicas)
     ]

@@ -75,9 +75,14 @@ class ProcessReplica:
             return False
         try:
             answer = await asyncio.wait_for(client.get("/health"), seconds)
-        except (httpx.HTTPError, httpx.StreamError, OSError, RuntimeError, asyncio.TimeoutError):
+        except Exception:  # late, gone, or nonsense: whatever came, it was no answer
             return False
         return answer.status_code == 200
+
+    @property
+    def code(self) -> int | None:
+        """With which the process ended; None while it runs."""
+        return None if self.process is None else self.process.returncode
 
     def hang(self, hung: bool) -> None:
         """What waits for its first word is given up, and what is sent there now, while it hangs."""
@@ -112,6 +117,11 @@ class ProcessReplica:
             if not sending.done():
                 raise Broken(f"replica {self.number} does not answer")
             return _HttpReply(self.number, sending.result())
+        except asyncio.CancelledError:
+            # What came in the same moment is not wanted; unread, it would be written on and on.
+            if sending.done() and not sending.cancelled() and sending.exception() is None:
+                await sending.result().aclose()
+            raise
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise Unreached(f"replica {self.number} cannot be reached") from None
         except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
@@ -238,7 +248,7 @@ class Replicas:
             clock = asyncio.get_running_loop().time
             since = clock()
             code = await replica.ended()
-            self._router.set_up(replica.number, False)
+            self._router.set_state(replica.number, DOWN, code)
             if clock() - since > _STEADY:
                 delay = FIRST_DELAY
             said = f"ended with code {code}"
@@ -251,9 +261,10 @@ class Replicas:
                 try:
                     await replica.start()
                     break
-                except (Error, OSError) as error:
+                except Exception as error:  # whatever it was, it is tried again
                     said = f"did not start: {error}"
-                    self._router.set_state(replica.number, DOWN)
+                    await replica.stop(0)
+                    self._router.set_state(replica.number, DOWN, replica.code)
             self._router.set_up(replica.number, True)
             log.warning("replica %d is up again", replica.number)
 

@@ -9,6 +9,7 @@ or is random: the same calls give the same choices.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -19,6 +20,7 @@ from gptoss.server.admission import texts_of
 from gptoss.server.parse import parse_body
 
 UP, HUNG, DOWN, STARTING = "up", "hung", "down", "starting"
+STATES = (UP, HUNG, DOWN, STARTING)
 PIECE = 512  # characters: about the tokens of eight pages of the cache
 MAX_KEYS = 256  # of one request; what comes after does not choose among replicas
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -55,7 +57,9 @@ class Router:
     def __init__(self, replicas: int, max_running: int, entries: int = 1 << 16) -> None:
         self.running = [0] * replicas  # texts that each writes
         self.requests = [0] * replicas  # and of how many requests
-        self.state = ["up"] * replicas
+        self.state = [UP] * replicas
+        self.since = [time.time()] * replicas  # Unix time at which each came into its state
+        self.code: list[int | None] = [None] * replicas  # with which each ended last
         self.ended = [0] * replicas  # how often each was no longer up
         self.max_running = max_running
         self._entries = entries
@@ -111,8 +115,14 @@ class Router:
         """A replica began to answer, or ended; what it had read is lost with it."""
         self.set_state(replica, UP if up else DOWN)
 
-    def set_state(self, replica: int, state: str) -> None:
-        """What became of it: UP, HUNG (it does not answer, and may again), DOWN or STARTING."""
+    def set_state(self, replica: int, state: str, code: int | None = None) -> None:
+        """What became of it: UP, HUNG (it does not answer, and may again), DOWN or STARTING.
+        code: with which it ended; None: as before.
+        """
+        if state != self.state[replica]:
+            self.since[replica] = time.time()
+        if code is not None:
+            self.code[replica] = code
         self.ended[replica] += state == DOWN and self.state[replica] in (UP, HUNG)
         self.state[replica] = state
         if state == DOWN:
