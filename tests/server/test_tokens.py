@@ -8,6 +8,7 @@ from fake_engine import settle
 from test_structured import BundledHarmony
 
 from gptoss.server.api import app as server
+from gptoss.server.api import tokenize as tokenizing
 
 TOOL = {
     "type": "function",
@@ -99,6 +100,16 @@ def test_there_and_back(ask, engine):
     found = ask("/detokenize", {"tokens": ids}).json()
     assert found == {"prompt": "Once 日本", "content": "Once 日本"}
     assert ask("/detokenize", {"tokens": []}).json()["content"] == ""
+
+
+def test_tokens_of_a_text_that_is_too_long(ask, monkeypatch):
+    ids = ask("/tokenize", {"prompt": "Once upon a time"}).json()["tokens"]
+    monkeypatch.setattr(tokenizing, "_MAX_TEXT", len("Once upon a time"))
+    assert ask("/detokenize", {"tokens": ids}).status_code == 200
+    answer = ask("/detokenize", {"tokens": ids + ids})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "tokens" and "at most 16 bytes, found 32" in error["message"]
 
 
 @pytest.mark.parametrize(

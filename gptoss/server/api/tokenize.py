@@ -13,6 +13,7 @@ from gptoss.server.api.options import Options, read_options
 from gptoss.server.errors import ApiError
 
 _MAX_PIECES = 1 << 18  # tokens that are told one by one
+_MAX_TEXT = 16 << 20  # bytes that tokens are told as: a million of the longest would be 128 MB
 
 
 def tokenize(
@@ -60,6 +61,11 @@ def detokenize(engine: Engine, body: Mapping[str, Any]) -> tuple[dict[str, Any],
                 f"tokens[{place}]: expected an id below {size}, found {shown(token)}",
                 field="tokens",
             )
+    size = sum(len(engine.tokenizer.token_bytes(token)) for token in tokens)
+    if size > _MAX_TEXT:
+        raise ApiError(
+            f"tokens: expected a text of at most {_MAX_TEXT} bytes, found {size}", field="tokens"
+        )
     text = engine.tokenizer.decode(tokens)
     return {"prompt": text, "content": text}, options.ignored  # vLLM's name, llama.cpp's
 
