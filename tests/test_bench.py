@@ -171,7 +171,7 @@ lost = {harmed: [[name for name, a in answers.items() if a is b][0] for b in los
     list(answers.values()), harmed)[0]] for harmed in (True, False)}
 mb = 1 << 20
 print(json.dumps([lost[True], lost[False],
-                  grows([100 * mb] * 3 + [300 * mb] * 6), grows([300 * mb] * 6 + [400 * mb] * 3)]))
+                  grows([100 * mb] * 3 + [300 * mb] * 6), grows([300 * mb] * 6 + [600 * mb] * 3)]))
 """
 
 
