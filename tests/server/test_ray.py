@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from unittest import mock
 
@@ -246,6 +247,39 @@ def test_one_that_is_killed_is_started_again(address, client, long):
     until(lambda: health(address)["status"] == "ok", "the replica's return")
     new = [handle.here.remote().result() for handle in handles]
     assert new[victim] != old[victim] and new[1 - victim] == old[1 - victim]
+
+
+@pytest.mark.slow  # Ray lets it have its time to end in peace first
+def test_one_that_is_stopped_is_started_again(address):
+    """Ray finds out; what waits there goes to the other one."""
+    from ray import serve
+
+    handles = [serve.get_deployment_handle(f"replica-{i}", "default") for i in range(2)]
+    old = [handle.here.remote().result() for handle in handles]
+    os.kill(old[0], signal.SIGSTOP)
+    asked = {"model": "nano", **GREEDY}
+    with ThreadPoolExecutor(4) as pool:
+        bodies = [{**asked, "prompt": f"Number {i}"} for i in range(4)]
+        url = f"{address}/v1/completions"
+        answers = list(pool.map(lambda body: httpx.post(url, json=body, headers=KEY), bodies))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    until(lambda: health(address)["status"] == "ok", "the replica's return")
+    new = [handle.here.remote().result() for handle in handles]
+    assert new[0] != old[0] and new[1] == old[1]
+
+
+def test_the_health_of_an_actor():
+    from gptoss.server.front.ray_app import Arguments, EngineActor
+
+    actor = EngineActor(Arguments(name="nano", activation="f32", kv_bytes=32 << 20), "inner")
+    engine = actor._engine
+    try:
+        asyncio.run(actor.check_health())
+        with mock.patch.object(engine, "info", lambda: {"step_seconds": 301.0}):
+            with pytest.raises(RuntimeError, match="hangs"):
+                asyncio.run(actor.check_health())
+    finally:
+        engine.close()
 
 
 def test_an_application_is_called_without_a_socket():
