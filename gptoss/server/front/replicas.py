@@ -41,7 +41,7 @@ class Health:
     """
 
     every: float = 2.0
-    patience: float = 3.0
+    patience: float = 5.0
     hung: int = 2
     killed: int = 5
 
