@@ -29,6 +29,7 @@ _TAUGHT = ("browser", "container", "python")
 
 # A schema is read by recursive functions, some of which are not ours.
 _SCHEMA_DEPTH, _SCHEMA_NODES = 32, 4096
+MAX_TOOLS = 1024  # of a request; OpenAI's API has 128
 
 _bad_message = partial(Error, field="messages")
 _bad_tool = partial(Error, field="tools")
@@ -262,11 +263,15 @@ def parse_tools(raw: object) -> list[Tool]:
         return []
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
         raise _bad_tool(f"tools: expected a list, found {shown(raw)}")
+    if len(raw) > MAX_TOOLS:
+        raise _bad_tool(f"tools: expected at most {MAX_TOOLS}, found {len(raw)}")
     tools: list[Tool] = []
+    names: set[str] = set()
     for i, item in enumerate(raw):
         where = f"tools[{i}]"
         if isinstance(item, Tool):
             tools.append(item)
+            names.add(item.name)
             continue
         if not isinstance(item, Mapping) or item.get("type") != "function":
             kind = item.get("type") if isinstance(item, Mapping) else item
@@ -280,8 +285,9 @@ def parse_tools(raw: object) -> list[Tool]:
                 f"{where}.function.name: expected 1 to 64 letters, digits, _ and -, found "
                 f"{shown(name)}"
             )
-        if any(tool.name == name for tool in tools):
+        if name in names:
             raise _bad_tool(f"{where}.function.name: {shown(name)} is there twice")
+        names.add(name)
         if not isinstance(description, str):
             raise _bad_tool(f"{where}.function.description: expected a string")
         parameters = function.get("parameters")

@@ -84,6 +84,7 @@ def nested(depth):
         ([{"type": "function", "function": 5}], r"tools\[0\].function: expected an object"),
         ([tool(name="a b")], r"tools\[0\].function.name: expected 1 to 64 letters"),
         ([tool(), tool()], r"tools\[1\].function.name: .*twice"),
+        ([tool(name=f"f{i}") for i in range(1025)], "tools: expected at most 1024, found 1025"),
         ([tool(description=5)], "description: expected a string"),
         ([tool(parameters=[])], "parameters: expected a JSON schema"),
         ([tool(strict="yes")], "strict: expected true or false, found 'yes'"),
