@@ -162,7 +162,7 @@ def test_a_text_that_cannot_fit_is_not_taken_apart(engine, path, monkeypatch):
         assert error["code"] == "context_length_exceeded" and error["param"] == field
 
 
-def test_ten_megabytes_of_text(engine, monkeypatch):
+def test_megabytes_of_text(engine, monkeypatch):
     """Others go on while it is taken apart."""
     encode, begun, served = engine.tokenizer.encode, threading.Event(), threading.Event()
 
@@ -175,13 +175,13 @@ def test_ten_megabytes_of_text(engine, monkeypatch):
     monkeypatch.setattr(engine.tokenizer, "encode", watched)
     with serving(create_app(engine, ServerOptions("nano"))) as address:
         with ThreadPoolExecutor(1) as pool:
-            big = pool.submit(post, address, {"prompt": "word " * 2_000_000}, "/tokenize")
+            big = pool.submit(post, address, {"prompt": "word " * 800_000}, "/tokenize")
             assert begun.wait(PATIENCE)
             while not big.done():
                 assert post(address, {**LONG, "max_tokens": 3}).status_code == 200
                 served.set()
             answer = big.result()
-        assert answer.json()["count"] > 1_000_000
+        assert answer.json()["count"] > 400_000
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ class Answer:
     Attributes:
         prompt_ids: the tokens of each prompt, where they are known here: of a conversation.
         streams: what runs in the engine, one for each prompt.
-        told: how many log-probabilities there will be at most.
+        told: how many log-probabilities of tokens that are drawn there will be at most.
+        prompt_parts: how many of prompts there are.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Answer:
         self.streams = streams
         self.prompt_ids = prompt_ids
         self.told = told
+        self.prompt_parts = 0
         self._each = each
         self._parser, self._stop = parser, stop
         self._includes_stop, self._min_tokens = includes_stop, min_tokens
@@ -216,7 +218,11 @@ class Answer:
             for stream in streams:
                 stream.cancel()
             raise
-        return cls(streams, told=told, each=1 + (params.logprobs or 0))
+        answer = cls(streams, told=told, each=1 + (params.logprobs or 0))
+        if params.prompt_logprobs is not None:
+            tokens = sum(stream.prompt_tokens for stream in streams)
+            answer.prompt_parts = params.n * tokens * (params.prompt_logprobs + 1)
+        return answer
 
     @property
     def usage(self) -> Usage:
@@ -234,8 +240,10 @@ class Answer:
 
     @property
     def parts(self) -> int:
-        """Tokens so far, with each of their log-probabilities."""
-        return self._completion * self._each
+        """Tokens so far, with each of their log-probabilities, those of prompts that are told of
+        included.
+        """
+        return self._completion * self._each + self.prompt_parts
 
     def timings(self) -> list[Timing]:
         """Of the texts that came to their end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from gptoss.server.api.token_logprobs import TokenLogprobs, check_size, prompt_l
 from gptoss.server.errors import ApiError
 
 _MAX_PROMPTS = 64
+_INLINE = 1 << 12  # log-probabilities of prompts that are put together on the loop's thread
 
 
 class CompletionRequest:
@@ -61,10 +63,10 @@ class CompletionRequest:
         choices: dict[int, _Choice] = {}
         parts: dict[int, list[dict[str, Any]]] = {}
         async for piece in self.answer:
-            choice = self._choice(choices, piece)
-            parts.setdefault(piece.choice, []).extend(choice.of(piece))
+            found = await self._of(self._choice(choices, piece), piece)
+            parts.setdefault(piece.choice, []).extend(found)
         for index, choice in choices.items():
-            parts[index] += choice.rest()
+            parts[index] += await asyncio.to_thread(choice.rest)
         return {
             **head("cmpl", "text_completion", self._model),
             "choices": [_joined(parts[index]) for index in sorted(parts)],
@@ -84,13 +86,21 @@ class CompletionRequest:
             return {**start, "choices": [choice], **told}
 
         async for piece in self.answer:
-            for choice in self._choice(choices, piece).of(piece):
+            for choice in await self._of(self._choice(choices, piece), piece):
                 yield chunk(choice)
         for late in choices.values():
-            for choice in late.rest():
+            for choice in await asyncio.to_thread(late.rest):
                 yield chunk(choice)
         if usage:
             yield {**start, "choices": [], "usage": counts(self.answer.usage)}
+
+    async def _of(self, choice: _Choice, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds to a choice. Where it may be all that is told of a prompt, it is put
+        together on another thread: that takes up to a second.
+        """
+        if self.answer.prompt_parts <= _INLINE or not choice.tells_of_prompt:
+            return choice.of(piece)
+        return await asyncio.to_thread(choice.of, piece)
 
     def failed(self, error: dict[str, Any]) -> list[Event]:
         """What ends a stream that an error ended."""
@@ -121,6 +131,12 @@ class _Choice:
         self._logprobs: TokenLogprobs | None = None
         self._held: list[Piece] = []  # until the prompt's scores are there
         self._ids: list[int] = []  # that were not printed yet
+        self._begun = False
+
+    @property
+    def tells_of_prompt(self) -> bool:
+        """Whether what comes next may tell of the prompt."""
+        return not self._begun
 
     def of(self, piece: Piece) -> list[dict[str, Any]]:
         """What a piece adds, as choices of a chunk."""
@@ -149,6 +165,7 @@ class _Choice:
         return [self._choice(piece.text, logprobs, finish)]
 
     def _begin(self) -> list[dict[str, Any]]:
+        self._begun = True
         options, stream = self._options, self._stream
         if options["logprobs"] is not None:
             self._logprobs = TokenLogprobs(

@@ -51,4 +51,4 @@ def bounded(params: SamplingParams, prompts: int, engine: Engine) -> tuple[Sampl
             "fewer, or fewer tokens",
             field="logprobs",
         )
-    return params, each * min(tokens or room, room)
+    return params, each * (room if tokens is None else min(tokens, room))

@@ -12,6 +12,7 @@ from gptoss.server.api.chat_completions import read_conversation
 from gptoss.server.api.options import Options, read_options
 from gptoss.server.errors import ApiError
 
+_MAX_LETTERS = 4 << 20  # characters of a text; its tokens become Python's at once
 _MAX_PIECES = 1 << 18  # tokens that are told one by one
 _MAX_TEXT = 16 << 20  # bytes that tokens are told as: a million of the longest would be 128 MB
 
@@ -102,6 +103,11 @@ def _tokens(engine: Engine, chat: HarmonyChat | PlainChat | None, options: Optio
     text = options[texts[0]]
     if not isinstance(text, str):
         raise ApiError(f"{texts[0]}: expected a string, found {shown(text)}", field=texts[0])
+    if len(text) > _MAX_LETTERS:
+        raise ApiError(
+            f"{texts[0]}: expected at most {_MAX_LETTERS} characters, found {len(text)}",
+            field=texts[0],
+        )
     return engine.tokenizer.encode(text, "all" if options["parse_special"] else ())
 
 
