@@ -126,6 +126,10 @@ class Connections:
         self._open.pop(connection, None)
         self._refused.pop(connection, None)
 
+    def _idlest(self) -> Connection | None:
+        """Who has waited for longest between two requests, and has all of the last answer."""
+        return next((each for each in self._kept if each.is_done), None)
+
     def _slowest(self) -> Connection | None:
         """Whose body has been coming for longest, and for long."""
         found, since = next(iter(self._coming.items()), (None, 0.0))
@@ -182,11 +186,21 @@ class Connection(H11Protocol):
         self._phase = _Phase(self.loop.time())
         self._connections.is_silent(self, kept=False)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of an answer is left to send."""
+        return self.transport.get_write_buffer_size() == 0
+
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
         super().data_received(data)
         self._look()
+        ahead = self._phase.name == _ANSWER and len(self.conn.trailing_data[0])
+        if 0 < ahead <= _AHEAD:
+            # uvicorn reads no more until the answer is sent. Then nobody would see the client
+            # leave.
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -283,6 +297,7 @@ class Connection(H11Protocol):
             transport.write_eof()
 
 
+_AHEAD = 1 << 16  # bytes of further requests that are kept while one is answered
 # What a connection is about: a head that is not complete, waiting for another, a body, what comes
 # of a body after the answer, an answer.
 _HEAD, _IDLE, _BODY, _REST, _ANSWER = "head", "idle", "body", "rest", "answer"

@@ -261,6 +261,18 @@ def test_who_does_not_read_makes_room(served):
         assert connections.closed["room"] == 1 and not connections.closed["write"]
 
 
+def test_a_byte_too_many_does_not_hide_that_the_client_left(served):
+    """What comes behind a request is kept, and the end of the connection is seen all the same."""
+    address, _ = served()
+    body = {"prompt": ["Once"] * 8, "n": 8, "max_tokens": 1000, "ignore_eos": True}
+    with asking(address, "/v1/completions", body) as client:
+        client.sendall(b"G")
+        until(lambda: running(address) == 1, "the request")
+    until(lambda: running(address) == 0, "its end")
+    metrics = httpx.get(f"{address}/metrics").text
+    assert "gptoss_cancelled_texts_total 64.0" in metrics
+
+
 def test_more_than_can_be_told_are_closed_without_a_word(served):
     address, connections = served(connections=1, refusals=1, sweep=NEVER)
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
