@@ -103,7 +103,7 @@ slow: $(VENV)/test-extras
 	@status=0; \
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile=random || status=1; \
 	$(BIN)/python tools/fuzz/fuzz_checkpoint.py --seconds 300 || status=1; \
-	$(MAKE) soak SECONDS=3600 || status=1; \
+	$(MAKE) soak SECONDS=3600 STREAMS=200 || status=1; \
 	$(BIN)/python bench.py serve --soak 600 --streams 200 --hostile --keyed -- \
 	  --max-sequences 512 || status=1; \
 	$(MAKE) tsan || status=1; \
@@ -111,8 +111,9 @@ slow: $(VENV)/test-extras
 
 # A front and two replicas under attack. What is lost or leaks fails it; how long things take does not.
 SECONDS ?= 300
+STREAMS ?= 100
 soak: $(VENV)/test-extras
-	$(BIN)/python bench.py serve --soak $(SECONDS) --streams 200 --hostile -- \
+	$(BIN)/python bench.py serve --soak $(SECONDS) --streams $(STREAMS) --hostile -- \
 	  --replicas 2 --max-sequences 512
 
 lint: $(VENV)/dev-extras

@@ -96,12 +96,14 @@ class Kind:
 
 
 async def run_patiently(port: int, ask: Ask, address: str, key: str | None = None) -> Answer:
-    """As clients do that come again when they are told to (429, 503)."""
+    """As OpenAI's clients do, which come again when they are told to (429, 503), and where nothing
+    came of a request (502: both replicas that had it ended).
+    """
     refused, begun = 0, time.perf_counter()
     while True:
         answer = await run(port, ask, address, key)
         told = answer.error and answer.error.split()[1:2]
-        if told not in (["429"], ["503"]) or refused > 600:
+        if told not in (["429"], ["502"], ["503"]) or refused > 600:
             answer.refused = refused
             answer.times = [t + answer.sent - begun for t in answer.times]
             return answer
