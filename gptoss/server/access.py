@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gptoss.server.log import one_line
+
 if TYPE_CHECKING:
     from gptoss.request import Timing
 
 log = logging.getLogger("gptoss.access")
+_LONGEST = 256  # characters of what a client called something
 
 
 class Access:
@@ -21,9 +24,9 @@ class Access:
         self._begun = time.perf_counter()
         self._entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "client": client,
-            "method": method,
-            "path": path,
+            "client": _line(client),
+            "method": _line(method),
+            "path": _line(path),
         }
         if request_id:
             self._entry["request_id"] = request_id
@@ -61,3 +64,9 @@ class Access:
         if log.isEnabledFor(logging.INFO):
             seconds = round(time.perf_counter() - self._begun, 4)
             log.info(json.dumps({**self._entry, "status": status, "seconds": seconds}))
+
+
+def _line(text: str) -> str:
+    """Short enough for a line that is not cut, and so stays JSON, and printable."""
+    line = one_line(text[:_LONGEST])
+    return line if len(text) <= _LONGEST else f"{line}…"

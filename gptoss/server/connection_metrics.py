@@ -1,4 +1,6 @@
-"""How many connections a server has, and why it let others go, for Prometheus."""
+"""How many connections a server has, why it let others go, and what it holds of their bodies, for
+Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from gptoss.server.bodies import Bodies
 from gptoss.server.connections import REASONS, Connections
 
 
@@ -29,3 +32,18 @@ class OfConnections(Collector):
         for reason in REASONS:
             closed.add_metric([reason], self._connections.closed[reason])
         yield closed
+
+
+class OfBodies(Collector):
+    """The same for bodies."""
+
+    def __init__(self, bodies: Bodies, prefix: str = "gptoss") -> None:
+        self._bodies = bodies
+        self._prefix = prefix
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            f"{self._prefix}_body_bytes",
+            "Of bodies that are being read, without the first 64 KiB of each.",
+            value=self._bodies.held,
+        )

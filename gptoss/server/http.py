@@ -189,6 +189,7 @@ def entrance(
         return Json(error.body(), error.status, headers=error.headers)
 
     return [
+        Middleware(LastResort),
         Middleware(RequestIds),
         Middleware(OnlyFriends, hosts, origins, keyed, refused, answer),
         *for_origins(origins, ID_HEADER, [ID_HEADER, IGNORED_HEADER]),
@@ -213,16 +214,53 @@ async def unless_left(request: Request, answer: Awaitable[_Result]) -> _Result |
         await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def no_route(request: Request, error: Exception) -> Response:
-    """What Starlette refuses by itself, as OpenAI's API says it."""
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return Json(ApiError(message, error.status_code).body(), error.status_code)
+def no_route(
+    *, client: Callable[[Request], str], answered: Callable[[str, int], None]
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """A handler of what Starlette refuses by itself: said as OpenAI's API says it, counted as one
+    route, whatever the path was. client, answered: as of `guarded`.
+    """
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status = error.status_code
+        answered("unknown", status)
+        Access(request.method, request.url.path, client(request), request_id(request)).end(status)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return Json(ApiError(message, status).body(), status, headers=error.headers)
+
+    return no_route
+
+
+class LastResort:
+    """Middleware, around all others: what nobody caught, logged once. Starlette's own passes it on
+    to uvicorn, which would log it again and close the connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            response = await failed(Request(scope), error)
+            if not begun:  # else the server ends the connection: the answer is not complete
+                await response(scope, receive, send)
 
 
 async def failed(request: Request, error: Exception) -> Response:
     """An error in this server: the details go to the log, and the client is told no more."""
     name = request_id(request)
     log.exception("%s %s %s", request.method, request.url.path, name, exc_info=error)
-    # Made outside of all middleware.
+    # May be made outside of the middleware that adds the header.
     return Json(MISTAKE.body(), 500, headers={ID_HEADER: name} if name else None)

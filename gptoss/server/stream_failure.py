@@ -1,7 +1,8 @@
-"""How a stream of /v1/responses says that it failed, wherever that is found out."""
+"""How a stream says that it failed, wherever that is found out, and how it ends."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,28 @@ Event = dict[str, Any]
 # Of the codes that OpenAI's API has for a response that failed, those of ours, by type of error.
 _CODES = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}
 _OTHER = "server_error"
+
+
+# The status that an error would have been answered with, by its type.
+_STATUS = {"invalid_request_error": 400, "rate_limit_error": 429, "timeout_error": 504}
+# No text of an answer has these: it has neither such quotes nor ends of lines as they are.
+_ERRORS = (b'data: {"error":', b"event: error\n")
+_ENDS = (b"event: response.completed\n", b"event: response.incomplete\n")
+_DONE = b"data: [DONE]\n\n"
+
+
+def end_status(events: bytes) -> int | None:
+    """The status with which a stream of any of the APIs ends, if these whole events are its last
+    ones: 200, or that of its error. None: it goes on.
+    """
+    if any(mark in events for mark in _ERRORS):
+        each = events.split(b"\n\n")
+        said = next((event for event in each if any(mark in event for mark in _ERRORS)), b"")
+        try:
+            return _STATUS.get(json.loads(said.partition(b"data: ")[2])["error"]["type"], 500)
+        except (ValueError, LookupError, TypeError):
+            return 500
+    return 200 if events.endswith(_DONE) or any(mark in events for mark in _ENDS) else None
 
 
 def failure_events(

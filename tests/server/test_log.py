@@ -1,18 +1,21 @@
 """What clients send can neither forge lines of the log, nor fill it, nor be read in it."""
 
 import asyncio
+import gc
 import json
 import logging
 import sys
+from contextlib import contextmanager
 
 import httpx
 import pytest
 from serving import asking, connection, running, serving
+from starlette.routing import Route
 from waiting import until
 
 from gptoss.server.api import app as module
 from gptoss.server.api.app import ServerOptions, create_app
-from gptoss.server.log import FewRepeats, OneLine, one_line
+from gptoss.server.log import FewRepeats, OneLine, log_to_stderr, one_line
 
 KEY, SECRET = "key-of-alice", "the harbour master's cat"
 
@@ -35,6 +38,10 @@ def record(message="%s", *values, level=logging.WARNING, error=None):
         "\u2029",
         "\u202e",
         "\u2066",
+        "\u061c",
+        "\u200b",
+        "\ufeff",
+        "\U000e0041",
         "\ud800",
     ],
 )
@@ -53,17 +60,101 @@ def test_what_is_no_control_character_stays():
 def test_a_long_record_is_cut():
     text = OneLine().format(record("%s", "x" * 100_000))
     assert len(text) < 9000 and text.endswith("(100000 characters)")
+    text = OneLine().format(record("%s", "\x00" * 5000))
+    assert len(text) < 9000 and text.endswith("(5000 characters)")
 
 
-def test_lines_of_a_traceback_are_indented_and_say_little_of_what_was_sent():
+def traced(raiser):
+    """A record as it is written, of what that raises."""
     try:
-        raise ValueError(f"bad\nforged: line \x1b[0m {SECRET * 100}")
-    except ValueError as error:
-        text = OneLine().format(record("it broke", error=error))
-    first, *rest = text.split("\n")
+        raiser()
+    except BaseException as error:
+        return OneLine().format(record("it broke", error=error))
+
+
+def test_lines_of_a_traceback_are_indented():
+    def raiser():
+        raise RuntimeError("bad\nforged: line \x1b[0m" + "x" * 1000)
+
+    first, *rest = traced(raiser).split("\n")
     assert first == "warning: it broke" and all(line.startswith("    ") for line in rest)
-    assert "test_log.py" in text and "ValueError: bad\\x0aforged" in text
-    assert text.count(SECRET) < 10 and "\x1b" not in text
+    assert any("test_log.py" in line for line in rest)
+    assert rest[-1].startswith("    RuntimeError: bad\\x0aforged") and len(rest[-1]) < 300
+    assert "\x1b" not in "".join(rest)
+
+
+@pytest.mark.parametrize(
+    "raiser",
+    [
+        lambda: {}[SECRET],
+        lambda: int(SECRET),
+        lambda: SECRET.encode("utf-16").decode("utf-8"),
+        lambda: json.loads(json.dumps(SECRET)[:-1]),
+        lambda: httpx.Request("GET", "http://x", headers={"a": SECRET + "\ud800"}),
+        lambda: (_ for _ in ()).throw(Exception(SECRET)),
+    ],
+    ids=range(6),
+)
+def test_an_exception_that_may_quote_what_was_sent_does_not(raiser):
+    text = traced(raiser)
+    assert SECRET not in text and "test_log.py" in text and text.splitlines()[-1].strip()
+
+
+def test_what_an_exception_came_of_is_told():
+    def raiser():
+        try:
+            {}[SECRET]
+        except KeyError as error:
+            raise OSError("no room") from error
+
+    text = traced(raiser)
+    assert text.index("OSError: no room") < text.index("which came of:") < text.index("KeyError")
+
+    def hidden():
+        try:
+            {}[SECRET]
+        except KeyError:
+            raise OSError("no room") from None
+
+    assert "KeyError" not in traced(hidden)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no groups")
+def test_exceptions_of_a_group_are_told():
+    def raiser():
+        raise ExceptionGroup("some", [TypeError("one"), KeyError(SECRET)])  # noqa: F821
+
+    text = traced(raiser)
+    assert "TypeError: one" in text and "KeyError" in text and SECRET not in text
+
+
+def test_asyncio_does_not_say_what_was_in_work():
+    """Its messages show the arguments of callbacks and the results of tasks."""
+
+    async def broken(text):
+        raise KeyError(text)
+
+    async def callbacks(handle):
+        loop = asyncio.get_running_loop()
+        loop.call_soon(handle, SECRET)
+        task = asyncio.ensure_future(broken(SECRET))
+        await asyncio.wait({task})
+        del task
+        gc.collect()
+        await asyncio.sleep(0)
+
+    written = []
+    handler = logging.Handler()
+    handler.emit = lambda each: written.append(OneLine().format(each))
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    try:
+        asyncio.run(callbacks(lambda text: {}[text]))
+    finally:
+        logger.removeHandler(handler)
+    assert len(written) == 2 and not any(SECRET in each for each in written)
+    assert any("error: Exception in callback" in each for each in written)
+    assert any("error: Task exception was never retrieved" in each for each in written)
 
 
 class Clock:
@@ -82,31 +173,90 @@ def test_a_few_of_a_kind_and_then_how_many_were_left_out():
     clock.now = 61.0
     again = record("refused %s", "x")
     assert few.filter(again)
-    assert written.format(again) == "warning: refused x (995 more of this kind were left out)"
+    left_out = "warning: 995 more of this kind were left out: refused %s"
+    assert written.format(again) == f"warning: refused x\n{left_out}"
     assert all(few.filter(record("a line", level=logging.INFO)) for _ in range(100))
+
+
+def test_what_was_left_out_is_told_by_whatever_comes_next():
+    clock = Clock()
+    few = FewRepeats(clock)
+    for _ in range(8):
+        few.filter(record("refused"))
+    clock.now = 59.0
+    early, late = (record("a line", level=logging.INFO) for _ in range(2))
+    assert few.filter(early) and OneLine().format(early) == "a line"
+    clock.now = 60.0
+    assert few.filter(late)
+    assert OneLine().format(late) == "a line\nwarning: 3 more of this kind were left out: refused"
+    assert few.filter(early) and OneLine().format(early) == "a line"
 
 
 def test_a_traceback_comes_once_a_minute():
     few = FewRepeats(Clock())
 
-    def broken(where):
+    def broken(kind, through):
+        def raiser():
+            raise kind("x")
+
         try:
-            raise where("x")
+            through(raiser)
         except Exception as error:
             return record("it broke", error=error)
 
-    kinds = [ValueError, ValueError, KeyError, KeyError]
-    assert [few.filter(broken(kind)) for kind in kinds] == [True, False, True, False]
+    def another_way(call):
+        call()
+
+    def passes(kind, through):
+        return few.filter(broken(kind, through))
+
+    def one_way(call):
+        call()
+
+    assert [passes(kind, one_way) for kind in (ValueError, ValueError)] == [True, False]
+    assert [passes(kind, one_way) for kind in (KeyError, KeyError)] == [True, False]
+    assert [passes(ValueError, another_way) for _ in range(2)] == [True, False]
+
+
+def test_messages_of_asyncio_are_of_few_kinds():
+    few = FewRepeats(Clock())
+    passed = 0
+    for i in range(100):
+        try:
+            {}[i]
+        except KeyError as error:
+            each = record(f"Exception in callback f({i})\nhandle: <{i}>", error=error)
+            each.name = "asyncio"
+            passed += few.filter(each)
+    assert passed == 1
 
 
 def test_kinds_do_not_pile_up():
     few = FewRepeats(Clock())
-    for i in range(5000):
-        few.filter(record(f"kind {i}"))
-    assert len(few._kinds) <= 1024
+    for _ in range(6):
+        few.filter(record("kind 0"))
+    for i in range(1, 5000):
+        found = record(f"kind {i}")
+        few.filter(found)
+        assert len(few._kinds) <= 1024
+        if i == 1024:  # that pushed out the first one, of which something was left out
+            assert found.left_out == [("kind 0", 1)]
 
 
 # The server's own.
+
+
+@contextmanager
+def restored(loggers):
+    """These loggers are afterwards what they are now."""
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    try:
+        yield
+    finally:
+        for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)
+        logging.getLogger("gptoss.access").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -181,8 +331,38 @@ def test_a_mistake_of_ours_is_one_traceback_and_the_connection_stays(engine, sai
                 answer = client.post(f"{address}/v1/completions", json={"prompt": "a"})
                 assert answer.status_code == 500
     text = said()
-    assert text.count("KeyError: 'of ours'") == 2  # no filter is here: one for each request
+    assert text.count("    KeyError") == 2  # no filter is here: one for each request
     assert "ASGI" not in text
+
+
+@pytest.mark.parametrize("broken", ["_health", "route", "streamed"])
+def test_so_is_one_anywhere_else(engine, said, monkeypatch, broken):
+    """Outside of what guards endpoints, too: in a route without, in sending, in a middleware."""
+
+    async def endpoint(request):
+        raise KeyError("of ours")
+
+    class Halfway:
+        async def __call__(self, scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            raise KeyError("of ours")
+
+    if broken == "_health":
+        monkeypatch.setattr(engine, "info", dict, raising=False)
+    app = create_app(engine, ServerOptions("nano"))
+    app.router.routes.insert(0, Route("/broken", endpoint if broken == "route" else Halfway()))
+    path = "/health" if broken == "_health" else "/broken"
+    with serving(app) as address, httpx.Client() as client:
+        if broken == "streamed":
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.get(address + path)
+        else:
+            answer = client.get(address + path)
+            assert answer.status_code == 500 and answer.headers["x-request-id"]
+            assert answer.json()["error"]["type"] == "server_error"
+    text = said()
+    assert text.count("    KeyError") == 1 and "Exception in ASGI" not in text
 
 
 def test_paths_cannot_forge_lines(engine, said):
@@ -196,26 +376,42 @@ def test_paths_cannot_forge_lines(engine, said):
     assert "\x1b" not in said()
 
 
-def test_what_is_no_http_is_said_in_few_lines(engine, capfd):
-    from gptoss.server.log import log_to_stderr
+@pytest.mark.parametrize("path", ["%7f%7f", "%c2%9b", "%e2%80%ae", "%ff", "😀" * 900, "%00" * 900])
+def test_a_line_of_the_access_log_is_json(engine, caplog, path):
+    caplog.set_level("INFO", "gptoss.access")
+    app = create_app(engine, ServerOptions("nano"))
+    assert ask(app, "GET", f"/v1/models/{path}").status_code == 404
+    (found,) = [each for each in caplog.records if each.name == "gptoss.access"]
+    line = OneLine().format(found)
+    entry = json.loads(line)
+    assert entry["path"].isprintable() and entry["path"].startswith("/v1/models/")
+    assert entry["status"] == 404 and len(line) < 8000
 
-    loggers = [logging.getLogger(name) for name in ("gptoss", "uvicorn", "asyncio")]
-    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
-    try:
+
+def test_other_libraries_write_lines_too():
+    """Python itself would write what they say as it is."""
+    loggers = [logging.getLogger(name) for name in ("", "gptoss", "uvicorn", "asyncio")]
+    with restored(loggers):
         log_to_stderr(access=False)
-        handlers = [log.handlers[-1] for log in loggers]
-        for handler in handlers:
-            handler.setStream(sys.stderr)
+        handler = loggers[0].handlers[-1]
+        assert isinstance(handler.formatter, OneLine)
+        logger = logging.getLogger("some.library")
+        assert logger.propagate and logger.getEffectiveLevel() == logging.WARNING
+        # None comes twice.
+        assert all(not each.propagate for each in loggers[1:])
+
+
+def test_what_is_no_http_is_said_in_few_lines(engine, capfd):
+    loggers = [logging.getLogger(name) for name in ("gptoss", "uvicorn", "asyncio", "")]
+    with restored(loggers):
+        log_to_stderr(access=False)
+        for each in loggers:
+            each.handlers[-1].setStream(sys.stderr)
         with serving(create_app(engine, ServerOptions("nano"))) as address:
             for _ in range(50):
                 with connection(address) as client:
                     client.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
                     client.recv(1000)
-    finally:
-        for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            log.handlers, log.propagate = handlers, propagate
-            log.setLevel(level)
-        logging.getLogger("gptoss.access").setLevel(logging.NOTSET)
     written = capfd.readouterr().err
     assert written.count("Invalid HTTP request received.") == 5
 
@@ -270,6 +466,31 @@ def test_a_whole_stream_counts_once(engine):
         assert metric(address, 'gptoss_requests_total{route="/v1/completions",status="200"}') == 1
         assert metric(address, 'gptoss_tokens_total{kind="completion"}') == 3
         assert metric(address, "gptoss_cancelled_texts_total") == 0
+
+
+def test_unknown_paths_are_counted_and_logged(engine, caplog):
+    caplog.set_level("INFO", "gptoss.access")
+    app = create_app(engine, ServerOptions("nano"))
+    assert ask(app, "GET", "/nowhere").status_code == 404
+    refused = ask(app, "PUT", "/v1/completions")
+    assert refused.status_code == 405 and refused.headers["allow"]
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    text = ask(app, "GET", "/metrics").text
+    for status in (404, 405):
+        assert f'gptoss_requests_total{{route="unknown",status="{status}"}} 1.0' in text
+    lines = [(line["method"], line["path"], line["status"]) for line in lines_of(caplog)]
+    assert lines[:2] == [("GET", "/nowhere", 404), ("PUT", "/v1/completions", 405)]
+
+
+def test_bodies_that_are_being_read_are_told(engine):
+    with serving(create_app(engine, ServerOptions("nano"))) as address:
+        assert metric(address, "gptoss_body_bytes") == 0
+        with connection(address) as client:
+            head = "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: 300000\r\n\r\n".encode() + b" " * 200_000)
+            more = 200_000 - (64 << 10)
+            until(lambda: metric(address, "gptoss_body_bytes") == more, "the bytes that came")
+        until(lambda: metric(address, "gptoss_body_bytes") == 0, "the end of the body")
 
 
 def test_unknown_paths_make_no_series(engine):

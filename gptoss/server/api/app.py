@@ -43,7 +43,6 @@ from gptoss.server.http import (
     address_of,
     as_json,
     entrance,
-    failed,
     guarded,
     log,
     no_route,
@@ -119,9 +118,9 @@ class _Server:
         self._pools = Pools()
         self._places: dict[object, tuple[str, int]] = {}  # of each that runs: whose, how many
         self._timers: dict[object, asyncio.TimerHandle] = {}
-        self._metrics = Metrics(engine, connections)
         self._items = ItemMemory()
         self._bodies = Bodies(options.max_body, options.body_timeout, options.max_bodies)
+        self._metrics = Metrics(engine, self._bodies, connections)
         post, get = ["POST"], ["GET"]
         self.app = Starlette(
             routes=[
@@ -144,7 +143,9 @@ class _Server:
                 client=self._client,
                 answered=self._metrics.answered,
             ),
-            exception_handlers={HTTPException: no_route, Exception: failed},
+            exception_handlers={
+                HTTPException: no_route(client=self._client, answered=self._metrics.answered)
+            },
         )
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:

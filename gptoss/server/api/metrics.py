@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from gptoss.server.connection_metrics import OfConnections
+from gptoss.server.connection_metrics import OfBodies, OfConnections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gptoss.engine import Engine
     from gptoss.request import Timing
+    from gptoss.server.bodies import Bodies
     from gptoss.server.connections import Connections
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
@@ -24,10 +25,13 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 class Metrics:
     """Counters of one server. Names and units follow Prometheus' conventions."""
 
-    def __init__(self, engine: Engine, connections: Connections | None = None) -> None:
+    def __init__(
+        self, engine: Engine, bodies: Bodies, connections: Connections | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
         if connections is not None:
             self._registry.register(OfConnections(connections))
+        self._registry.register(OfBodies(bodies))
         self._requests = Counter(
             "gptoss_requests", "Requests by route and HTTP status.", ["route", "status"],
             registry=self._registry,

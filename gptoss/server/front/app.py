@@ -36,7 +36,6 @@ from gptoss.server.http import (
     Endpoint,
     address_of,
     entrance,
-    failed,
     guarded,
     no_route,
     request_id,
@@ -44,7 +43,7 @@ from gptoss.server.http import (
     unless_left,
 )
 from gptoss.server.pools import Pools
-from gptoss.server.stream_failure import failure_events
+from gptoss.server.stream_failure import end_status, failure_events
 from gptoss.server.who import Hosts, caller_of, check_key, check_keys, knows_key
 
 _Result = TypeVar("_Result")
@@ -146,8 +145,8 @@ class _Front:
         self._upstreams = upstreams
         self._router = router
         self._options = options
-        self._metrics = FrontMetrics(router, connections)
         self._bodies = Bodies(options.max_body, options.body_timeout, options.max_bodies)
+        self._metrics = FrontMetrics(router, self._bodies, connections)
         self._admission = Admission(router.max_running)
         self._pools = Pools()
         post = ["POST"]
@@ -165,7 +164,9 @@ class _Front:
                 client=address_of,
                 answered=self._metrics.answered,
             ),
-            exception_handlers={HTTPException: no_route, Exception: failed},
+            exception_handlers={
+                HTTPException: no_route(client=address_of, answered=self._metrics.answered)
+            },
         )
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
@@ -234,11 +235,16 @@ class _Front:
             headers={"Retry-After": "1"},
         )
 
-    def _left(self, request: Request, replica: int, client: str, texts: int, status: int) -> None:
-        """A stream has ended."""
+    def _left(
+        self, request: Request, replica: int, client: str, texts: int, status: int, here: bool
+    ) -> None:
+        """A stream has ended. here: with an error of the front."""
         self._router.release(replica, texts)
         self._admission.release(client, texts)
         self._metrics.answered(route_of(request), status)
+        if here:
+            request.state.access.note(stream=True, replica=replica)
+            request.state.access.end(status)
 
     async def _pass_on(self, request: Request) -> Response:
         """Any other request, to any replica. Which of them need a key it says itself: without one
@@ -335,14 +341,15 @@ class _Front:
 
 class _Passed(StreamingResponse):
     """Events of a replica as they come. Whatever ends them, `at_end` is called with the status: of
-    the error that was found here, 499 where the client left.
+    the error that they ended with, 499 where the client left; and with whether the error was found
+    here, so that the replica may not have said so in its log.
     """
 
     def __init__(
-        self, reply: Reply, path: str, at_end: Callable[[int], None], ending: _Ending
+        self, reply: Reply, path: str, at_end: Callable[[int, bool], None], ending: _Ending
     ) -> None:
-        self._failed: list[int] = []
-        events = _events(reply, path, ending, self._failed.append)
+        self._ended: list[tuple[int, bool]] = []
+        events = _events(reply, path, ending, self._ended.append)
         super().__init__(events, reply.status, headers=_passed_headers(reply))
         self._reply = reply
         self._at_end = at_end
@@ -360,8 +367,9 @@ class _Passed(StreamingResponse):
         except ClientDisconnect:
             pass
         finally:
-            status = self._failed[0] if self._failed else self.status_code
-            self._at_end(status if complete else CLIENT_LEFT)
+            # A client may leave as soon as it has the last event.
+            unsaid = self.status_code if complete else CLIENT_LEFT
+            self._at_end(*(self._ended[0] if self._ended else (unsaid, False)))
             await self._reply.close()
 
 
@@ -386,10 +394,10 @@ class _Ending:
 
 
 async def _events(
-    reply: Reply, path: str, ending: _Ending, failed: Callable[[int], None]
+    reply: Reply, path: str, ending: _Ending, ended: Callable[[tuple[int, bool]], None]
 ) -> AsyncIterator[bytes]:
-    """Whole events, and an error as the last one when the replica goes away among them; failed: is
-    told its status.
+    """Whole events, and an error as the last one when the replica goes away among them; ended: is
+    told the status when the last one is sent, and whether that is an error from here.
     """
     held, first, last = b"", b"", b""
     try:
@@ -401,8 +409,11 @@ async def _events(
                 first, last = first or held[:end], held[:end]
                 yield held[:end]
                 held = held[end:]
+                status = end_status(last)
+                if status is not None:
+                    ended((status, False))
     except ApiError as error:  # Broken, or late
-        failed(error.status)
+        ended((error.status, True))
         said = error.body()
         if path == RESPONSES:
             begun = _event_of(first, 0).get("response")

@@ -10,7 +10,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from gptoss.server.connection_metrics import OfConnections
+from gptoss.server.bodies import Bodies
+from gptoss.server.connection_metrics import OfBodies, OfConnections
 from gptoss.server.connections import Connections
 from gptoss.server.front.router import STATES, Router
 
@@ -18,10 +19,13 @@ from gptoss.server.front.router import STATES, Router
 class FrontMetrics:
     """Counters of the front itself, and gauges of what its router counts."""
 
-    def __init__(self, router: Router, connections: Connections | None = None) -> None:
+    def __init__(
+        self, router: Router, bodies: Bodies, connections: Connections | None = None
+    ) -> None:
         self._own = CollectorRegistry()
         if connections is not None:
             self._own.register(OfConnections(connections, "gptoss_front"))
+        self._own.register(OfBodies(bodies, "gptoss_front"))
         self._requests = Counter(
             "gptoss_front_requests", "Requests by route and HTTP status.", ["route", "status"],
             registry=self._own,
