@@ -79,6 +79,9 @@ class GrammarState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            # Copies share the automata that llguidance builds: once these are full, all copies
+            # fail. The next text gets new ones.
+            self._words.forget(self._grammar)
             message = f"{self._grammar.what}: {first_line(self._matcher.get_error())}"
             raise Error(message, field=self._grammar.field)
 
@@ -118,6 +121,11 @@ class GrammarVocabulary:
             while len(self._compiled) > _REMEMBERED:
                 self._compiled.pop(next(iter(self._compiled)))
         return found
+
+    def forget(self, grammar: Grammar) -> None:
+        """It is compiled anew when it is asked for again."""
+        with self._lock:
+            self._compiled.pop(grammar, None)
 
 
 class _Words:
