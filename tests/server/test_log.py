@@ -248,8 +248,10 @@ def test_kinds_do_not_pile_up():
 
 @contextmanager
 def restored(loggers):
-    """These loggers are afterwards what they are now."""
+    """These loggers, without handlers, are afterwards what they are now."""
     before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    for log in loggers:  # of a server that another test began, whose standard error is closed
+        log.handlers = []
     try:
         yield
     finally:
