@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss.server.errors import ApiError
+from gptoss.server.errors import ApiError, too_many
 
 
 def texts_of(body: Mapping[str, Any]) -> int:
@@ -49,12 +49,9 @@ class Admission:
         free = self.running + size <= self.most
         spare = own + size <= max(1, self.most // 16)
         if not free and not (spare and self.running + size <= self.most + max(1, self.most // 4)):
-            raise ApiError(
+            raise too_many(
                 f"{self.running} texts are being written, {own} of them for you, and {self.most} "
-                "may be; come again",
-                429,
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
+                "may be"
             )
         self.running += size
         self._of[client] = own + size

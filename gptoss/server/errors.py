@@ -51,3 +51,13 @@ class ApiError(Error):
                 "code": self.code,
             }
         }
+
+
+def too_many(message: str) -> ApiError:
+    """A client is told to come again: as much is in work as may be. message: what, and how much."""
+    return ApiError(
+        f"{message}; come again",
+        429,
+        code="rate_limit_exceeded",
+        headers={"Retry-After": "1"},
+    )

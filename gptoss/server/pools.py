@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from gptoss.server.errors import ApiError
+from gptoss.server.errors import too_many
 
 SMALL = 1 << 16  # bytes of a body
 _SMALL_THREADS = 8
@@ -35,12 +35,9 @@ class Pools:
         if size <= SMALL:
             return await loop.run_in_executor(self._small, work)
         if self._waiting[client] >= _OF_ONE or self._waiting.total() >= _WAITING:
-            raise ApiError(
+            raise too_many(
                 f"{self._waiting.total()} large requests wait to be read, "
-                f"{self._waiting[client]} of them yours; come again",
-                429,
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
+                f"{self._waiting[client]} of them yours"
             )
         self._waiting[client] += 1
         try:

@@ -5,16 +5,15 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx
 import pytest
+import test_replicas
 from held_steps import held
-from test_replicas import GREEDY, KEY, SERVE, Served, children, runs
+from test_replicas import GREEDY, KEY, SERVE, children, runs
 from waiting import PATIENCE, until
 
 from gptoss.engine import Engine, EngineOptions
@@ -34,19 +33,10 @@ sys.exit(main(sys.argv[1:]))
 LONG = {"max_tokens": 900, "ignore_eos": True}
 
 
-@contextmanager
 def served(killed):
     script = IMPATIENT.replace("KILLED", str(killed))
-    command = [sys.executable, "-c", script, *SERVE[SERVE.index("serve") :], "--api-key", "good"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield Served(process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                process.kill()
+    command = [sys.executable, "-c", script, *SERVE[SERVE.index("serve") :]]
+    return test_replicas.served("--api-key", "good", command=command)
 
 
 def states(server):

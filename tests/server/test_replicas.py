@@ -120,8 +120,8 @@ class Served:
 
 
 @contextmanager
-def served(*options):
-    with subprocess.Popen([*SERVE, *options], stderr=subprocess.PIPE, text=True) as process:
+def served(*options, command=SERVE):
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         try:
             server = Served(process)
             yield server

@@ -31,7 +31,7 @@ from gptoss.server.api.responses import ResponsesRequest
 from gptoss.server.api.tokenize import detokenize, tokenize, tokenizer_info
 from gptoss.server.bodies import Bodies
 from gptoss.server.connections import Connections
-from gptoss.server.errors import ApiError
+from gptoss.server.errors import ApiError, too_many
 from gptoss.server.http import (
     CALLER_HEADER,
     CLIENT_HEADER,
@@ -269,12 +269,9 @@ class _Server:
         told = surface.answer.told
         if self._may_tell + told > _MAX_TOLD:
             surface.answer.cancel()
-            raise ApiError(
+            raise too_many(
                 f"{self._may_tell} log-probabilities may be told of what runs, and {_MAX_TOLD} "
-                "may be; come again, or ask for fewer (max_tokens, top_logprobs)",
-                429,
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
+                "may be; ask for fewer (max_tokens, top_logprobs)"
             )
         self._may_tell += told
 

@@ -25,7 +25,7 @@ from gptoss.errors import Error
 from gptoss.server.admission import Admission
 from gptoss.server.bodies import Bodies
 from gptoss.server.connections import Connections
-from gptoss.server.errors import ApiError
+from gptoss.server.errors import ApiError, too_many
 from gptoss.server.front.metrics import FrontMetrics
 from gptoss.server.front.router import GENERATING, RESPONSES, UP, Router, survey
 from gptoss.server.http import (
@@ -228,12 +228,7 @@ class _Front:
             raise broken
         if not any(up for i, up in enumerate(router.up) if i not in tried):
             raise _none_up()
-        raise ApiError(
-            f"{sum(router.running)} texts are being written, which is as many as may; come again",
-            429,
-            code="rate_limit_exceeded",
-            headers={"Retry-After": "1"},
-        )
+        raise too_many(f"{sum(router.running)} texts are being written, which is as many as may")
 
     def _left(
         self, request: Request, replica: int, client: str, texts: int, status: int, here: bool
