@@ -83,9 +83,8 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more, made if need be."""
         if len(self._open) >= self.limits.connections:
-            idlest = (
-                next(iter(self._silent or self._kept), None) or self._slowest() or self._deafest()
-            )
+            idlest = next(iter(self._silent), None) or self._idlest()
+            idlest = idlest or self._slowest() or self._deafest()
             if idlest is not None:
                 idlest.drop("room")
         if len(self._open) >= self.limits.connections:

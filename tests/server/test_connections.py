@@ -15,7 +15,7 @@ from serving import asking, connection, running, serving
 from waiting import PATIENCE, until
 
 from gptoss.server.api.app import ServerOptions, create_app
-from gptoss.server.connections import Connections, Limits
+from gptoss.server.connections import Connection, Connections, Limits
 
 NEVER = 3600.0
 HALF_A_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -259,6 +259,27 @@ def test_who_does_not_read_makes_room(served):
     with asking(address, "/v1/completions", body, narrow=True):
         until(answered, "room for another one")
         assert connections.closed["room"] == 1 and not connections.closed["write"]
+
+
+def test_an_answer_in_sending_is_no_idle_connection(served, monkeypatch):
+    """uvicorn calls a request complete when the last byte is in a buffer."""
+    address, connections = served(connections=2)
+    with connection(address) as sending, connection(address) as idle:
+        for client in (sending, idle):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            said = b""
+            while not said.endswith(b"}"):
+                said += client.recv(65536)
+        port = sending.getsockname()[1]
+        monkeypatch.setattr(
+            Connection,
+            "is_done",
+            property(lambda self: self.client is None or self.client[1] != port),
+        )
+        assert httpx.get(f"{address}/health").status_code == 200
+        assert closed(idle) == b"" and connections.closed["room"] == 1
+        sending.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert sending.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_a_byte_too_many_does_not_hide_that_the_client_left(served):
