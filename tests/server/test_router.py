@@ -11,12 +11,12 @@ from gptoss.server.front.router import (
     PIECE,
     RESPONSES,
     Router,
-    prefix_keys,
+    survey,
 )
 
 
 def keys(path, **body):
-    return prefix_keys(path, json.dumps(body).encode())
+    return survey(path, json.dumps(body).encode())[0]
 
 
 def shared(first, second):
@@ -84,12 +84,12 @@ def test_keys_of_a_request_are_bounded():
      b'{"prompt": [null, 3]}', b'{"prompt": [[]], "messages": [[]]}'],
 )  # fmt: skip
 def test_what_makes_no_sense_has_hardly_a_key(path, data):
-    assert len(prefix_keys(path, data)) <= 1
+    assert len(survey(path, data)[0]) <= 1
 
 
 def test_texts_that_are_no_unicode():
     data = b'{"prompt": "\\ud800", "messages": ["\\ud800"]}'
-    assert prefix_keys(COMPLETIONS, data) and prefix_keys(CHAT, data)
+    assert survey(COMPLETIONS, data)[0] and survey(CHAT, data)[0]
 
 
 A, B, C = b"a", b"b", b"c"

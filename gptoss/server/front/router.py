@@ -27,13 +27,6 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 GENERATING = (CHAT, COMPLETIONS, RESPONSES)
 
 
-def prefix_keys(path: str, data: bytes) -> list[bytes]:
-    """Keys of the prefixes of a request, the shortest first; none where it is invalid, which the
-    replica will explain better.
-    """
-    return survey(path, data)[0]
-
-
 def survey(path: str, data: bytes, owner: str = "") -> tuple[list[bytes], int]:
     """(the keys of a request's prefixes, how many texts it asks for). owner: for whom alone the
     replicas keep what they read; "": for all.
