@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import string
 import sys
 from itertools import product
@@ -78,3 +79,13 @@ def before_step(monkeypatch):
         monkeypatch.setattr(engine._worker, "backend", Hooked())
 
     return install
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_end():
+    """What a test adds to the logs ends with it: it may write to a stream that is then closed."""
+    loggers = [logging.getLogger(name) for name in (None, "gptoss", "uvicorn", "asyncio")]
+    before = [(logger, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, handlers in before:
+        logger.handlers[:] = [handler for handler in logger.handlers if handler in handlers]

@@ -82,7 +82,7 @@ class OneLine(logging.Formatter):
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         for words, count in getattr(record, "left_out", ()):
-            text += f"\nwarning: {count} more of this kind were left out: {_line(words, _TOLD)}"
+            text += f"\nwarning: {count} more of this kind were left out: {words}"
         return text
 
     def formatException(self, ei: _ExcInfo) -> str:
@@ -138,7 +138,7 @@ class FewRepeats(logging.Filter):
             now = self._clock()
             self._end_minutes(now, 0 if key is None or key in self._kinds else 1)
             if key is not None:
-                kind = self._kinds.setdefault(key, _Kind(now, str(key[1])))
+                kind = self._kinds.setdefault(key, _Kind(now, _line(_words(record), _TOLD)))
                 if kind.passed >= (1 if record.exc_info else _AS_MANY):
                     kind.left_out += 1
                     return False
@@ -170,7 +170,7 @@ def _kind_of(record: logging.LogRecord) -> tuple[object, ...]:
 
 
 class _Kind:
-    """since: when its minute began. words: what its records say."""
+    """since: when its minute began. words: what its first record says."""
 
     def __init__(self, since: float, words: str) -> None:
         self.since = since

@@ -173,7 +173,7 @@ def test_a_few_of_a_kind_and_then_how_many_were_left_out():
     clock.now = 61.0
     again = record("refused %s", "x")
     assert few.filter(again)
-    left_out = "warning: 995 more of this kind were left out: refused %s"
+    left_out = "warning: 995 more of this kind were left out: refused 0"
     assert written.format(again) == f"warning: refused x\n{left_out}"
     assert all(few.filter(record("a line", level=logging.INFO)) for _ in range(100))
 

@@ -73,6 +73,19 @@ def test_thinking_is_shown_while_it_lasts(visit):
 
 
 @in_browser
+def test_what_is_sent_before_the_model_is_known_is_not_lost(visit):
+    seen, held = visit(ANSWER), []
+    seen.page.route("**/v1/models", lambda route: held.append(route))
+    with seen.page.expect_request("**/v1/models"):
+        seen.page.reload()
+    seen.ask()
+    expect(seen.page.get_by_label("Your message")).to_have_value("Two and two?")
+    held.pop().continue_()
+    expect(seen.done.locator(".text")).to_have_text("It is four.")
+    assert len(seen.asked) == 1
+
+
+@in_browser
 def test_a_call_is_shown_and_answered(visit):
     two = CALL.replace("<|call|>", "<|end|><|start|>assistant") + CALL.replace("2", "3")
     seen = visit(THINKING + two, said("It is five."))
@@ -582,7 +595,6 @@ def test_a_model_that_was_not_taught_conversations(visit, engine):
     seen.page.keyboard.press("Escape")
     seen.ask("Once upon a time")
     expect(seen.done.locator(".note")).to_have_text("Ended at the limit of tokens.")
-    (wanted,) = engine.generate(
-        "Once upon a time", gptoss.SamplingParams(max_tokens=12, temperature=0)
-    )
+    greedy = gptoss.SamplingParams(max_tokens=12, temperature=0)
+    (wanted,) = engine.generate("Once upon a time", greedy)
     assert seen.done.locator(".text").inner_text().split() == wanted.text.split()

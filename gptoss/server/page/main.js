@@ -18,6 +18,7 @@ const views = [];
 let previous = [];
 let model = null;
 let key = recall("sessionStorage", "key") ?? "";
+let sendWhenReady = false; // sent before the model was known: goes as soon as it is
 let running = null; // the AbortController of the answer being written
 let frame = 0;
 let following = true; // the newest line stays in view, until the user scrolls up
@@ -56,6 +57,7 @@ function send(text, instead = null) {
 }
 
 function sendInput() {
+  sendWhenReady = !model && input.value.trim() !== "";
   if (send(input.value)) input.value = "";
   fitHeight(input);
 }
@@ -230,6 +232,7 @@ async function findModel() {
   $("intro-title").textContent = taught ? "What is on your mind?" : "How does it begin?";
   input.placeholder = taught ? `Message ${model.id}` : `Text for ${model.id} to go on with`;
   setBusy(false);
+  if (sendWhenReady) sendInput();
 }
 
 // ---- What is seen
