@@ -106,3 +106,9 @@ def write_in_one_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def short_path(path: Path) -> str:
+    """A path with ~ for the home folder."""
+    home, text = str(Path.home()), str(path)
+    return "~" + text[len(home) :] if text.startswith(home + os.sep) else text

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gptoss"
 
 # A room is a folder of gptoss/, or a file beside them. It may import from itself and from these.
-BASE = {"errors"}
+BASE = {"errors", "extras"}
 MAY = {
     "errors": set(),
+    "extras": set(),
     "files": BASE,
     "native": BASE,
     "request": BASE,
@@ -26,7 +27,8 @@ MAY = {
     "checkpoint": BASE | {"files", "model", "native", "tokenizer"},
     "reference": BASE | {"model", "checkpoint"},
     "chat": BASE | {"tokenizer", "request"},
-    "engine": BASE | {"files", "native", "request", "model", "tokenizer", "checkpoint"},
+    "hub": BASE | {"files", "checkpoint", "tokenizer"},
+    "engine": BASE | {"files", "native", "request", "model", "tokenizer", "checkpoint", "hub"},
     "agent": BASE | {"request", "chat", "engine"},
     "server": BASE | {"files", "engine", "chat", "agent", "request", "tokenizer"},
     "train": BASE | {"files", "model", "tokenizer", "checkpoint", "chat", "native"},
@@ -39,6 +41,7 @@ EVERYTHING = {"cli", "__init__", "__main__"}
 # Inside a room. Of the checkpoint room only the face and the names of tokenizer files are needed.
 ONLY = {
     ("checkpoint", "tokenizer"): {"gptoss.tokenizer.files"},
+    ("hub", "tokenizer"): {"gptoss.tokenizer.files"},
     ("reference", "checkpoint"): {"gptoss.checkpoint", "gptoss.checkpoint.source"},
 }
 # The two halves of the server: neither knows the other.
@@ -50,7 +53,7 @@ EXCEPTIONS = {
 }
 # Rooms that others import through their face (`gptoss.engine`), not file by file, so that a face
 # shows all that others use. The rest bring heavy libraries that only some of their files need.
-FACED = {"request", "model", "tokenizer", "checkpoint", "chat", "engine"}
+FACED = {"request", "model", "tokenizer", "checkpoint", "hub", "chat", "engine"}
 OPEN = {"gptoss.tokenizer.files", "gptoss.tokenizer.vocabulary", "gptoss.model.mxfp4",
         "gptoss.engine.options", "gptoss.checkpoint.source"}  # fmt: skip
 

@@ -157,9 +157,7 @@ def _open_files(path: Path) -> TensorSource:
         directory = path.parent
     else:
         raise Error(
-            f"{path}: expected a checkpoint's directory or .safetensors file, found nothing there; "
-            f"published weights are downloaded first, for example with: "
-            f"hf download openai/gpt-oss-20b --local-dir gpt-oss-20b"
+            f"{path}: expected a checkpoint's directory or .safetensors file, found nothing there"
         )
     if (directory / ADAPTER).is_file() and not (directory / CONFIG).exists():
         raise Error(

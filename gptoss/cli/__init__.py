@@ -23,6 +23,8 @@ from gptoss.cli import (
     finetune,
     generate,
     info,
+    local,
+    run,
     serve,
     synth,
     train,
@@ -31,8 +33,13 @@ from gptoss.cli import (
 from gptoss.cli.arguments import build_parser
 from gptoss.cli.signals import Terminated, raising_terminated
 from gptoss.errors import Error
+from gptoss.extras import install_hint
 
-_COMMANDS = (generate, chat, serve, info, convert, synth, data, train, export, finetune, viz)
+_COMMANDS = (
+    *(run, chat, serve, generate, info),
+    *(local.PULL, local.LIST, local.RM, convert, synth),
+    *(data, train, export, finetune, viz),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"gptoss: error: this command needs the Python package {error.name}: "
-            "pip install 'gptoss[train]'",
+            f"{install_hint('train')}",
             file=sys.stderr,
         )
         return 1

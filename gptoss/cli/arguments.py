@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from gptoss import __version__
 from gptoss.engine.options import OPTIONS, EngineOptions, Option
@@ -35,12 +36,35 @@ _UNITS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors are not lost below a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        command, _, rest = message.partition(": ")
+        # A command that finds its options at odds names itself, as it has the parser of all.
+        prog = self.prog
+        if rest and command.isalpha() and f"{prog} {command}" in _commands(self):
+            prog, message = f"{prog} {command}", rest
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        print(f"{prog} --help lists what there is.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[str]:
+    return [
+        each.prog
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for each in action.choices.values()
+    ]
+
+
 def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
     """The whole command line: one command per module, in this order."""
     # Before the command or after it: SUPPRESS keeps the second from undoing the first.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gptoss", description="Run gpt-oss models on your own machine.", parents=[common]
     )
     parser.add_argument("--version", action="version", version=f"gptoss {__version__}")
@@ -55,9 +79,47 @@ def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it runs: what `engine_options` reads."""
-    add_engine_options(parser.add_argument_group("model"))
+def add_model(parser: argparse.ArgumentParser, *, first: bool = False) -> None:
+    """Which model, and how it runs: what `engine_options` reads.
+
+    first: it may be named by the first argument, MODEL, as well as by -m.
+    """
+    if first:
+        # Without it, what -m has set stays.
+        parser.add_argument(
+            "model",
+            nargs="?",
+            metavar="MODEL",
+            action=SetModel,
+            default=argparse.SUPPRESS,
+            help=f"{MODEL} (default: the bundled model)",
+        )
+    group = parser.add_argument_group("model")
+    add_engine_options(group)
+    add_offline(group)
+
+
+def add_offline(group: Any) -> None:
+    """Whether a model may be downloaded."""
+    group.add_argument(
+        "--offline", action="store_true", help="download nothing; so does HF_HUB_OFFLINE=1"
+    )
+
+
+class SetModel(argparse.Action):
+    """The model, from its place or from an option, not from both."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = getattr(namespace, "_model_given", None)
+        if given is not None:
+            parser.error(f"expected one model, found {given} and {values}")
+        namespace._model_given = namespace.model = values
 
 
 def add_engine_options(
@@ -84,7 +146,8 @@ def add_engine_options(
             )
         else:
             flags = ["-m", flag] if name == "model" else [flag]
-            group.add_argument(*flags, default=default, help=text, **_value(option))
+            more = {"action": SetModel, "metavar": "MODEL"} if name == "model" else {}
+            group.add_argument(*flags, default=default, help=text, **_value(option), **more)
 
 
 def _value(option: Option) -> dict[str, Any]:

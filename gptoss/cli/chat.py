@@ -16,6 +16,7 @@ from gptoss.errors import Error
 
 if TYPE_CHECKING:
     from gptoss.chat import Conversation, HarmonyChat, Message, PlainChat
+    from gptoss.engine import Engine
     from gptoss.request import SamplingParams
 
 NAME = "chat"
@@ -33,7 +34,12 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
 
-    add_model(parser)
+    add_model(parser, first=True)
+    add_conversation(parser)
+
+
+def add_conversation(parser: argparse.ArgumentParser) -> None:
+    """How the model answers: what `make_session` reads."""
     add = parser.add_argument_group("conversation").add_argument
     add("--system", metavar="TEXT", default="", help="instructions for the model")
     add("--effort", default="medium", choices=["low", "medium", "high"], help="of reasoning")
@@ -46,16 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read messages and print answers until the end of the input."""
-    from gptoss.chat import load_chat
     from gptoss.cli.opening import open_engine
-    from gptoss.request import SamplingParams
 
-    params = SamplingParams(
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    )
+    params = sampling(arguments)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     # A byte that is no UTF-8 must not end the conversation.
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -63,17 +62,15 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if terminal:
         _edit_lines()
     with open_engine(arguments) as engine:
-        session = Session(
-            engine, load_chat(engine.tokenizer), params, arguments.system, arguments.effort
-        )
+        session = make_session(engine, params, arguments)
         if terminal:
-            print(f"{engine.info()['model']}. /help tells what there is, Ctrl-D ends.")
+            print(f"{arguments.model_name}. /help tells what there is, Ctrl-D ends.")
         if session.chat.name == "plain":
             print(
                 "This model was not taught conversations: it goes on with what you write.",
                 file=sys.stderr,
             )
-        show = _Printer(terminal, not arguments.hide_thinking)
+        show = Printer(terminal, not arguments.hide_thinking)
         for text in read_messages(lambda prompt: input(prompt if terminal else "")):
             try:
                 if not command(session, text):
@@ -83,6 +80,25 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             except Error as error:
                 print(f"gptoss: error: {error}", file=sys.stderr)
     return 0
+
+
+def sampling(arguments: argparse.Namespace) -> SamplingParams:
+    """What `add_conversation` says of sampling. Raises Error."""
+    from gptoss.request import SamplingParams
+
+    return SamplingParams(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+
+
+def make_session(engine: Engine, params: SamplingParams, arguments: argparse.Namespace) -> Session:
+    """A conversation that has not begun."""
+    from gptoss.chat import load_chat
+
+    return Session(engine, load_chat(engine.tokenizer), params, arguments.system, arguments.effort)
 
 
 def read_messages(read_line: Callable[[str], str]) -> Iterator[str]:
@@ -247,7 +263,7 @@ class Session:
         return [Message("system", content=valid_text(self.system))] if self.system else []
 
 
-class _Printer:
+class Printer:
     """Answers as they come; thinking before them, dimmed where that shows."""
 
     def __init__(self, terminal: bool, thinking: bool) -> None:
@@ -269,7 +285,7 @@ class _Printer:
             print(self._plain, flush=True)
 
 
-def _answer(session: Session, text: str, show: _Printer) -> None:
+def _answer(session: Session, text: str, show: Printer) -> None:
     pieces = session.answer(text)
     try:
         show(pieces)

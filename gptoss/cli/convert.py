@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gptoss.cli.arguments import LAYOUTS, MODEL
+from gptoss.cli.arguments import LAYOUTS, MODEL, add_offline
 from gptoss.cli.progress import Progress, human_bytes
 from gptoss.engine.options import OPTIONS
 from gptoss.errors import Error
@@ -22,6 +22,7 @@ HELP = "Write a checkpoint in another layout."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=MODEL)
+    add_offline(parser)
     parser.add_argument("destination", metavar="DST", help="a new or empty directory")
     parser.add_argument(
         "--layout",
@@ -48,11 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """`gptoss convert`."""
     from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_panels
+    from gptoss.cli.opening import locate
 
     if arguments.weights is not None and arguments.layout != "packed":
         parser.error(f"convert: --weights needs --layout packed, found {arguments.layout}")
     with open_checkpoint(
-        arguments.source, experts=arguments.experts, rule=arguments.rule
+        locate(arguments.source, offline=arguments.offline).model,
+        experts=arguments.experts,
+        rule=arguments.rule,
     ) as source:
         if arguments.layout == "packed":
             with Progress(f"writing {arguments.destination}") as progress:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptoss.cli.finetune import add_reading, bundled, reading, warn_of_unused
+from gptoss.cli.finetune import add_reading, base_of, reading, warn_of_unused
 from gptoss.cli.progress import Progress, human_bytes
 from gptoss.errors import Error
 
@@ -174,7 +174,7 @@ def _tokenizer(arguments: argparse.Namespace) -> Any:
 
     if arguments.tokenizer is not None:
         return load_tokenizer(arguments.tokenizer)
-    with open_base(bundled(arguments.model)) as source:
+    with open_base(base_of(arguments.model, offline=False)) as source:
         return open_vocabulary(source)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptoss.cli.arguments import add_offline
+
 NAME = "finetune"
 HELP = "Fine-tune a model on conversations, preferences or texts."
 
@@ -33,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "model",
         metavar="MODEL|RUN",
-        help='a checkpoint, "nano" (the bundled model), a run, or a fine-tuning run',
+        help="a model by its name or path, a run, or a fine-tuning run",
     )
     add("--data", type=Path, required=True, metavar="FILE", help="examples: .jsonl, or texts")
     add(
         "--out", type=Path, required=True, metavar="RUN", help="a new directory, or one to go on in"
     )
+    add_offline(parser)
     add_reading(parser)
     add("--full", action="store_true", help="train all weights instead of adapters (LoRA)")
     add("--lora-rank", type=int, metavar="N", help="default: 8")
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if a.lora_rank is not None and a.lora_alpha is None:
         chosen["lora_alpha"] = 2.0 * a.lora_rank
     recipe = Recipe(**chosen)
-    tuner = Tuner(bundled(a.model), a.data, a.out, recipe, changes)
+    tuner = Tuner(base_of(a.model, a.offline), a.data, a.out, recipe, changes)
     trained = sum(p.numel() for p in tuner.named.values())
     print(f"{a.data}: {tuner.examples}", flush=True)
     warn_of_unused(a.data, tuner.examples.unused)
@@ -152,14 +155,11 @@ def warn_of_unused(path: Path, unused: Mapping[str, int]) -> None:
         warnings.warn(f"{path}: not used: {', '.join(sorted(unused))}", stacklevel=2)
 
 
-def bundled(name: str) -> str:
-    """The path of a model; "nano" is the bundled one unless there is such a directory here."""
-    if name != "nano" or Path(name).exists():
-        return name
+def base_of(model: str, offline: bool) -> str:
+    """The path of a model by any of its names, or its synthetic description."""
+    from gptoss.cli.opening import locate
 
-    from gptoss.checkpoint import BUNDLED_MODEL
-
-    return str(BUNDLED_MODEL)
+    return str(locate(model, offline=offline).model)
 
 
 def _without_effect(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

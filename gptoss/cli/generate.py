@@ -107,6 +107,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """`gptoss generate`."""
     if arguments.prompt is not None and arguments.file is not None:
         parser.error("generate: expected PROMPT or --file, found both")
+    if arguments.logprobs is not None and not arguments.json:
+        parser.error("generate: --logprobs is shown with --json only: expected both")
     try:
         arguments.grammar = _grammar(arguments)
         params = SamplingParams(

@@ -8,7 +8,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from gptoss import __version__
-from gptoss.cli.arguments import MODEL
+from gptoss.cli.arguments import MODEL, SetModel, add_offline
 from gptoss.cli.progress import human_bytes
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ HELP = "Describe a model, or this installation."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", action=SetModel, default=argparse.SUPPRESS, help=MODEL)
+    add("-m", "--model", metavar="MODEL", action=SetModel, help="the same")
+    add_offline(parser)
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -98,8 +101,10 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         found = describe_machine()
     else:
         from gptoss.checkpoint import open_checkpoint
+        from gptoss.cli.opening import locate
 
-        with open_checkpoint(arguments.model) as source:
+        found_model = locate(arguments.model, offline=arguments.offline).model
+        with open_checkpoint(found_model) as source:
             found = describe_model(source, tensors=arguments.tensors)
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -3,18 +3,86 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss.cli.arguments import engine_options
-from gptoss.cli.progress import Progress
+from gptoss.cli.progress import Progress, human_bytes
+from gptoss.files import short_path
 
 if TYPE_CHECKING:
     from gptoss import Engine
+    from gptoss.hub import Found
+
+
+def locate(
+    model: str | None,
+    *,
+    offline: bool = False,
+    weights: str | None = None,
+    packed_too: bool = False,
+) -> Found:
+    """The files of a model that a user named; says on standard error where they are, and shows the
+    progress of a download.
+    """
+    from gptoss.hub import find
+
+    with Progress("downloading", rate=True) as progress:
+        return find(
+            model,
+            offline=offline or None,
+            weights=weights,
+            packed_too=packed_too,
+            tell=lambda line: progress.say(f"gptoss: {line}"),
+            progress=progress,
+        )
 
 
 def open_engine(arguments: argparse.Namespace, *, show: bool = True) -> Engine:
     """The model that `arguments.add_model` named, with a bar while it loads if `show`."""
     from gptoss.engine import Engine
 
+    options = engine_options(arguments)
+    found = locate(
+        arguments.model,
+        offline=getattr(arguments, "offline", False),
+        weights=options.weights,
+        packed_too=options.device in ("auto", "cpu"),
+    )
+    arguments.model_name = found.name
+    if found.fetched and show:
+        _offer_packed(found, options.weights or "published")
     with Progress("loading") as progress:
-        return Engine.from_options(engine_options(arguments), progress if show else None)
+        return Engine.from_options(replace(options, model=found.model), progress if show else None)
+
+
+def _offer_packed(found: Found, weights: str) -> None:
+    """Ask whether a copy is wanted that starts at once; where nobody can be asked, say how."""
+    from gptoss.checkpoint import open_checkpoint
+
+    with open_checkpoint(found.model) as source:
+        size = human_bytes(source.nbytes)
+    command = f"gptoss pull {found.name} --pack{'' if weights == 'published' else ' q8'}"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        print(f"gptoss: later starts take seconds after: {command} ({size})", file=sys.stderr)
+        return
+    print(f"Keep a packed copy too ({size}), so that later starts take seconds? [y/N] ",
+          end="", file=sys.stderr, flush=True)  # fmt: skip
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        assert found.repo is not None
+        keep_packed(Path(found.model), found.repo, weights)
+    else:
+        print(f"gptoss: not kept; at any time: {command}", file=sys.stderr)
+
+
+def keep_packed(path: Path, repo: str, weights: str) -> None:
+    """A packed copy of a model, unless there is one."""
+    from gptoss import hub
+
+    copy = hub.packed_copy(path, weights)
+    if copy is None:
+        with Progress("packing") as progress:
+            copy = hub.pack(path, repo, weights, progress)
+    print(f"packed ({weights}): {short_path(copy.folder)}, {human_bytes(copy.nbytes)}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import secrets
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss.cli.arguments import add_model, engine_options
 from gptoss.errors import Error
+from gptoss.extras import install_hint
 
 if TYPE_CHECKING:
     import uvicorn
@@ -30,11 +34,11 @@ _MAX_REPLICAS = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
 
-    add_model(parser)
+    add_model(parser, first=True)
     add = parser.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     add("--port", type=int, default=8000, metavar="N", help="default: 8000; 0: any free one")
-    add("--name", metavar="NAME", help="what clients call the model (default: its folder's name)")
+    add("--name", metavar="NAME", help="what clients call the model (default: its own name)")
     add(
         "--api-key",
         action="append",
@@ -103,7 +107,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         import gptoss.server.listen
         import gptoss.server.log
     except ImportError as error:
-        raise Error(f"serve: {error.name} is missing: pip install 'gptoss[serve]'") from None
+        raise Error(f"serve: {error.name} is missing: {install_hint('serve')}") from None
     from gptoss.cli.opening import open_engine
     from gptoss.server.who import given_keys, is_loopback
 
@@ -127,17 +131,43 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"gptoss: {arguments.host} can be reached from elsewhere, and no --api-key is set",
             file=sys.stderr,
         )
-    if arguments.replicas > 1:
-        return _serve_replicas(arguments)
-    with open_engine(arguments) as engine:
-        connections = _connections(arguments)
-        app = application(arguments, engine, connections)
-        server = gptoss.server.listen.Server(_config(arguments, app, connections))
-        try:
-            server.run()
-        except KeyboardInterrupt:  # uvicorn passes it on when all is finished
-            pass
-    return 0 if server.started else 1
+    with ExitStack() as stack:
+        listening = gptoss.server.listen.bind(arguments.host, arguments.port)
+        for each in listening:
+            stack.callback(each.close)
+        if arguments.replicas > 1:
+            return _serve_replicas(arguments, listening)
+        with open_engine(arguments) as engine:
+            connections = _connections(arguments)
+            app = application(arguments, engine, connections)
+            server = gptoss.server.listen.Server(_config(arguments, app, connections))
+            server.on_start = lambda: _say_where(arguments, listening)
+            try:
+                server.run(listening)
+            except KeyboardInterrupt:  # uvicorn passes it on when all is finished
+                pass
+        return 0 if server.started else 1
+
+
+def _say_where(arguments: argparse.Namespace, listening: list[socket.socket]) -> None:
+    """The address, the page, and a first request."""
+    host, port = listening[0].getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    elif ":" in host:
+        host = f"[{host}]"
+    address = f"http://{host}:{port}"
+    key = " -H 'Authorization: Bearer KEY'" if arguments.api_key else ""
+    request = json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
+    print(
+        f"gptoss: {arguments.name or arguments.model_name} is running on {address}\n"
+        f"  clients    {address}/v1\n"
+        f"  chat page  {address}/\n"
+        f"  try it     curl {address}/v1/chat/completions{key} "
+        f"-H 'Content-Type: application/json' -d '{request}'",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def application(
@@ -152,7 +182,7 @@ def application(
     from gptoss.server.who import PRIORITIES
 
     options = ServerOptions(
-        arguments.name or Path(str(engine.info()["model"])).name,
+        arguments.name or arguments.model_name,
         tuple(arguments.api_key),
         arguments.max_sequences,
         origins=tuple(arguments.origin),
@@ -197,13 +227,16 @@ def _hosts(arguments: argparse.Namespace) -> Hosts | None:
 # Several replicas.
 
 
-def _serve_replicas(arguments: argparse.Namespace) -> int:
+def _serve_replicas(arguments: argparse.Namespace, listening: list[socket.socket]) -> int:
+    from gptoss.cli.opening import locate
     from gptoss.server.front.app import FrontOptions, create_front
     from gptoss.server.front.replicas import PATIENCE, Replicas
     from gptoss.server.front.router import Router
     from gptoss.server.listen import Server
 
     inner_key = secrets.token_hex(32)
+    found = locate(arguments.model, offline=arguments.offline)  # downloaded once, not by each
+    arguments.model, arguments.name = str(found.model), arguments.name or found.name
     router = Router(arguments.replicas, arguments.max_sequences)
     replicas = Replicas(_plans(arguments, inner_key), router)
     options = FrontOptions(
@@ -226,11 +259,12 @@ def _serve_replicas(arguments: argparse.Namespace) -> int:
             await replicas.close(0 if self.force_exit else PATIENCE)
 
     server = FrontServer(_config(arguments, app, connections))
+    server.on_start = lambda: _say_where(arguments, listening)
 
     async def serve() -> None:
         await replicas.start()
         try:
-            await server.serve()
+            await server.serve(listening)
         finally:
             await replicas.close()
 
@@ -248,7 +282,11 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
 
     options = engine_options(arguments)  # refused here rather than by each replica
     asked = {
-        **{name: value for name, value in vars(arguments).items() if name != "run"},
+        **{
+            name: value
+            for name, value in vars(arguments).items()
+            if name != "run" and not name.startswith("_")
+        },
         "host": "127.0.0.1",
         "port": 0,
         "api_key": [inner_key],

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "targets",
         nargs="*",
-        type=Path,
         metavar="RUN|MODEL",
-        help="a run or a checkpoint (default: the bundled model); for curves, several runs",
+        help="a run, or a model by its name or path (default: the bundled model); for curves, "
+        "several runs",
     )
     add("--text", help="the text to look at")
     add("--file", type=Path, metavar="F", help="read the text from a file")
@@ -65,7 +65,7 @@ _SUFFIXES = (".png", ".svg", ".html")
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    what, targets = arguments.what, arguments.targets or [_bundled()]
+    what, targets = arguments.what, [_target(name) for name in arguments.targets or [None]]
     if len(targets) > 1 and what != "curves":
         parser.error(f"{what}: expected one RUN or MODEL, found {len(targets)}")
     if _is_file(arguments.out) and arguments.format not in (None, arguments.out.suffix[1:]):
@@ -128,11 +128,11 @@ def _write_text(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
 
 
-def _bundled() -> Path:
+def _target(name: str | None) -> Path:
+    """The folder of a run, or of a model by its name; a run need not hold a model yet."""
+    from gptoss.cli.opening import locate
 
-    from gptoss.checkpoint import BUNDLED_MODEL
-
-    return BUNDLED_MODEL
+    return Path(locate(name).model)
 
 
 def _text(arguments: argparse.Namespace) -> str:

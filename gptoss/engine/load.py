@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gptoss.checkpoint import BUNDLED_MODEL, PanelSource, TensorSource, open_checkpoint
+from gptoss.checkpoint import PanelSource, TensorSource, open_checkpoint
 from gptoss.engine.memory import available_memory, default_kv_bytes, device_kv_bytes
 from gptoss.engine.options import EngineOptions
 from gptoss.engine.pages import peak_pages
 from gptoss.engine.scheduler import Scheduler
 from gptoss.errors import Error
+from gptoss.hub import find
 from gptoss.native import _core
 from gptoss.tokenizer import Tokenizer, load_tokenizer
 
@@ -81,7 +82,8 @@ def choose_device(device: str, backends: Iterable[dict[str, Any]]) -> str:
 
 def open_model(options: EngineOptions, device: str, progress: Progress | None = None) -> Model:
     """Open the files and load the weights; no cache yet."""
-    source = open_checkpoint(BUNDLED_MODEL if options.model is None else options.model)
+    found = find(options.model, weights=options.weights, packed_too=device == "cpu")
+    source = open_checkpoint(found.model)
     try:
         if isinstance(source, PanelSource):
             _check_packed(source, options, device)

@@ -98,7 +98,8 @@ class EngineOptions:
         default=None,
         metadata=_option(
             "path",
-            'a checkpoint directory or file, or "synthetic:gpt-oss-20b?layers=4"',
+            "a name (nano, gpt-oss-20b, owner/name of the Hugging Face Hub), a folder, a file, or "
+            "synthetic:gpt-oss-20b?layers=4",
             unset="the bundled model",
         ),
     )

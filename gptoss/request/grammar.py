@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from gptoss.errors import Error, shown
+from gptoss.extras import install_hint
 from gptoss.request.deep import deeply
 from gptoss.request.gbnf import lark_of
 from gptoss.request.schema import schema_text
@@ -208,7 +209,7 @@ def load_llguidance() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise _refused("grammar: llguidance is missing: pip install 'gptoss[grammar]'") from None
+        raise _refused(f"grammar: llguidance is missing: {install_hint('grammar')}") from None
     return llguidance
 
 

@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from gptoss.errors import Error, shown
+from gptoss.files import reason
 from gptoss.server.connections import Connections, Limits
 
 log = logging.getLogger("gptoss.server")
@@ -35,19 +38,59 @@ SHUTDOWN_SECONDS = 60  # that running requests are given at the end
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says in one line that no descriptor is left, and accepts in turns."""
+    """uvicorn's server, which says in one line that no descriptor is left, and accepts in turns.
+
+    on_start: called when requests are accepted.
+    """
+
+    on_start: Callable[[], None] = staticmethod(lambda: None)
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_unhandled)
         sys.setswitchinterval(_SWITCH)
         _give_back_large_blocks()
-        await super().startup(*arguments, **options)
+        try:
+            await super().startup(*arguments, **options)
+        except OSError as error:  # another server began to listen while the model was loaded
+            raise Error(f"the address cannot be listened on: {reason(error)}") from None
         if self.started:
+            self.on_start()
             # The kernel may keep more than asyncio accepts in one turn: what it has no place for
             # tries again a second later.
             for listening in (each for server in self.servers for each in server.sockets):
                 with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
                     same.listen(_WAITING)
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets at each address of this name, which refuse connections until a server listens.
+
+    Taken before a model is loaded, so that a port on which somebody listens is found at once. Port
+    0: any free one, the same for all. Raises Error.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise Error(
+            f"--host: expected an address of this machine, found {shown(host)}: {reason(error)}"
+        ) from None
+    made: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            each = socket.socket(family, kind, protocol)
+            made.append(each)
+            # As asyncio does: a port is free again as soon as its server has ended.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.bind((address[0], port, *address[2:]))
+            port = each.getsockname()[1]
+    except OSError as error:
+        for each in made:
+            each.close()
+        free = "; --port 0 takes any free one" if error.errno == errno.EADDRINUSE else ""
+        raise Error(f"{host}, port {port}: cannot be taken: {reason(error)}{free}") from None
+    return made
 
 
 def config(

@@ -438,7 +438,7 @@ def test_mixed_layouts(sharded, original) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "found nothing there", "hf download openai/gpt-oss-20b")
+    refused(tmp_path / "nowhere", "found nothing there")
     refused(tmp_path, "expected a model (config.json and *.safetensors), found an empty directory")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     refused(tmp_path, "expected a model", "'model.gguf'")

@@ -210,9 +210,10 @@ def test_what_a_slow_reader_has_not_read_is_put_together(engine, monkeypatch):
 
     async def slowly():
         async with AsyncEngine(engine).stream("Once upon a time", params) as stream:
+            first = await anext(stream)  # before, none may run yet
             await asyncio.to_thread(until, lambda: engine.info()["running"] == 0, "the end")
             await asyncio.sleep(0)
-            return [delta async for delta in stream]
+            return [first, *[delta async for delta in stream]]
 
     deltas: list[Delta] = asyncio.run(slowly())
     assert len(deltas) < 60

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from gptoss.engine import Engine, EngineOptions
 from gptoss.engine.options import OPTIONS
 from gptoss.errors import Error
+from gptoss.extras import install_hint
 from gptoss.server.api.app import ServerOptions, create_app
 
 try:
@@ -27,7 +28,7 @@ try:
     from ray.serve.exceptions import RayServeException
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 except ImportError as error:
-    raise Error(f"ray_app: {error.name} is missing: pip install 'gptoss[ray]'") from None
+    raise Error(f"ray_app: {error.name} is missing: {install_hint('ray')}") from None
 
 from starlette.applications import Starlette
 from starlette.types import Message

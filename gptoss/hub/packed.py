@@ -1,0 +1,135 @@
+"""Copies of models in panels, which the CPU engine maps and starts with at once.
+
+They lie in gptoss's own cache, one folder each, and together take no more than a budget: the one
+that was used least recently goes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss import files
+from gptoss.checkpoint import open_checkpoint, write_panels
+from gptoss.errors import Error, shown
+from gptoss.hub import places
+from gptoss.hub.download import Progress
+
+BUDGET = 40_000_000_000  # bytes; a packed gpt-oss-20b takes about 13 GB
+_NOTE, _MODEL = "about.json", "model"
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A copy. name: of the model. source: what it was made from. weights: "published" or "q8"."""
+
+    folder: Path
+    name: str
+    source: str
+    weights: str
+
+    @property
+    def path(self) -> Path:
+        """For `open_checkpoint`."""
+        return self.folder / _MODEL
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    @property
+    def used(self) -> float:
+        """When it was last used, in seconds since the epoch."""
+        return (self.folder / _NOTE).stat().st_mtime
+
+
+def budget() -> int:
+    """Bytes that all copies together may take: GPTOSS_CACHE_BYTES, such as 40GB; 0 for none."""
+    text = os.environ.get("GPTOSS_CACHE_BYTES", "").strip().lower()
+    if not text:
+        return BUDGET
+    match = re.fullmatch(r"(\d{1,18})\s*([kmgt]?)b?", text)
+    if match is None:
+        raise Error(f"GPTOSS_CACHE_BYTES: expected a size such as 40GB, found {shown(text)}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def all_packed() -> Iterator[Packed]:
+    """Every copy that is complete."""
+    for note in sorted((places.own_cache() / "packed").glob(f"*/{_NOTE}")):
+        try:
+            found = files.read_object(note)
+        except Error:
+            continue
+        values = [found.get(key) for key in ("name", "source", "weights")]
+        if all(isinstance(value, str) for value in values):
+            yield Packed(note.parent, *map(str, values))
+
+
+def packed_copy(source: Path, weights: str) -> Packed | None:
+    """The copy of the model in `source` as it is now; noted as used."""
+    folder = _folder(source, weights)
+    for packed in all_packed():
+        if packed.folder == folder:
+            os.utime(folder / _NOTE)
+            return packed
+    return None
+
+
+def pack(source: Path, name: str, weights: str, progress: Progress | None = None) -> Packed:
+    """Make a copy of the model in `source`, and room for it. Raises Error."""
+    folder = _folder(source, weights)
+    if folder.exists():
+        shutil.rmtree(folder)
+    with open_checkpoint(source) as opened:
+        if opened.panels is not None:
+            raise Error(f"{source}: is packed already")
+        make_room(opened.nbytes)
+        folder.mkdir(parents=True)
+        try:
+            write_panels(opened, folder / _MODEL, weights, progress)
+            about = {"name": name, "source": str(source), "weights": weights, "made": time.time()}
+            files.write_in_one_piece(
+                folder / _NOTE, lambda out: out.write(json.dumps(about).encode())
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return Packed(folder, name, str(source), weights)
+
+
+def make_room(nbytes: int) -> None:
+    """Remove what was used least recently until `nbytes` more fit the budget. Raises Error."""
+    most = budget()
+    if nbytes > most:
+        raise Error(
+            f"packed copies: expected at most {most} bytes together (GPTOSS_CACHE_BYTES), found a "
+            f"model of {nbytes}"
+        )
+    kept = sorted(all_packed(), key=lambda packed: packed.used)
+    total = sum(packed.nbytes for packed in kept)
+    for packed in kept:
+        if total + nbytes <= most:
+            return
+        total -= packed.nbytes
+        shutil.rmtree(packed.folder)
+
+
+def _folder(source: Path, weights: str) -> Path:
+    """Where the copy of a source lies: another file, or a changed one, has another place."""
+    digest = hashlib.sha256(weights.encode())
+    inside = source.rglob("*") if source.is_dir() else places.parts_of(source)
+    for path in sorted(inside):
+        if path.is_file():
+            real = path.resolve()
+            state = real.stat()
+            digest.update(f"\0{real}\0{state.st_size}\0{state.st_mtime_ns}".encode())
+    return places.own_cache() / "packed" / digest.hexdigest()[:20]
