@@ -57,7 +57,7 @@ def _pull(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         raise Error(f"{path}: {why_not}")
     print(f"{reference.name}: {short_path(path)}")
     if arguments.pack:
-        keep_packed(path, reference.repo, arguments.pack)
+        print(keep_packed(path, reference.repo, arguments.pack))
     return 0
 
 

@@ -72,17 +72,17 @@ def _offer_packed(found: Found, weights: str) -> None:
           end="", file=sys.stderr, flush=True)  # fmt: skip
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         assert found.repo is not None
-        keep_packed(Path(found.model), found.repo, weights)
+        print(f"gptoss: {keep_packed(Path(found.model), found.repo, weights)}", file=sys.stderr)
     else:
         print(f"gptoss: not kept; at any time: {command}", file=sys.stderr)
 
 
-def keep_packed(path: Path, repo: str, weights: str) -> None:
-    """A packed copy of a model, unless there is one."""
+def keep_packed(path: Path, repo: str, weights: str) -> str:
+    """A packed copy of a model, unless there is one; what to say of it."""
     from gptoss import hub
 
     copy = hub.packed_copy(path, weights)
     if copy is None:
         with Progress("packing") as progress:
             copy = hub.pack(path, repo, weights, progress)
-    print(f"packed ({weights}): {short_path(copy.folder)}, {human_bytes(copy.nbytes)}")
+    return f"packed ({weights}): {short_path(copy.folder)}, {human_bytes(copy.nbytes)}"

@@ -57,6 +57,7 @@ def load(options: EngineOptions, progress: Progress | None = None) -> Loaded:
         Error: the checkpoint is damaged, the device is not here, the memory too small.
     """
     device = choose_device(options.device, _core.backends())
+    _check_threads(options.threads, _core.cpu_features()["threads"])
     options.step_limits(device)  # refused before minutes of loading rather than after
     return prepare(open_model(options, device, progress), options)
 
@@ -129,6 +130,16 @@ def prepare(model: Model, options: EngineOptions) -> Loaded:
         overlap=options.overlaps(model.device),
         speculation=options.speculation,
     )
+
+
+def _check_threads(threads: int | None, cores: int) -> None:
+    """More threads than cores only wait for each other; a few more are of use to try them."""
+    most = max(64, 4 * cores)
+    if threads is not None and threads > most:
+        raise Error(
+            f"threads: expected at most {most} on this machine of {cores} cores, found {threads}",
+            field="threads",
+        )
 
 
 def _check_packed(source: PanelSource, options: EngineOptions, device: str) -> None:

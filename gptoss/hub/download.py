@@ -315,8 +315,11 @@ class Downloads:
         return path.is_file()
 
     def _begun(self, file: _File) -> int:
-        partial = self._path(file).with_suffix(".incomplete")
-        return min(partial.stat().st_size, file.nbytes) if partial.is_file() else 0
+        try:
+            begun = self._path(file).with_suffix(".incomplete").stat().st_size
+        except FileNotFoundError:
+            return 0
+        return min(begun, file.nbytes)
 
     @contextmanager
     def _partial(self, file: _File) -> Iterator[BinaryIO | None]:
@@ -326,7 +329,7 @@ class Downloads:
             with path.open("a+b") as partial:
                 self._lock(partial, file)
                 # While we waited, it may have been completed, which gave it another name.
-                ours = path.exists() and os.path.samestat(os.fstat(partial.fileno()), path.stat())
+                ours = _is_at(partial, path)
                 if self._path(file).is_file():
                     if ours:
                         path.unlink()
@@ -355,18 +358,20 @@ class Downloads:
         if partial.tell() > file.nbytes:
             partial.truncate(0)
             digest = _new_digest(file)
-        attempts, pause = 0, _PAUSE
+        attempts, pause, most = 0, _PAUSE, 0
         while (have := partial.seek(0, os.SEEK_END)) < file.nbytes:
             try:
                 with _explained(self._reference):
                     digest = self._append(file, partial, have, digest)
                 continue
             except _TryAgain as error:
-                attempts = attempts + 1 if partial.seek(0, os.SEEK_END) == have else 0
+                now = partial.seek(0, os.SEEK_END)
+                attempts = 0 if now > most else attempts + 1
+                most = max(most, now)
                 if attempts >= _ATTEMPTS:
                     raise Error(
                         f"{self._reference.repo}: {file.name}: broken off after "
-                        f"{partial.tell()} of {file.nbytes} bytes: {error}; the same command goes "
+                        f"{now} of {file.nbytes} bytes: {error}; the same command goes "
                         f"on from there"
                     ) from None
                 time.sleep(max(error.pause, pause if attempts else 0.0))
@@ -407,7 +412,7 @@ class Downloads:
                     raise _TryAgain(f"expected bytes from {have} on, found {begin}")
                 partial.truncate(0)
                 have, digest = 0, _new_digest(file)
-            for chunk in answer.iter_raw(_CHUNK):
+            for chunk in answer.iter_raw():
                 if have + len(chunk) > file.nbytes:
                     partial.truncate(0)
                     raise Error(
@@ -423,6 +428,14 @@ class Downloads:
         if have < file.nbytes:
             raise _TryAgain("the connection ended")
         return digest
+
+
+def _is_at(opened: BinaryIO, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _TryAgain(Exception):

@@ -70,7 +70,7 @@ def parse(model: str | os.PathLike[str] | None) -> Reference:
         text = os.fsdecode(text)
     if text.startswith(SYNTHETIC):
         return Reference(text, synthetic=text)
-    if not isinstance(model, str) or exists(Path(text)):
+    if not isinstance(model, str) or (text and exists(Path(text))):
         return _local(text)
     if text == BUNDLED:
         return Reference(BUNDLED, path=BUNDLED_MODEL)
@@ -119,7 +119,7 @@ def _is_path(text: str) -> bool:
     if text.endswith(_WEIGHTS) or text.endswith("/"):
         return True
     first, slash, _ = text.partition("/")
-    return bool(slash) and (text.count("/") > 1 or Path(first).is_dir())
+    return bool(slash) and (text.count("/") > 1 or exists(Path(first)))
 
 
 def _on_hub(rest: str, text: str) -> Reference:

@@ -189,3 +189,28 @@ def test_in_a_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert found == [signal.getsignal(TERM)]
+
+
+@pytest.mark.parametrize("command", [["generate", "x", "-m"], ["serve"], ["run"]])
+def test_ctrl_c_while_a_model_loads(command, tmp_path, environment):
+    """Within a moment, and without a traceback."""
+    spec = "synthetic:gpt-oss-20b?layers=3"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gptoss", *command, spec],
+        stdin=subprocess.DEVNULL if command != ["run"] else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    # It maps gigabytes while it loads.
+    status = Path(f"/proc/{child.pid}/status")
+    until(lambda: memory(status) > 300_000, "loading")
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130 and "Traceback" not in said
+
+
+def memory(status):
+    """Kilobytes that a process holds."""
+    found = re.search(r"VmRSS:\s+(\d+)", status.read_text())
+    return int(found[1]) if found else 0

@@ -18,9 +18,46 @@ from gptoss.train.run.settings import Settings
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
+# What other trainers, and papers, call these settings.
+_ELSEWHERE = {
+    "activation": ("feed_forward",),
+    "attention": ("num_attention_heads", "num_key_value_heads", "window_pattern"),
+    "batch": ("batch_tokens",),
+    "batch_size": ("batch_tokens",),
+    "block_size": ("length",),
+    "context": ("length", "initial_context_length"),
+    "context_length": ("length", "initial_context_length"),
+    "max_length": ("length",),
+    "depth": ("num_hidden_layers",),
+    "layers": ("num_hidden_layers",),
+    "n_layer": ("num_hidden_layers",),
+    "heads": ("num_attention_heads", "num_key_value_heads"),
+    "n_head": ("num_attention_heads", "num_key_value_heads"),
+    "kv_heads": ("num_key_value_heads",),
+    "n_embd": ("hidden_size",),
+    "d_model": ("hidden_size",),
+    "dim": ("hidden_size",),
+    "width": ("hidden_size",),
+    "experts": ("num_experts", "experts_per_token"),
+    "top_k": ("experts_per_token",),
+    "epochs": ("steps",),
+    "iterations": ("steps",),
+    "max_iters": ("steps",),
+    "max_steps": ("steps",),
+    "grad_clip": ("clip",),
+    "gradient_accumulation": ("micro_tokens",),
+    "lr": ("learning_rate",),
+    "min_lr": ("final_learning_rate",),
+    "betas": ("beta1", "beta2"),
+    "window": ("sliding_window", "window_pattern"),
+}
+_CLOSE = 0.75  # of difflib: misspelt, not merely of some of the same letters
+
+
 def unknown_name(name: str, known: Collection[str], where: str) -> Error:
-    """The error for an unknown name, with those that look like it."""
-    near = difflib.get_close_matches(name, known, 5, 0.5)
+    """The error for an unknown name: those that mean the same or look like it, or all."""
+    near = [other for other in _ELSEWHERE.get(name.lower(), ()) if other in known]
+    near = near or difflib.get_close_matches(name, known, 5, _CLOSE)
     expected = f"{' or '.join(near)}?" if near else f"one of {', '.join(sorted(known))};"
     return Error(f"{where}: expected {expected} found {name!r}")
 
