@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +58,24 @@ def open_engine(arguments: argparse.Namespace, *, show: bool = True) -> Engine:
     if found.fetched and show:
         _offer_packed(found, options.weights or "published")
     with Progress("loading") as progress:
-        return Engine.from_options(replace(options, model=found.model), progress if show else None)
+        options = replace(options, model=found.model)
+        return _interruptible(lambda: Engine.from_options(options, progress if show else None))
+
+
+def _interruptible(load: Callable[[], Engine]) -> Engine:
+    """What `load` returns. It runs in another thread: Ctrl-C would otherwise wait for the core to
+    finish the tensor at hand, which takes seconds from a slow disk.
+    """
+    result: Future[Engine] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(load())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return result.result()
 
 
 def _offer_packed(found: Found, weights: str) -> None:

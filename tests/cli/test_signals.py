@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, until
 
 from gptoss import Error
 from gptoss.checkpoint import open_checkpoint, write_checkpoint
