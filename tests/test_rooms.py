@@ -31,7 +31,8 @@ MAY = {
     "server": BASE | {"files", "engine", "chat", "agent", "request", "tokenizer"},
     "train": BASE | {"files", "model", "tokenizer", "checkpoint", "chat", "native"},
     "viz": BASE | {"train", "files"},
-    "eval": BASE | {"engine", "train", "chat", "request"},
+    "eval": BASE
+    | {"engine", "train", "chat", "request", "native", "model", "tokenizer", "checkpoint"},
     "rl": BASE | {"engine", "train", "chat", "request"},
 }
 EVERYTHING = {"cli", "__init__", "__main__"}

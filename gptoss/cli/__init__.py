@@ -17,6 +17,7 @@ from typing import Any
 
 from gptoss.cli import (
     chat,
+    check,
     convert,
     data,
     export,
@@ -32,7 +33,7 @@ from gptoss.cli.arguments import build_parser
 from gptoss.cli.signals import Terminated, raising_terminated
 from gptoss.errors import Error
 
-_COMMANDS = (generate, chat, serve, info, convert, synth, data, train, export, finetune, viz)
+_COMMANDS = (generate, chat, serve, info, check, convert, synth, data, train, export, finetune, viz)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

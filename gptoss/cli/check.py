@@ -1,0 +1,88 @@
+"""`gptoss check`: does this model run well here? One block to paste into an issue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptoss.cli.arguments import MODEL, add_engine_options, engine_options
+from gptoss.cli.progress import Progress
+from gptoss.engine.options import OPTIONS
+from gptoss.errors import Error
+
+if TYPE_CHECKING:
+    from gptoss.eval.outcome import Result
+
+NAME = "check"
+HELP = "Examine a model on this machine: files, numbers, words, speed."
+_LEFT_OUT = ("model", "speculation", "overlap", "prefix_cache", "max_batch")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f'{MODEL}; "nano" is the bundled one (default)'
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out what takes longer than a minute or two"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
+    names = [name for name in OPTIONS if name not in _LEFT_OUT]
+    add_engine_options(parser.add_argument_group("how the model runs"), names)
+
+
+def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """`gptoss check`: 0 where all is well, 1 where something failed."""
+    from gptoss.eval.outcome import run_checks
+    from gptoss.eval.plan import plan
+    from gptoss.eval.report import anonymous, block, describe
+    from gptoss.eval.session import Session
+
+    target: Path | None = arguments.json
+    if target is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
+        parser.error(f"check: --json: expected a file in a folder that is there, found {target}")
+    arguments.model = find_model(arguments.model)
+    with Progress("reading") as progress:
+
+        def say(line: str) -> None:
+            print(anonymous(line), file=sys.stderr, flush=True)
+
+        def end(result: Result) -> None:
+            progress.clear()
+            say(f"{result.name:<14} {result.verdict:<7} {result.seconds:6.1f} s  {result.line}")
+
+        session = Session(engine_options(arguments), say, progress)
+        checks = plan(session, arguments.quick)
+        results, interrupted = run_checks(checks, quick=arguments.quick, end=end)
+    found = describe(session, results)
+    found["interrupted"] = interrupted
+    print(block(found), flush=True)
+    if target is not None:
+        _write(target, found)
+    if interrupted:
+        raise KeyboardInterrupt  # ends at once, without waiting for a step in progress
+    session.close()
+    failed = found["failed"]
+    verdict = f"FAILED: {', '.join(failed)}" if failed else "Nothing failed."
+    print(f"{verdict} The block above can be pasted into an issue as it is.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_model(name: str | None) -> str:
+    """The model of this name: a path, "synthetic:…", or "nano", the bundled one."""
+    from gptoss.checkpoint import BUNDLED_MODEL
+
+    return str(BUNDLED_MODEL) if name in (None, "nano") else str(name)
+
+
+def _write(target: Path, found: dict[str, object]) -> None:
+    from gptoss.files import reason, write_in_one_piece
+
+    text = json.dumps(found, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    try:
+        write_in_one_piece(target, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise Error(f"--json: {target}: cannot be written: {reason(error)}") from None
