@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,29 +47,51 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"check: --json: expected a file in a folder that is there, found {target}")
     arguments.model = find_model(arguments.model)
     with Progress("reading") as progress:
-
-        def say(line: str) -> None:
-            print(anonymous(line), file=sys.stderr, flush=True)
-
-        def end(result: Result) -> None:
-            progress.clear()
-            say(f"{result.name:<14} {result.verdict:<7} {result.seconds:6.1f} s  {result.line}")
-
-        session = Session(engine_options(arguments), say, progress)
+        lines = _Lines(progress, anonymous)
+        session = Session(engine_options(arguments), lines.say, progress)
         checks = plan(session, arguments.quick)
-        results, interrupted = run_checks(checks, quick=arguments.quick, end=end)
+        results, interrupted = run_checks(
+            checks, quick=arguments.quick, begin=lines.begin, end=lines.end
+        )
     found = describe(session, results)
     found["interrupted"] = interrupted
     print(block(found), flush=True)
     if target is not None:
         _write(target, found)
     if interrupted:
+        print("Interrupted: the rest was not reached.", file=sys.stderr)
         raise KeyboardInterrupt  # ends at once, without waiting for a step in progress
     session.close()
     failed = found["failed"]
-    verdict = f"FAILED: {', '.join(failed)}" if failed else "Nothing failed."
+    verdict = f"FAILED: {', '.join(failed)}." if failed else "Nothing failed."
     print(f"{verdict} The block above can be pasted into an issue as it is.", file=sys.stderr)
     return 1 if failed else 0
+
+
+class _Lines:
+    """What is told on standard error while the checks run."""
+
+    def __init__(self, progress: Progress, shown: Callable[[str], str]) -> None:
+        self._progress = progress
+        self._shown = shown
+        self._waiting = ""  # on a terminal: the name of the check that runs
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self._progress.clear()
+        blank = "\r" + " " * len(self._waiting) + "\r" if self._waiting else ""
+        self._waiting = ""
+        print(f"{blank}{self._shown(line)}", file=sys.stderr, flush=True)
+
+    def begin(self, name: str) -> None:
+        """A check begins; what it finds takes the place of this."""
+        if sys.stderr.isatty():
+            self._waiting = f"{name} …"
+            print(self._waiting, end="", file=sys.stderr, flush=True)
+
+    def end(self, result: Result) -> None:
+        """A check has ended."""
+        self.say(f"{result.name:<14} {result.verdict:<7} {result.seconds:6.1f} s  {result.line}")
 
 
 def find_model(name: str | None) -> str:

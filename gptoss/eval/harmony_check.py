@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from gptoss.chat import (
@@ -21,13 +21,11 @@ from gptoss.chat import (
     encode,
     load_chat,
     message_segments,
-    parse,
 )
 from gptoss.errors import shown
 from gptoss.eval.outcome import Outcome, Skipped
 from gptoss.eval.session import Session
 from gptoss.request import Completion, SamplingParams
-from gptoss.tokenizer import Tokenizer
 
 WEATHER = Tool(
     "get_weather",
@@ -56,15 +54,23 @@ def harmony_of(session: Session) -> HarmonyChat:
     return chat
 
 
+def read(chat: HarmonyChat, ids: Iterable[int]) -> list[Message]:
+    """The messages in what stands behind ``<|start|>assistant``."""
+    parser = chat.parser()
+    for token in ids:
+        parser.push(token)
+    parser.finish()
+    return parser.messages
+
+
 def check_format(session: Session) -> Outcome:
     """A call and its result, written as harmony with the model's vocabulary and read again."""
-    harmony_of(session)
-    tokenizer = session.tokenizer
+    chat, tokenizer = harmony_of(session), session.tokenizer
     recipient = FUNCTIONS + WEATHER.name
     thinking = Message("assistant", ANALYSIS, content="The user asks for the weather: <|end|> ☂")
     call = Message("assistant", COMMENTARY, recipient, JSON_TYPE, '{"city": "Paris"}')
     written = [*message_segments(thinking)[2:], *message_segments(call)]
-    found = parse(encode(written, tokenizer), tokenizer)
+    found = read(chat, encode(written, tokenizer))
     if found != [thinking, call]:
         return Outcome(f"expected to read {shown([thinking, call])}, found {shown(found)}", True)
     names = [name for name in (START, CALL) if name in tokenizer.special_tokens]
@@ -75,15 +81,15 @@ def check_format(session: Session) -> Outcome:
 def check_tool_call(session: Session) -> Outcome:
     """The model is asked for the weather, with a tool that knows it, and told what that said."""
     chat = harmony_of(session)
-    found = tool_call(session.engine(), chat, session.tokenizer)
+    found = tool_call(session.engine(), chat)
     return _judged(session, found)
 
 
-def tool_call(engine: Generates, chat: HarmonyChat, tokenizer: Tokenizer) -> Outcome:
+def tool_call(engine: Generates, chat: HarmonyChat) -> Outcome:
     """One call and its answer. Failed where the call is none, or its result is not made use of."""
     user = Message("user", content=ASKED)
     asked = Conversation((user,), (WEATHER,), effort="low")
-    first, count = _answer(engine, chat, tokenizer, asked, CALL_TOKENS)
+    first, count = _answer(engine, chat, asked, CALL_TOKENS)
     call = next((message for message in first if message.is_call), None)
     details = tuple(map(_shown_message, first))
     figures: dict[str, Any] = {"messages": [_as_json(message) for message in first]}
@@ -97,7 +103,7 @@ def tool_call(engine: Generates, chat: HarmonyChat, tokenizer: Tokenizer) -> Out
         return Outcome(line, True, figures, details)
     result = Message(call.recipient, COMMENTARY, content=SAID)
     told = Conversation((user, *first, result), (WEATHER,), effort="low")
-    second, more = _answer(engine, chat, tokenizer, told, CALL_TOKENS)
+    second, more = _answer(engine, chat, told, CALL_TOKENS)
     details += tuple(map(_shown_message, second))
     figures["messages"] += [_as_json(message) for message in second]
     answer = "".join(message.content for message in second if message.is_answer)
@@ -110,10 +116,10 @@ def tool_call(engine: Generates, chat: HarmonyChat, tokenizer: Tokenizer) -> Out
 def check_effort(session: Session) -> Outcome:
     """The same question with effort low and high."""
     chat = harmony_of(session)
-    return _judged(session, efforts(session.engine(), chat, session.tokenizer))
+    return _judged(session, efforts(session.engine(), chat))
 
 
-def efforts(engine: Generates, chat: HarmonyChat, tokenizer: Tokenizer) -> Outcome:
+def efforts(engine: Generates, chat: HarmonyChat) -> Outcome:
     """A sum, with little and with much thinking. Failed where an answer is wrong or missing.
 
     An answer that is not reached within EFFORT_TOKENS is no failure while the thinking is in its
@@ -122,7 +128,7 @@ def efforts(engine: Generates, chat: HarmonyChat, tokenizer: Tokenizer) -> Outco
     parts, details, figures, failed = [], [], {}, False
     for effort, limit in EFFORT_TOKENS.items():
         asked = Conversation((Message("user", content=SUM),), effort=effort)
-        messages, count = _answer(engine, chat, tokenizer, asked, limit)
+        messages, count = _answer(engine, chat, asked, limit)
         thought = sum(len(each.content) for each in messages if each.channel == ANALYSIS)
         answer = "".join(each.content for each in messages if each.channel == FINAL)
         cut = count >= limit and thought > 0 and not answer
@@ -147,14 +153,13 @@ def _judged(session: Session, found: Outcome) -> Outcome:
 def _answer(
     engine: Generates,
     chat: HarmonyChat,
-    tokenizer: Tokenizer,
     conversation: Conversation,
     limit: int,
 ) -> tuple[list[Message], int]:
     """(the messages that the model writes, how many tokens that took), greedily."""
     params = SamplingParams(max_tokens=limit, temperature=0.0, stop_token_ids=sorted(chat.stop_ids))
     (completion,) = engine.generate(chat.render(conversation).ids, params)
-    messages = [each for each in parse(completion.token_ids, tokenizer) if each.from_model]
+    messages = [each for each in read(chat, completion.token_ids) if each.from_model]
     return messages, len(completion.token_ids)
 
 

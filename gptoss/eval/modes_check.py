@@ -30,9 +30,10 @@ MODES: dict[str, dict[str, Any]] = {
     "kl q8": {**EXACT, "activation": "bf16", "weights": "q8"},
     "kl int8": {**EXACT, "activation": "bf16", "kv": "int8"},
 }
-# Mean divergence in nats a token. A model of 6 million parameters has 2e-6, 2e-4 and 2e-4, one of
-# random weights up to 2e-3; a kernel that reads the wrong row has whole nats.
-BOUND = {"kl bf16": 0.02, "kl q8": 0.05, "kl int8": 0.05, "kl cuda": 0.02}
+# Mean divergence in nats a token, at most. The bundled model has 6e-5, 1.3e-4 and 1.0e-4 on this
+# text, random weights up to 2e-3. More layers round more, and a router that chooses another expert
+# for that costs most; a kernel that reads what it should not costs whole nats.
+BOUND = {"kl bf16": 0.05, "kl q8": 0.1, "kl int8": 0.1, "kl cuda": 0.05}
 
 
 class Modes:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gptoss import __version__
+from gptoss.checkpoint import BUNDLED_MODEL
 from gptoss.eval.machine import describe_machine
 from gptoss.eval.outcome import Result, Skipped
 from gptoss.eval.session import Session
 
-_HOMES = re.compile(r"(?<![\w.])/(?:home|Users|root(?=/|\b)(?!/home))(?:(?<=root)|/[^/\s'\"]+)")
+_HOMES = re.compile(
+    r"(?<![\w.])/(?:home|Users)/[^/\s'\"]+|(?<![\w.])/root(?![\w-])|[A-Za-z]:\\Users\\[^\\\s'\"]+"
+)
 _WIDTH = 110  # characters of a line of details
-_COMMON_NAMES = {"root", "user", "admin", "ubuntu", "runner", "jovyan"}  # which say nothing
 
 
 def describe(session: Session, results: Sequence[Result]) -> dict[str, Any]:
@@ -79,22 +81,22 @@ def block(found: Mapping[str, Any]) -> str:
 
 
 def anonymous(text: str) -> str:
-    """`text` with home folders, of whomever, as ~, and no name of the user in a path."""
+    """`text` with home folders, of whomever, as ~, and without the user's name in paths."""
     for home in {str(Path.home()), os.path.realpath(Path.home())}:
         if len(home) > 1:
-            text = re.sub(rf"(?<![\w.]){re.escape(home)}(?=[/\\]|\W|$)", "~", text)
+            text = re.sub(rf"(?<![\w.]){re.escape(home)}(?![\w-])", "~", text)
     text = _HOMES.sub("~", text)
     try:
-        user = getpass.getuser()
+        user = re.escape(getpass.getuser())
     except (OSError, KeyError, ImportError):  # nobody has this number
         return text
-    if user in _COMMON_NAMES:
-        return text
-    return re.sub(rf"(?<![\w]){re.escape(user)}(?![\w])", "USER", text)
+    return re.sub(rf"(?<=[/\\]){user}(?![\w-])|(?<![\w-]){user}(?=[/\\])", "USER", text)
 
 
 def _model(session: Session) -> dict[str, Any]:
     name = str(session.options.model)
+    if name == str(BUNDLED_MODEL):
+        name = "nano, the bundled model"
     try:
         source = session.source
     except (Skipped, ValueError, OSError):
@@ -123,7 +125,7 @@ def _options(session: Session) -> dict[str, Any]:
 def _cleaned(value: Any) -> Any:
     """`value` as JSON has it: texts anonymous, numbers that are none as None."""
     if isinstance(value, Mapping):
-        return {anonymous(str(key)): _cleaned(each) for key, each in value.items()}
+        return {str(key): _cleaned(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_cleaned(each) for each in value]
     if isinstance(value, str):

@@ -46,7 +46,7 @@ class Speed:
         if available_memory() < 2 * BANDWIDTH_BYTES:
             raise Skipped("too little free memory to measure with")
         threads = self._session.threads
-        self._bandwidth = read_bandwidth(threads, 5)
+        self._bandwidth = read_bandwidth(threads, REPEAT)
         forget_peak_memory()
         line = f"{threads} threads read {self._bandwidth.show(1e9)} GB/s"
         return Outcome(line, figures={"bytes_per_second": self._bandwidth.median})

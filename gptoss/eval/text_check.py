@@ -22,6 +22,8 @@ MOST_COMMON = 0.5
 # about 4 a byte. They were taught to talk, not to go on with prose: on WikiText-2 llama.cpp finds a
 # perplexity of 196 (ggml-org/llama.cpp, issue 15155), about 1.7 a byte.
 PUBLISHED_BITS = 2.5
+# Nats a token above those of guessing, ln(vocabulary): who is sure of the wrong tokens pays more.
+WORSE_THAN_GUESSING = 1.0
 BEGINNINGS = ("<|startoftext|>", "<|endoftext|>")  # special tokens that an empty prompt stands for
 
 
@@ -30,10 +32,13 @@ def check_continuations(session: Session) -> Outcome:
     engine = session.engine()
     params = SamplingParams(max_tokens=TOKENS, temperature=0.0)
     texts: list[dict[str, Any]] = []
-    collapsed, wrong = 0, 0
+    collapsed = 0
     for number, prompt in enumerate(PROMPTS):
         ids = prompt_ids(session, prompt, number)
-        wrong += int(np.count_nonzero(~np.isfinite(engine.logits(ids))))
+        wrong = int(np.count_nonzero(~np.isfinite(engine.logits(ids))))
+        if wrong:
+            line = f"{prompt!r}: expected finite logits, found {wrong:,} that are not"
+            return Outcome(line, True, {"not_finite": wrong})
         (completion,) = engine.generate(ids, params)
         share = most_common_share(completion.token_ids)
         repeated = repeated_share(completion.token_ids)
@@ -46,14 +51,11 @@ def check_continuations(session: Session) -> Outcome:
         f"{len(texts)} prompts, up to {TOKENS} tokens: most frequent token at most {largest:.0%}, "
         f"4-grams repeated {np.mean([each['repeated'] for each in texts]):.0%}"
     )
-    failed = wrong > 0
-    if wrong:
-        line = f"expected finite logits, found {wrong:,} that are not"
-    elif 2 * collapsed > len(texts) and not session.synthetic:
-        failed = True
+    failed = 2 * collapsed > len(texts) and not session.synthetic
+    if failed:
         line = f"{collapsed} of {len(texts)} continuations are one token again and again; {line}"
     details = tuple(f"{each['prompt']!r} → {each['text'] or each['tokens']!r}" for each in texts)
-    return Outcome(line, failed, {"continuations": texts, "not_finite": wrong}, details)
+    return Outcome(line, failed, {"continuations": texts, "not_finite": 0}, details)
 
 
 def prompt_ids(session: Session, prompt: str, number: int) -> list[int]:
@@ -65,7 +67,7 @@ def prompt_ids(session: Session, prompt: str, number: int) -> list[int]:
 
 
 def check_perplexity(session: Session) -> Outcome:
-    """Bits per byte of a text of two kilobytes."""
+    """Bits per byte of PROSE, two kilobytes."""
     tokenizer = session.tokenizer
     engine = session.engine()
     ids = tokenizer.encode(PROSE)
@@ -80,8 +82,15 @@ def check_perplexity(session: Session) -> Outcome:
         raise Error("expected finite log-probabilities, found others")
     bits = total / math.log(2) / len(PROSE.encode())
     line = f"{bits:.3f} bits per byte ({total / count:.3f} nats a token, {count} tokens)"
+    guessing = math.log(session.config.vocab_size)
     failed = session.published and bits > PUBLISHED_BITS
     if failed:
-        line += f"; expected at most {PUBLISHED_BITS} of published weights"
+        line += f"; expected at most {PUBLISHED_BITS} bits per byte of published weights"
+    elif total / count > guessing + WORSE_THAN_GUESSING and not session.synthetic:
+        failed = True
+        line += (
+            f"; expected less than guessing would take, {guessing:.3f} nats a token: does this "
+            f"tokenizer belong to this model?"
+        )
     figures = {"bits_per_byte": bits, "nats_per_token": total / count, "tokens": count}
     return Outcome(line, failed, figures)
