@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gptoss.checkpoint import write_checkpoint
 from gptoss.engine import available_memory
+from gptoss.errors import Error
 from gptoss.eval.modes_check import EXACT
 from gptoss.eval.numbers import distance
 from gptoss.eval.outcome import Outcome, Skipped
@@ -21,8 +22,8 @@ from gptoss.eval.texts import PROSE
 
 PARAMETERS = 500_000_000  # at most; transformers holds them in float32, for a while twice
 TOKENS = 64
-# Both compute in float32 and sum in another order; nano is 3e-7 away.
-RELATIVE = 1e-3
+# Both compute in float32 and sum in another order: the bundled model is 4e-7 away, others 3e-6.
+RELATIVE = 1e-4
 
 
 def check_transformers(session: Session) -> Outcome:
@@ -42,8 +43,15 @@ def check_transformers(session: Session) -> Outcome:
     ours = session.engine(**EXACT).logits(tokens)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
-        write_checkpoint(source, target, "huggingface-bf16")
-        theirs = transformers_logits(target, tokens)
+        try:
+            write_checkpoint(source, target, "huggingface-bf16")
+        except Error as error:  # such as a full disk
+            raise Skipped(f"no copy for transformers could be written: {error}") from None
+        try:
+            theirs = transformers_logits(target, tokens)
+        except Exception as error:  # another release of it: not this model's fault
+            text = " ".join(str(error).split())
+            raise Skipped(f"transformers fails: {type(error).__name__}: {text}") from None
     found = distance(theirs, ours)
     apart = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
     line = (

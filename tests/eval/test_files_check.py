@@ -96,6 +96,26 @@ def test_of_a_model(tiny_a_hf, monkeypatch):
     session.close()
 
 
+def test_a_model_in_the_hubs_cache(tmp_path, tiny_a):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        data = (tiny_a / name).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if name == "config.json":
+            digest = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        (snapshot / name).symlink_to(Path("..") / ".." / "blobs" / digest)
+    session = Session(EngineOptions(snapshot))
+    session.open()
+    found = check_hashes(session)
+    assert found.line == "2 of 2 files compared with what the Hub says of them"
+    kinds = {each["name"]: each["kind"] for each in found.figures["digests"]}
+    assert kinds == {"model.safetensors": "sha256", "config.json": "git-sha1"}
+    session.close()
+
+
 def test_a_file_that_is_not_what_was_fetched(tmp_path, tiny_a):
     for name in ("config.json", "model.safetensors"):
         data = (tiny_a / name).read_bytes()

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gptoss import EngineOptions
+from gptoss import Engine, EngineOptions
 from gptoss.chat import HarmonyChat
 from gptoss.checkpoint import BUNDLED_MODEL, PRESETS
 from gptoss.eval import config_check, harmony_check, text_check
 from gptoss.eval.harmony_check import efforts, tool_call
-from gptoss.eval.modes_check import Modes
+from gptoss.eval.modes_check import BOUND, Modes
 from gptoss.eval.outcome import Skipped
 from gptoss.eval.report import anonymous, block
 from gptoss.eval.session import Session
@@ -239,6 +239,30 @@ def test_a_mode_far_from_f32_fails(monkeypatch):
     assert found.failed and found.figures["kl"] > 1
     monkeypatch.undo()
     assert not modes.mode("kl int8").failed
+    session.close()
+
+
+def test_a_gpu_is_compared_with_f32_on_the_cpu():
+    session = Session(EngineOptions(BUNDLED_MODEL))
+    session.options = replace(session.options, device="cuda")
+    assert Modes(session).names == ["kl cuda", "kl bf16", "kl q8", "kl int8"]
+    assert {*Modes(session).names} == {*BOUND}
+    session.close()
+
+
+def test_the_mode_that_is_open_is_not_loaded_again(monkeypatch):
+    session = Session(EngineOptions(BUNDLED_MODEL))
+    modes, opened = Modes(session), []
+    session.engine()
+    load = Engine.from_options
+    monkeypatch.setattr(
+        Engine,
+        "from_options",
+        lambda options, *more: opened.append(options) or load(options, *more),
+    )
+    modes.exact()
+    modes.mode("kl bf16")
+    assert [options.activation for options in opened] == ["f32"]
     session.close()
 
 
