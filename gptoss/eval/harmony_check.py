@@ -37,7 +37,8 @@ SAID = '{"city": "Paris", "temperature_celsius": 21, "sky": "clear"}'
 DEGREES = "21"
 SUM, RESULT = "What is 17 * 23? Answer with the number alone.", "391"
 CALL_TOKENS = 256
-EFFORT_TOKENS = {"low": 256, "high": 768}
+EFFORT_TOKENS = {"low": 256, "high": 512}
+MADE_UP_TOKENS = 48  # at most, of weights that never come to an end by themselves
 
 
 class Generates(Protocol):
@@ -81,15 +82,15 @@ def check_format(session: Session) -> Outcome:
 def check_tool_call(session: Session) -> Outcome:
     """The model is asked for the weather, with a tool that knows it, and told what that said."""
     chat = harmony_of(session)
-    found = tool_call(session.engine(), chat)
-    return _judged(session, found)
+    limit = MADE_UP_TOKENS if session.synthetic else CALL_TOKENS
+    return _judged(session, tool_call(session.engine(), chat, limit))
 
 
-def tool_call(engine: Generates, chat: HarmonyChat) -> Outcome:
+def tool_call(engine: Generates, chat: HarmonyChat, limit: int = CALL_TOKENS) -> Outcome:
     """One call and its answer. Failed where the call is none, or its result is not made use of."""
     user = Message("user", content=ASKED)
     asked = Conversation((user,), (WEATHER,), effort="low")
-    first, count = _answer(engine, chat, asked, CALL_TOKENS)
+    first, count = _answer(engine, chat, asked, limit)
     call = next((message for message in first if message.is_call), None)
     details = tuple(map(_shown_message, first))
     figures: dict[str, Any] = {"messages": [_as_json(message) for message in first]}
@@ -103,7 +104,7 @@ def tool_call(engine: Generates, chat: HarmonyChat) -> Outcome:
         return Outcome(line, True, figures, details)
     result = Message(call.recipient, COMMENTARY, content=SAID)
     told = Conversation((user, *first, result), (WEATHER,), effort="low")
-    second, more = _answer(engine, chat, told, CALL_TOKENS)
+    second, more = _answer(engine, chat, told, limit)
     details += tuple(map(_shown_message, second))
     figures["messages"] += [_as_json(message) for message in second]
     answer = "".join(message.content for message in second if message.is_answer)
@@ -116,17 +117,21 @@ def tool_call(engine: Generates, chat: HarmonyChat) -> Outcome:
 def check_effort(session: Session) -> Outcome:
     """The same question with effort low and high."""
     chat = harmony_of(session)
-    return _judged(session, efforts(session.engine(), chat))
+    limit = MADE_UP_TOKENS if session.synthetic else max(EFFORT_TOKENS.values())
+    return _judged(session, efforts(session.engine(), chat, limit))
 
 
-def efforts(engine: Generates, chat: HarmonyChat) -> Outcome:
+def efforts(
+    engine: Generates, chat: HarmonyChat, most: int = max(EFFORT_TOKENS.values())
+) -> Outcome:
     """A sum, with little and with much thinking. Failed where an answer is wrong or missing.
 
-    An answer that is not reached within EFFORT_TOKENS is no failure while the thinking is in its
-    channel.
+    most: tokens of an answer, if that is less than EFFORT_TOKENS. One that is not reached in so
+    many is no failure while the thinking is in its channel.
     """
     parts, details, figures, failed = [], [], {}, False
-    for effort, limit in EFFORT_TOKENS.items():
+    for effort, tokens in EFFORT_TOKENS.items():
+        limit = min(tokens, most)
         asked = Conversation((Message("user", content=SUM),), effort=effort)
         messages, count = _answer(engine, chat, asked, limit)
         thought = sum(len(each.content) for each in messages if each.channel == ANALYSIS)

@@ -31,9 +31,10 @@ MODES: dict[str, dict[str, Any]] = {
     "kl int8": {**EXACT, "activation": "bf16", "kv": "int8"},
 }
 # Mean divergence in nats a token, at most. The bundled model has 6e-5, 1.3e-4 and 1.0e-4 on this
-# text, random weights up to 2e-3. More layers round more, and a router that chooses another expert
-# for that costs most; a kernel that reads what it should not costs whole nats.
-BOUND = {"kl bf16": 0.05, "kl q8": 0.1, "kl int8": 0.1, "kl cuda": 0.05}
+# text; random weights of 4 small layers up to 2e-3, of 6 layers of gpt-oss-20b's size 8e-3. More
+# layers round more, and a router that chooses another expert for that costs most. A kernel that
+# reads what it should not costs whole nats.
+BOUND = {"kl bf16": 0.1, "kl q8": 0.2, "kl int8": 0.2, "kl cuda": 0.1}
 
 
 class Modes:
