@@ -8,6 +8,10 @@ from gptoss.errors import Error
 from gptoss.eval.outcome import Check, Outcome, Skipped, run_checks
 
 
+class PanicException(BaseException):  # noqa: N818  as PyO3 calls it
+    """What a panic inside a library of Rust becomes."""
+
+
 def raising(error: BaseException):
     def run() -> Outcome:
         raise error
@@ -22,6 +26,7 @@ def raising(error: BaseException):
         (OSError(5, "Input/output error"), "FAILED", "[Errno 5] Input/output error"),
         (MemoryError(), "FAILED", "out of memory"),
         (ZeroDivisionError("y"), "FAILED", "unexpected ZeroDivisionError: y"),
+        (PanicException("z"), "FAILED", "unexpected PanicException: z"),
         (Skipped("not here"), "skipped", "not here"),
     ],
 )
