@@ -8,7 +8,7 @@ from gptoss.errors import Error
 from gptoss.eval.outcome import Check, Outcome, Skipped, run_checks
 
 
-class PanicException(BaseException):  # noqa: N818  as PyO3 calls it
+class PanicException(BaseException):  # PyO3 calls it so
     """What a panic inside a library of Rust becomes."""
 
 
