@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import platform
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 
 from gptoss.errors import Error
+from gptoss.eval.machine import Spread, read_bandwidth
 from gptoss.native import _core
 
 try:
     from gptoss.native import _kernels
 except ImportError:  # a user's installation, which measures neither arithmetic nor a GPU's memory
     _kernels = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
-
-    def show(self, scale: float = 1.0, digits: int = 1) -> str:
-        return (
-            f"{self.median / scale:.{digits}f} ({self.low / scale:.{digits}f}"
-            f" to {self.high / scale:.{digits}f})"
-        )
-
-
-# The machine.
-
-
-def read_bandwidth(threads: int, repeat: int) -> Spread:
-    """Bytes per second that the threads read from 1 GiB of memory, by NumPy."""
-    data = np.ones(1 << 27, np.uint64)
-    parts = np.array_split(data, 8 * threads)
-    seconds = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repeat + 1):
-            start = perf_counter()
-            for _ in pool.map(np.max, parts):
-                pass
-            seconds.append(perf_counter() - start)
-    return Spread.of([data.nbytes / s for s in seconds[1:]])
 
 
 def multiply_peak(threads: int, repeat: int, isa: str) -> Spread | None:

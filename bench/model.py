@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
@@ -33,11 +32,13 @@ from typing import Any
 import numpy as np
 
 import gptoss
-from bench.machine import Spread, measure_machine
+from bench.machine import measure_machine
 from gptoss.cli.arguments import add_engine_options, engine_options
 from gptoss.engine.load import choose_device, open_model
 from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
+from gptoss.eval.cost import Bytes, bytes_of, step_bytes, token_operations
+from gptoss.eval.machine import Spread, forget_peak_memory, peak_memory
 from gptoss.model.config import ModelConfig
 from gptoss.native import _core, arrays
 
@@ -46,68 +47,8 @@ try:
 except ImportError:  # a user's installation, which measures neither arithmetic nor a GPU's memory
     _kernels = None
 
-BF16 = 2  # bytes
-MXFP4 = 17 / 32  # bytes: 16 bytes of values and 1 of scale for 32 weights
-Q8 = 34 / 32  # bytes: 32 of values and 2 of scale for 32 weights
-KV_ELEMENT = {
-    "f32": 4.0,
-    "bf16": 2.0,
-    "int8": 1 + 4 / 64,
-}  # bytes; int8 with a scale per head of 64
 SERVE = Path(__file__).with_name("serve.py")
 PEER = Path(__file__).parent / "peers" / "time_llama_cpp.py"
-
-
-# The model: what a token costs. Norms, biases and activations are left out (under 0.1%).
-
-
-def dense_weights(c: ModelConfig) -> int:
-    """Weights that every token uses: attention and router of all layers, unembedding."""
-    attention = (2 * c.query_size + 2 * c.kv_size) * c.hidden_size
-    router = c.num_experts * c.hidden_size
-    return c.num_hidden_layers * (attention + router) + c.vocab_size * c.hidden_size
-
-
-def expert_weights(c: ModelConfig) -> int:
-    """Weights of one expert in one layer."""
-    return 3 * c.hidden_size * c.intermediate_size
-
-
-def distinct_experts(c: ModelConfig, tokens: int) -> float:
-    """Experts of a layer that `tokens` tokens touch, if the router chose evenly."""
-    return c.num_experts * (1.0 - (1.0 - c.experts_per_token / c.num_experts) ** tokens)
-
-
-def visible_keys(c: ModelConfig, depth: int) -> int:
-    """Keys that the token at position `depth` sees, summed over the layers."""
-    sliding = (c.num_hidden_layers + 1) // 2
-    return sliding * min(depth + 1, c.sliding_window) + (c.num_hidden_layers - sliding) * (
-        depth + 1
-    )
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """How many bytes a weight or an element of the cache takes."""
-
-    dense: float
-    expert: float
-    kv: float
-
-
-def step_bytes(c: ModelConfig, batch: int, depth: int, size: Bytes) -> float:
-    """Bytes that a decode step of `batch` sequences must read: each weight and each key once."""
-    experts = distinct_experts(c, batch) * expert_weights(c) * size.expert
-    keys = batch * visible_keys(c, depth) * 2 * c.kv_size * size.kv
-    return dense_weights(c) * size.dense + c.num_hidden_layers * experts + keys
-
-
-def token_operations(c: ModelConfig, depth: int, logits: bool) -> float:
-    """Multiplications and additions for one token."""
-    weights = dense_weights(c) + c.num_hidden_layers * c.experts_per_token * expert_weights(c)
-    if not logits:
-        weights -= c.vocab_size * c.hidden_size
-    return 2.0 * weights + 4.0 * visible_keys(c, depth) * c.query_size
 
 
 # Running it.
@@ -296,26 +237,6 @@ def beside(ours: Spread, theirs: Spread | None) -> str:
     return f" | llama.cpp {theirs.show(digits=2)}: {ours.median / theirs.median:.1f} x"
 
 
-def forget_peak_memory() -> None:
-    """Reset the peak, so that measuring the machine does not count (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # elsewhere the peak includes the gigabyte that read_bandwidth read
-
-
-def peak_memory() -> int:
-    """Most bytes that the process held at a time, mapped files included."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 def integers(text: str, least: int = 1) -> list[int]:
     values = [int(part) for part in text.split(",")]
     if not values or min(values) < least:
@@ -394,11 +315,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
           f"{weight_bytes / 1e9:.2f} GB, loaded in {load_s:.1f} s")  # fmt: skip
     print(f"          dense weights {info['dense_weights']}, experts {info['expert_weights']}, "
           f"keys and values {info['kv_cache']}")  # fmt: skip
-    size = Bytes(
-        Q8 if info["dense_weights"].startswith("q8") else BF16,
-        MXFP4 if source.expert_dtype == "mxfp4" else BF16,
-        KV_ELEMENT[info["kv_cache"]],
-    )
+    size = bytes_of(info, source.expert_dtype)
     runner = Runner(backend, config, max(arguments.batch), longest, step_tokens)
     with open_peer(arguments, threads, longest + 64) as peer:
         prefill = [

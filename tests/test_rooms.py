@@ -33,7 +33,8 @@ MAY = {
     "server": BASE | {"files", "engine", "chat", "agent", "request", "tokenizer"},
     "train": BASE | {"files", "model", "tokenizer", "checkpoint", "chat", "native"},
     "viz": BASE | {"train", "files"},
-    "eval": BASE | {"engine", "train", "chat", "request"},
+    "eval": BASE
+    | {"engine", "train", "chat", "request", "native", "model", "tokenizer", "checkpoint"},
     "rl": BASE | {"engine", "train", "chat", "request"},
 }
 EVERYTHING = {"cli", "__init__", "__main__"}
@@ -57,7 +58,8 @@ FACED = {"request", "model", "tokenizer", "checkpoint", "hub", "chat", "engine"}
 OPEN = {"gptoss.tokenizer.files", "gptoss.tokenizer.vocabulary", "gptoss.model.mxfp4",
         "gptoss.engine.options", "gptoss.checkpoint.source"}  # fmt: skip
 
-LAZY = {"gptoss/__init__.py"}  # imports inside functions; besides all of cli/ and every face
+# Imports inside functions; besides all of cli/ and every face.
+LAZY = {"gptoss/__init__.py", "gptoss/__main__.py"}
 
 
 def files() -> list[Path]:
@@ -158,7 +160,10 @@ def test_imports_stand_at_the_top():
     wrong = [
         f"{where}: {name}"
         for place, module, where, name, top in each_import()
-        if not top and room_of(module) != "cli" and not place.endswith("__init__.py")
+        if not top
+        and room_of(module) != "cli"
+        and not place.endswith("__init__.py")
+        and place not in LAZY
     ]
     assert not wrong, "\n".join(wrong)
 

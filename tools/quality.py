@@ -25,6 +25,7 @@ from gptoss.checkpoint import BUNDLED_MODEL
 from gptoss.checkpoint.files import open_checkpoint
 from gptoss.checkpoint.source import ArraySource, TensorSource
 from gptoss.errors import Error
+from gptoss.eval.numbers import log_softmax
 from gptoss.model import mxfp4
 from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 
@@ -56,11 +57,6 @@ def simulated(source: TensorSource, rounding: Any) -> ArraySource:
             array = f32_to_bf16(rounding(bf16_to_f32(array)))
         arrays[info.name] = array
     return ArraySource(source.config, arrays)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> Float:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def compare(reference: list[Float], found: list[Float], windows: list[list[int]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gptoss.cli import (
     chat,
+    check,
     convert,
     data,
     export,
@@ -36,7 +37,7 @@ from gptoss.errors import Error
 from gptoss.extras import install_hint
 
 _COMMANDS = (
-    *(run, chat, serve, generate, info),
+    *(run, chat, serve, generate, info, check),
     *(local.PULL, local.LIST, local.RM, convert, synth),
     *(data, train, export, finetune, viz),
 )

@@ -60,10 +60,15 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for other lines; the bar is drawn again with the next call."""
         if self._drawn:
             self._draw("")
             self._stream.write("\r")
             self._stream.flush()
+            self._drawn = 0
 
     def _draw(self, line: str) -> None:
         try:

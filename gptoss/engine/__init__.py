@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptoss.engine.aio import AsyncEngine, AsyncStream
     from gptoss.engine.engine import Engine
+    from gptoss.engine.load import choose_device
+    from gptoss.engine.memory import available_memory
     from gptoss.engine.options import EngineOptions
     from gptoss.engine.prompts import Prompt
     from gptoss.engine.sequence import Account
@@ -25,6 +27,8 @@ _HOME = {
     "Prompt": "gptoss.engine.prompts",
     "StopMatcher": "gptoss.engine.text",
     "Stream": "gptoss.engine.stream",
+    "available_memory": "gptoss.engine.memory",
+    "choose_device": "gptoss.engine.load",
 }
 
 __all__ = [
@@ -36,6 +40,8 @@ __all__ = [
     "Prompt",
     "StopMatcher",
     "Stream",
+    "available_memory",
+    "choose_device",
 ]
 
 

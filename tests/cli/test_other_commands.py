@@ -17,7 +17,7 @@ def test_version(gptoss):
     assert (result.returncode, result.stdout) == (0, f"gptoss {package.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["info"], ["convert"], ["synth"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["info"], ["check"], ["convert"], ["synth"]])
 def test_help(gptoss, command):
     result = gptoss(*command, "--help")
     assert result.returncode == 0 and result.stderr == ""

@@ -195,13 +195,15 @@ def test_in_a_thread_nothing_changes() -> None:
     assert found == [signal.getsignal(TERM)]
 
 
-@pytest.mark.parametrize("command", [["generate", "x", "-m"], ["serve"], ["run"]])
+@pytest.mark.parametrize(
+    "command", [["generate", "x", "-m"], ["serve", "--port", "0"], ["run", "-m"]]
+)
 def test_ctrl_c_while_a_model_loads(command, tmp_path, environment):
     """Within a moment, and without a traceback."""
     spec = "synthetic:gpt-oss-20b?layers=3"
     child = subprocess.Popen(
         [sys.executable, "-m", "gptoss", *command, spec],
-        stdin=subprocess.DEVNULL if command != ["run"] else subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
