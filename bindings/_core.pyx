@@ -19,6 +19,9 @@ cimport translate
 from core.backend cimport Activation, CppBackend, KvFormat, Options
 from core.batch cimport Batch, Output, Sampling, SamplingRow, mask_words, page_size
 from core.config cimport ModelConfig
+from core.cpu.ggml cimport MxRows
+from core.cpu.ggml cimport dequantize_q8_0 as cpp_dequantize_q8_0
+from core.cpu.ggml cimport unpack_mxfp4 as cpp_unpack_mxfp4
 from core.cpu.isa cimport cpu_features as cpp_cpu_features
 from core.cpu.kernels.select cimport describe_isa
 from core.cpu.machine cimport usable_threads
@@ -414,3 +417,49 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
     with nogil:
         pack_matrix(source, format_, &to[0, 0], threads_)
     return panels
+
+
+def unpack_mxfp4(packed, blocks, scales, *, halves, threads=0):
+    """MXFP4 blocks as ggml's files store them, taken apart.
+
+    packed: uint8 [N, B, 17], scale bytes first. blocks: uint8 [N, B, 16] and scales: uint8 [N, B],
+    written to; their rows may lie apart. halves: a byte holds values i and i + 16 of a block, and
+    not 2i and 2i + 1 as published. threads: 0 = as many as the process may use.
+    """
+    cdef const uint8_t[:, :, ::1] from_ = packed
+    cdef uint8_t[:, :, :] to_blocks = blocks
+    cdef uint8_t[:, :] to_scales = scales
+    cdef MxRows to
+    cdef int64_t rows = packed.shape[0], count = packed.shape[1]
+    if packed.shape != (rows, count, 17) or blocks.shape != (rows, count, 16) or (
+            scales.shape != (rows, count)):
+        raise Error(f"unpack_mxfp4: shapes {packed.shape}, {blocks.shape} and {scales.shape} do "
+                    f"not belong together")
+    if blocks.strides[1:] != (16, 1) or scales.strides[1:] != (1,):
+        raise Error("unpack_mxfp4: expected rows that are contiguous")
+    to.blocks = &to_blocks[0, 0, 0]
+    to.scales = &to_scales[0, 0]
+    to.block_stride = to_blocks.strides[0]
+    to.scale_stride = to_scales.strides[0]
+    cdef bint halves_ = halves
+    cdef int threads_ = threads or usable_threads()
+    with nogil:
+        cpp_unpack_mxfp4(&from_[0, 0, 0], halves_, rows, count, to, threads_)
+
+
+def dequantize_q8_0(blocks, threads=0):
+    """uint8 [N, 34], a float16 scale and 32 int8 in each → bf16 (uint16) [N, 32], rounded once.
+
+    None where a scale is not finite.
+    """
+    cdef const uint8_t[:, ::1] from_ = blocks
+    if blocks.shape[1] != 34 or len(blocks) == 0:
+        raise Error(f"dequantize_q8_0: expected shape [N, 34], found {list(blocks.shape)}")
+    out = np.empty((len(blocks), 32), np.uint16)
+    cdef uint16_t[:, ::1] to = out
+    cdef int64_t count = len(blocks)
+    cdef int threads_ = threads or usable_threads()
+    cdef bint finite
+    with nogil:
+        finite = cpp_dequantize_q8_0(&from_[0, 0], count, <bf16*> &to[0, 0], threads_)
+    return out if finite else None

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gptoss import files
+from gptoss.checkpoint.gguf import open_gguf
 from gptoss.checkpoint.layouts import (
     Stored,
     detect,
@@ -38,6 +39,7 @@ from gptoss.checkpoint.synthetic import PREFIX as SYNTHETIC
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error, shown
+from gptoss.gguf.reader import is_gguf, parts_of
 from gptoss.model import ModelConfig, read_config
 from gptoss.tokenizer.files import tokenizer_directory
 
@@ -153,7 +155,12 @@ def _open_files(path: Path) -> TensorSource:
         raise Error(f"{shown(str(path))}: expected a path, found one with a NUL character")
     if path.is_dir():
         directory = _model_directory(path)
+        only = _only_gguf(directory)
+        if only is not None:
+            return open_gguf(only, str(path))
     elif path.is_file():
+        if is_gguf(path):
+            return open_gguf(path, str(path))
         directory = path.parent
     else:
         raise Error(
@@ -208,6 +215,23 @@ def _model_directory(path: Path) -> Path:
     if (original / CONFIG).is_file() and any(original.glob("*.safetensors")):
         return original
     return path
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """The GGUF file, or the first part, of a folder without safetensors; None where there is none.
+
+    Raises Error where there are several to choose from.
+    """
+    if (directory / INDEX).is_file() or any(directory.glob("*.safetensors")):
+        return None
+    found = sorted(path for path in directory.glob("*.gguf") if is_gguf(path))
+    models = list(dict.fromkeys(parts_of(path)[0] for path in found))
+    if len(models) > 1:
+        raise Error(
+            f"{directory}: expected one model, found {listed([path.name for path in models])}: "
+            f"give the file"
+        )
+    return models[0] if models else None
 
 
 def _single_file(path: Path) -> Path:
