@@ -12,6 +12,7 @@ from cpython.ref cimport PyObject, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
+from libcpp.set cimport set as cpp_set
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
@@ -121,7 +122,9 @@ cdef class _Source:
             out.shape.push_back(extent)
         self.kept[name] = array
         if self.progress is not None:
-            self.bytes_fetched += array.nbytes
+            # of Q8_0, what the same values take as the source counts them, in bf16
+            nbytes = array.size // 34 * 64 if name.endswith(".q8_0") else array.nbytes
+            self.bytes_fetched += nbytes
             self.progress(self.bytes_fetched, self.source.nbytes)
 
     def release(self, name):
@@ -263,8 +266,9 @@ cdef class Backend:
         weights_of_panels = getattr(source, "panels", None)
         if weights_of_panels is not None:
             panels = _dense_weights(weights_of_panels)
+        cdef cpp_set[string] q8_0 = {name.encode() for name in getattr(source, "q8_0", ())}
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels)
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels, q8_0)
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
@@ -370,7 +374,7 @@ def cpu_features():
 
 
 # In the order of WeightFormat in core/cpu/panels.h.
-WEIGHT_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
+WEIGHT_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2, "q8_0": 3}
 
 
 def panel_shape(format, rows, cols):
@@ -382,20 +386,28 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
     """A matrix as panels, uint8 [panels, panel bytes]; 64-byte aligned.
 
     weight: bf16 (uint16) [N, K] for "bf16" and "q8"; or blocks uint8 [N, K / 32, 16] and scales
-    uint8 [N, K / 32] for "mxfp4". threads: 0 = as many as the process may use.
+    uint8 [N, K / 32] for "mxfp4"; or blocks uint8 [N, K / 32, 34] for "q8_0". threads: 0 = as many
+    as the process may use.
     """
     cdef PackSource source
     cdef const uint16_t[:, ::1] weights
     cdef const uint8_t[:, :, ::1] block_bytes
     cdef const uint8_t[:, ::1] scale_bytes
-    if (weight is None) != (format == "mxfp4") or format not in WEIGHT_FORMATS:
-        raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4, asked for "
-                    f"{format!r}")
+    if (weight is None) != (format in ("mxfp4", "q8_0")) or format not in WEIGHT_FORMATS:
+        raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4 or q8_0, asked "
+                    f"for {format!r}")
     if weight is not None:
         weights = np.ascontiguousarray(weight)
         source.weight = <const bf16*> &weights[0, 0]
         source.rows = weights.shape[0]
         source.cols = weights.shape[1]
+    elif format == "q8_0":
+        block_bytes = np.ascontiguousarray(blocks)
+        if block_bytes.shape[2] != 34:
+            raise Error(f"pack: expected blocks of 34 bytes, found {block_bytes.shape[2]}")
+        source.q8_0 = &block_bytes[0, 0, 0]
+        source.rows = block_bytes.shape[0]
+        source.cols = block_bytes.shape[1] * 32
     else:
         block_bytes = np.ascontiguousarray(blocks)
         scale_bytes = np.ascontiguousarray(scales)

@@ -39,7 +39,7 @@ EVERYTHING = {"cli", "__init__", "__main__"}
 
 # Inside a room. Of the checkpoint room only the face and the names of tokenizer files are needed.
 ONLY = {
-    ("checkpoint", "tokenizer"): {"gptoss.tokenizer.files"},
+    ("checkpoint", "tokenizer"): {"gptoss.tokenizer", "gptoss.tokenizer.files"},
     ("reference", "checkpoint"): {"gptoss.checkpoint", "gptoss.checkpoint.source"},
 }
 # The two halves of the server: neither knows the other.

@@ -11,3 +11,4 @@ from gptoss.checkpoint.source import TensorSource as TensorSource
 from gptoss.checkpoint.source import row_blocks as row_blocks
 from gptoss.checkpoint.synthetic import PRESETS as PRESETS
 from gptoss.checkpoint.write import write_checkpoint as write_checkpoint
+from gptoss.checkpoint.write_gguf import write_gguf as write_gguf

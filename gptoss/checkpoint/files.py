@@ -8,6 +8,7 @@ the MXFP4 scales, which are checked when they are asked for.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gptoss.checkpoint.layouts import (
     rename_misnamed,
     stored_tensors,
 )
+from gptoss.checkpoint.mistaken import CONFIG, check_folder, check_pointer
 from gptoss.checkpoint.panels import holds_panels, open_panels, write_panels
 from gptoss.checkpoint.quantized import QuantizedExperts
 from gptoss.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile
@@ -40,7 +42,7 @@ from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error, shown
 from gptoss.gguf.reader import is_gguf, parts_of
-from gptoss.model import ModelConfig, read_config
+from gptoss.model import ModelConfig, f32_to_bf16, read_config
 from gptoss.tokenizer.files import tokenizer_directory
 
 __all__ = [
@@ -55,8 +57,6 @@ __all__ = [
 ]
 
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-ADAPTER = "adapter_config.json"  # of PEFT
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "nano"
 
 
@@ -125,15 +125,15 @@ class MappedSource(TensorSource):
         stored, rows = self._stored[info.name]
         view = self._holders[stored.name].view(stored.name)
         if not stored.transposed:
-            return view[rows]
-        out = np.empty(info.shape, dtype=view.dtype)
+            return _rounded(view[rows])
+        out = np.empty(info.shape, dtype=np.uint16)
         for index in range(len(view)):
-            transpose(view[index], out[index])
+            transpose(_rounded(view[index]), out[index])
         return out
 
     def _read_expert(self, name: str, index: int) -> Array:
         stored, _ = self._stored[name]
-        matrix: Array = self._holders[stored.name].view(stored.name)[index]
+        matrix = _rounded(self._holders[stored.name].view(stored.name)[index])
         if stored.transposed:
             out = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
             transpose(matrix, out)
@@ -150,6 +150,16 @@ class MappedSource(TensorSource):
             file.close()
 
 
+def _rounded(array: Array) -> Array:
+    """float16 and float32 as the nearest bf16 (uint16); what is stored otherwise as it is."""
+    if array.dtype == np.float16:  # row by row: float32 in between takes twice the room
+        out = np.empty(array.shape, dtype=np.uint16)
+        for index in range(len(array)):
+            out[index] = f32_to_bf16(array[index])
+        return out
+    return f32_to_bf16(array) if array.dtype == np.float32 else array
+
+
 def _open_files(path: Path) -> TensorSource:
     if "\0" in str(path):
         raise Error(f"{shown(str(path))}: expected a path, found one with a NUL character")
@@ -159,6 +169,7 @@ def _open_files(path: Path) -> TensorSource:
         if only is not None:
             return open_gguf(only, str(path))
     elif path.is_file():
+        check_pointer(path)
         if is_gguf(path):
             return open_gguf(path, str(path))
         directory = path.parent
@@ -168,11 +179,7 @@ def _open_files(path: Path) -> TensorSource:
             f"published weights are downloaded first, for example with: "
             f"hf download openai/gpt-oss-20b --local-dir gpt-oss-20b"
         )
-    if (directory / ADAPTER).is_file() and not (directory / CONFIG).exists():
-        raise Error(
-            f"{directory}: expected a model, found a PEFT adapter ({ADAPTER}): merge it into its "
-            f"base model first (PeftModel.merge_and_unload, then save_pretrained in bfloat16)"
-        )
+    check_folder(directory)
     if path.is_dir():
         paths, index = _find_shards(directory)
     else:
@@ -181,6 +188,7 @@ def _open_files(path: Path) -> TensorSource:
     opened: list[SafetensorsFile] = []
     try:
         for shard in paths:
+            check_pointer(shard)
             opened.append(SafetensorsFile(shard))
         if len(opened) == 1 and holds_panels(opened[0]):
             return open_panels(config, opened[0], str(path))
@@ -224,7 +232,9 @@ def _only_gguf(directory: Path) -> Path | None:
     """
     if (directory / INDEX).is_file() or any(directory.glob("*.safetensors")):
         return None
-    found = sorted(path for path in directory.glob("*.gguf") if is_gguf(path))
+    found = sorted(path for path in directory.glob("*.gguf") if path.is_file())
+    for path in found:
+        check_pointer(path)
     models = list(dict.fromkeys(parts_of(path)[0] for path in found))
     if len(models) > 1:
         raise Error(
@@ -347,7 +357,10 @@ def _find_holders(
 def _check_tensors(
     stored: list[Stored], holders: dict[str, SafetensorsFile], directory: Path
 ) -> None:
-    """Raise Error unless the files hold exactly the tensors that config.json implies."""
+    """Raise Error unless the files hold exactly the tensors that config.json implies.
+
+    float16 and float32 may stand for bf16, which a warning tells.
+    """
     place = directory / CONFIG
     missing = [tensor.name for tensor in stored if tensor.name not in holders]
     if missing:
@@ -358,11 +371,14 @@ def _check_tensors(
         raise Error(
             f"{holders[extra[0]].path}: unexpected tensors (by {place}): {listed(sorted(extra))}"
         )
+    wide: dict[str, str] = {}  # dtype → a tensor of it
     for tensor in stored:
         entry = holders[tensor.name].entries[tensor.name]
         where = f"{holders[tensor.name].path}: tensor {tensor.name}"
-        if entry.dtype != tensor.dtype:
-            floating = tensor.dtype == "BF16" and entry.dtype in ("F16", "F32", "F64")
+        if tensor.dtype == "BF16" and entry.dtype in ("F16", "F32"):
+            wide[entry.dtype] = tensor.name
+        elif entry.dtype != tensor.dtype:
+            floating = tensor.dtype == "BF16" and entry.dtype == "F64"
             way_out = (
                 ": save the model in bfloat16 (model.to(torch.bfloat16).save_pretrained)"
                 if floating
@@ -374,3 +390,9 @@ def _check_tensors(
                 f"{where}: expected shape {list(tensor.shape)} (by {place}), "
                 f"found {list(entry.shape)}"
             )
+    if wide:
+        kinds = " and ".join(f"{kind} (such as {name})" for kind, name in sorted(wide.items()))
+        warnings.warn(
+            f"{directory}: is not stored in bf16 but in {kinds}: weights are rounded to bf16, once",
+            stacklevel=2,
+        )

@@ -26,6 +26,7 @@ from gptoss.native import _core
 
 ARCHITECTURES = ("gpt-oss", "gptoss")  # llama.cpp's name and Ollama's
 _CHUNK = 1 << 19  # values converted at a time: temporaries stay at a few MB
+_Q8_0 = ".q8_0"  # after the name of a matrix: its blocks as they are
 _DENSE = ("F32", "F16", "BF16", "Q8_0")
 _OFFICIAL_ENDS = {199_999, 200_002, 200_012}  # <|endoftext|>, <|return|>, <|call|>
 _OFFICIAL_VOCABULARY = 201_088
@@ -84,8 +85,26 @@ class GgufSource(TensorSource):
         # blocks and scales come from one pass; the one not asked for waits for the next question
         self._waiting: tuple[str, Array] | None = None
         self._warned = False
+        self.q8_0 = frozenset(
+            key
+            for key, (first, *_) in self._places.items()
+            if first.entry.type.name == "Q8_0" and len(self._infos[key].shape) == 2
+        )
+
+    def info(self, name: str) -> TensorInfo:
+        matrix = name.removesuffix(_Q8_0)
+        if name == matrix or matrix not in self.q8_0:
+            return super().info(name)
+        rows, cols = self._infos[matrix].shape
+        return TensorInfo(name, "U8", (rows, cols // BLOCK, Q8_0_BYTES))
 
     def _read(self, info: TensorInfo) -> Array:
+        if info.name.endswith(_Q8_0):
+            (place,) = self._places[info.name.removesuffix(_Q8_0)]
+            begin = place.first // BLOCK * Q8_0_BYTES
+            blocks = place.file.view(place.entry, begin, begin + info.nbytes)
+            self._check_scales(place.entry, blocks.reshape(-1, Q8_0_BYTES))
+            return blocks.reshape(info.shape)
         if info.dtype == "U8":
             return self._read_mxfp4(info)
         places = self._places[info.name]
@@ -164,15 +183,23 @@ class GgufSource(TensorSource):
         if kind.name == "Q8_0":
             values = _core.dequantize_q8_0(raw.reshape(-1, Q8_0_BYTES))
             if values is None:
-                raise Error(
-                    f"{place.file.path}: tensor {entry.name}: expected finite scales, found an "
-                    f"infinite one or NaN"
-                )
+                raise self._not_finite(entry)
             return values.reshape(-1)
         floats = raw.view("<f4" if kind.name == "F32" else "<f2")
         out = f32_to_bf16(floats)
         self._note_rounding(entry, floats, out)
         return out
+
+    def _check_scales(self, entry: Entry, blocks: Array) -> None:
+        """Raise Error unless the scales of Q8_0 blocks [n, 34] are finite."""
+        if ((blocks[:, 1] & 0x7C) == 0x7C).any():  # the exponent, in the upper byte
+            raise self._not_finite(entry)
+
+    def _not_finite(self, entry: Entry) -> Error:
+        return Error(
+            f"{self.name}: tensor {entry.name}: expected finite scales, found an infinite one or "
+            f"NaN"
+        )
 
     def _note_rounding(self, entry: Entry, floats: Array, out: Array) -> None:
         """Say once that this model is not stored in bf16, when the first value shows it."""
@@ -189,7 +216,7 @@ class GgufSource(TensorSource):
 
     def release(self, name: str) -> None:
         self.info(name)
-        for place in self._places[name]:
+        for place in self._places[name.removesuffix(_Q8_0)]:
             place.file.release(place.entry)
 
     def close(self) -> None:

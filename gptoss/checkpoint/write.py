@@ -23,7 +23,8 @@ from gptoss.checkpoint.source import BYTES, Array, TensorSource, transpose
 from gptoss.errors import Error, shown
 from gptoss.files import read_object, reason
 from gptoss.model import f32_to_bf16, to_huggingface, to_original
-from gptoss.tokenizer.files import CONFIG_NAME, tokenizer_files
+from gptoss.tokenizer import load_vocabulary, vocabulary_files
+from gptoss.tokenizer.files import CONFIG_NAME, holds_vocabulary, tokenizer_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -85,7 +86,7 @@ def new_directory(directory: str | os.PathLike[str], nbytes: int) -> Iterator[tu
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise Error(f"{target}: expected a new or empty directory, found something there")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target.parent, nbytes + _SPARE_BYTES)
+        check_space(target.parent, nbytes + _SPARE_BYTES)
         with _partial_directory(target) as partial:
             yield target, partial
             if target.exists():
@@ -159,7 +160,8 @@ def _nbytes(stored: Stored) -> int:
     return sum(part.nbytes for part in stored.parts)
 
 
-def _check_space(directory: Path, needed: int) -> None:
+def check_space(directory: Path, needed: int) -> None:
+    """Raise Error unless so many bytes are free where `directory` lies."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise Error(
@@ -213,9 +215,17 @@ def _write_files(
 def copy_tokenizer(source: TensorSource, directory: Path) -> list[str]:
     """Copies the tokenizer's files, and notes source.conversation_format in them; their names.
 
-    It is a key of tokenizer_config.json, which transformers passes over.
+    A vocabulary inside a GGUF file is written as such files. The format is a key of
+    tokenizer_config.json, which transformers passes over.
     """
-    names = []
+    names: list[str] = []
+    if source.directory is not None and source.directory.is_file():  # a GGUF file holds its own
+        if not holds_vocabulary(source.directory):
+            return names
+        found = vocabulary_files(load_vocabulary(source.directory, source.config))
+        for name, data in found.items():
+            (directory / name).write_bytes(data)
+            names.append(name)
     for path in tokenizer_files(source.directory) if source.directory is not None else []:
         shutil.copyfile(path, directory / path.name)
         names.append(path.name)

@@ -37,6 +37,7 @@ _PATTERNS = {"gpt-4o": O200K_PATTERN, "llama4": O200K_PATTERN, "gpt-2": GPT2_PAT
 # What llama.cpp has no name for, kept for ourselves; it refuses a name that it does not know.
 _OWN, _OWN_PATTERN = "gptoss", "gptoss.tokenizer.pattern"
 _FORMAT = "gptoss.conversation_format"
+_END_IDS = _PREFIX + "eos_token_ids"  # Ollama's
 _TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 
@@ -44,8 +45,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 def read_gguf_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     """The vocabulary in `path`, for a model with `vocab_size` ids. Raises Error.
 
-    What ends a text is said by eos_token_id and eos_token_ids; where they exist, `<|return|>` and
-    `<|call|>` do, too.
+    What ends a text is said by eos_token_id and eos_token_ids. Without the latter `<|return|>` and
+    `<|call|>`, where they exist, do so, too.
     """
     file = GgufFile(path)
     try:
@@ -70,8 +71,9 @@ def _read(file: GgufFile, vocab_size: int) -> Vocabulary:
     if not is_o200k(dump_ranks(ranks)):
         apart = {name.encode("utf-8", "replace") for name in plain}
         check_merges(path, _PREFIX + "merges", ranks, file.array(_PREFIX + "merges"), apart)
-    ends = {special[name] for name in HARMONY_END} if special.keys() >= {*HARMONY_END} else set()
-    ends |= set(_end_ids(file, len(tokens)))
+    ends = set(_end_ids(file, len(tokens)))
+    if _END_IDS not in file.fields and special.keys() >= {*HARMONY_END}:
+        ends |= {special[name] for name in HARMONY_END}  # llama.cpp's converter names one of them
     return Vocabulary(
         source=str(path),
         vocab_size=vocab_size,
@@ -128,7 +130,7 @@ def _pattern(file: GgufFile) -> str:
 
 
 def _end_ids(file: GgufFile, count: int) -> list[int]:
-    ids = file.array(_PREFIX + "eos_token_ids")
+    ids = file.array(_END_IDS)
     for name in ("eos_token_id", "eot_token_id"):
         if _PREFIX + name in file.fields:
             ids.append(file.integer(_PREFIX + name))
@@ -180,7 +182,7 @@ def gguf_metadata(vocabulary: Vocabulary, template: str | None = None) -> Metada
         first = vocabulary.special_tokens.get(HARMONY_END[0], -1)
         end = first if first in vocabulary.eos_ids else min(vocabulary.eos_ids)
         found.append((_PREFIX + "eos_token_id", types.U32, end))
-        found.append((_PREFIX + "eos_token_ids", types.I32, sorted(vocabulary.eos_ids)))
+        found.append((_END_IDS, types.I32, sorted(vocabulary.eos_ids)))
     if vocabulary.conversation_format is not None:
         found.append((_FORMAT, types.TEXT, vocabulary.conversation_format))
     if template is not None:

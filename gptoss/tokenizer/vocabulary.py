@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -175,6 +176,46 @@ def dump_ranks(ranks: Mapping[bytes, int]) -> bytes:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1])
     )
     return b"".join(lines)
+
+
+def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """Name → content of files that `read_rank_directory` reads as this vocabulary.
+
+    Of several ids that end a text one is named; config.json names the others. Raises Error where
+    added tokens are found in any text, which these files cannot say.
+    """
+    if vocabulary.plain_tokens:
+        raise Error(
+            f"{vocabulary.source}: expected special tokens alone, found "
+            f"{shown(next(iter(vocabulary.plain_tokens)))}, which is found in any text and cannot "
+            f"be written into a rank file"
+        )
+    data = dump_ranks(vocabulary.ranks)
+    harmonys = harmony_special_tokens()
+    extra = (
+        {}
+        if vocabulary.conversation_format is None
+        else {"conversation_format": vocabulary.conversation_format}
+    )
+    known = all(harmonys.get(name) == token for name, token in vocabulary.special_tokens.items())
+    if is_o200k(data) and known and vocabulary.vocab_size == HARMONY_SIZE:
+        found = {O200K_FILE: data}
+        config: dict[str, Any] = extra
+    else:
+        found = {"tokenizer.tiktoken": data}
+        names = {token: name for name, token in vocabulary.special_tokens.items()}
+        ends = [token for token in sorted(vocabulary.eos_ids) if token in names]
+        config = {
+            "pattern": vocabulary.pattern,
+            "special_tokens": {name: token for token, name in names.items()},
+            "eos_token": names[ends[0]] if ends else None,
+            "bos_token": None,
+            **extra,
+        }
+    if config:
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        found["tokenizer_config.json"] = text.encode()
+    return found
 
 
 def parse_ranks(data: bytes, source: str) -> dict[bytes, int]:
