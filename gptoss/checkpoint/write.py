@@ -23,8 +23,8 @@ from gptoss.checkpoint.source import BYTES, Array, TensorSource, transpose
 from gptoss.errors import Error, shown
 from gptoss.files import read_object, reason
 from gptoss.model import f32_to_bf16, to_huggingface, to_original
-from gptoss.tokenizer import load_vocabulary, vocabulary_files
-from gptoss.tokenizer.files import CONFIG_NAME, holds_vocabulary, tokenizer_files
+from gptoss.tokenizer import copy_tokenizer_files
+from gptoss.tokenizer.files import CONFIG_NAME
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -218,17 +218,9 @@ def copy_tokenizer(source: TensorSource, directory: Path) -> list[str]:
     A vocabulary inside a GGUF file is written as such files. The format is a key of
     tokenizer_config.json, which transformers passes over.
     """
-    names: list[str] = []
-    if source.directory is not None and source.directory.is_file():  # a GGUF file holds its own
-        if not holds_vocabulary(source.directory):
-            return names
-        found = vocabulary_files(load_vocabulary(source.directory, source.config))
-        for name, data in found.items():
-            (directory / name).write_bytes(data)
-            names.append(name)
-    for path in tokenizer_files(source.directory) if source.directory is not None else []:
-        shutil.copyfile(path, directory / path.name)
-        names.append(path.name)
+    names = []
+    if source.directory is not None:
+        names = copy_tokenizer_files(source.directory, directory, source.config)
     wanted, path = source.conversation_format, directory / CONFIG_NAME
     # Without a word of it, a vocabulary with harmony's tokens means harmony.
     if wanted is None or (wanted == "harmony" and not path.exists()):

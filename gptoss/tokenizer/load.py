@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import tiktoken.load
 
 from gptoss.errors import Error
 from gptoss.tokenizer import vocabulary
+from gptoss.tokenizer.files import holds_vocabulary, tokenizer_files
 from gptoss.tokenizer.gguf import read_gguf_vocabulary
 from gptoss.tokenizer.tokenizer import Tokenizer
 from gptoss.tokenizer.tokenizer_json import NAME as TOKENIZER_JSON
@@ -69,6 +71,24 @@ def load_vocabulary(directory: Path | None, config: HasVocabSize) -> Vocabulary:
             )
         found = _find_harmony(directory)
     return found
+
+
+def copy_tokenizer_files(place: Path, target: Path, config: HasVocabSize) -> list[str]:
+    """Puts the tokenizer's files of `place` into the folder `target`; their names.
+
+    Of a GGUF file, its vocabulary is written as such files. Raises Error.
+    """
+    if not place.is_file():
+        found = {path.name: path for path in tokenizer_files(place)}
+        for name, path in found.items():
+            shutil.copyfile(path, target / name)
+        return list(found)
+    if not holds_vocabulary(place):
+        return []
+    written = vocabulary.vocabulary_files(load_vocabulary(place, config))
+    for name, data in written.items():
+        (target / name).write_bytes(data)
+    return list(written)
 
 
 def _find_harmony(directory: Path | None) -> Vocabulary:
