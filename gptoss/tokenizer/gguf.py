@@ -46,7 +46,7 @@ def read_gguf_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     """The vocabulary in `path`, for a model with `vocab_size` ids. Raises Error.
 
     What ends a text is said by eos_token_id and eos_token_ids. Without the latter `<|return|>` and
-    `<|call|>`, where they exist, do so, too.
+    `<|call|>`, where they exist, do so, too. Tokens that no merge makes are decoded only.
     """
     file = GgufFile(path)
     try:
@@ -68,9 +68,18 @@ def _read(file: GgufFile, vocab_size: int) -> Vocabulary:
         )
     ranks, special, plain = _sort(path, tokens, kinds)
     # The published vocabulary's merges are those its ranks imply; others are compared one by one.
+    unreachable: dict[int, bytes] = {}
     if not is_o200k(dump_ranks(ranks)):
         apart = {name.encode("utf-8", "replace") for name in plain}
-        check_merges(path, _PREFIX + "merges", ranks, file.array(_PREFIX + "merges"), apart)
+        merges = file.array(_PREFIX + "merges")
+        made = {merge.replace(" ", "") for merge in merges if isinstance(merge, str)}
+        unreachable = {
+            token: octets
+            for octets, token in ranks.items()
+            if len(octets) > 1 and octets not in apart and tokens[token] not in made
+        }
+        ranks = {octets: token for octets, token in ranks.items() if token not in unreachable}
+        check_merges(path, _PREFIX + "merges", ranks, merges, apart)
     ends = set(_end_ids(file, len(tokens)))
     if _END_IDS not in file.fields and special.keys() >= {*HARMONY_END}:
         ends |= {special[name] for name in HARMONY_END}  # llama.cpp's converter names one of them
@@ -82,6 +91,7 @@ def _read(file: GgufFile, vocab_size: int) -> Vocabulary:
         special_tokens=special,
         plain_tokens=plain,
         eos_ids=frozenset(ends),
+        unreachable=unreachable,
         conversation_format=conversation_format(
             {"conversation_format": file.text(_FORMAT)} if _FORMAT in file.fields else {}, path
         ),
@@ -158,6 +168,8 @@ def gguf_metadata(vocabulary: Vocabulary, template: str | None = None) -> Metada
                     f"to, as GGUF needs; found one that it does not"
                 )
             merges.append(" ".join(map(to_text, parts)))
+    for token, octets in vocabulary.unreachable.items():
+        tokens[token], kinds[token] = to_text(octets), _NORMAL
     for names, kind in (
         (vocabulary.plain_tokens, _USER_DEFINED),
         (_one_name_each(vocabulary.special_tokens), _CONTROL),

@@ -12,7 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -70,7 +70,8 @@ class Vocabulary:
     dialect) whose matches are encoded one by one. special_tokens: name → id, recognised in text
     only where allowed. plain_tokens: name → id, added tokens that are recognised in any text.
     eos_ids: ids that end a text. conversation_format: what the model's files say of how it takes
-    conversations, one of CONVERSATION_FORMATS; None: nothing.
+    conversations, one of CONVERSATION_FORMATS; None: nothing. unreachable: id → bytes of tokens
+    that a model may write but no text is encoded to.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Vocabulary:
     plain_tokens: Mapping[str, int]
     eos_ids: frozenset[int]
     conversation_format: str | None = None
+    unreachable: Mapping[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
@@ -91,11 +93,12 @@ class Vocabulary:
                 + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             )
         taken = {rank: token for token, rank in self.ranks.items()}
-        top = max(taken)
+        every = taken | dict(self.unreachable)
+        top = max(every)
         if top >= self.vocab_size:
             raise Error(
                 f"{self.source}: expected token ids below the model's vocab_size "
-                f"{self.vocab_size}, found {top} for {shown(taken[top])}"
+                f"{self.vocab_size}, found {top} for {shown(every[top])}"
             )
         for name, token in [*self.special_tokens.items(), *self.plain_tokens.items()]:
             what = f"{self.source}: special token {shown(name)}"
@@ -122,9 +125,11 @@ class Vocabulary:
     def token_table(self) -> list[bytes]:
         """The bytes of every id up to the highest in use; b"" for those between that are not."""
         added = [*self.plain_tokens.items(), *self.special_tokens.items()]
-        top = max([max(self.ranks.values()), *(token for _, token in added)])
+        top = max([*self.ranks.values(), *self.unreachable, *(token for _, token in added)])
         table = [b""] * (top + 1)
         for token, rank in self.ranks.items():
+            table[rank] = token
+        for rank, token in self.unreachable.items():
             table[rank] = token
         for name, rank in added:  # of two names for an id the first is the one to show
             table[rank] = table[rank] or name.encode()
@@ -181,15 +186,18 @@ def dump_ranks(ranks: Mapping[bytes, int]) -> bytes:
 def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     """Name → content of files that `read_rank_directory` reads as this vocabulary.
 
-    Of several ids that end a text one is named; config.json names the others. Raises Error where
-    added tokens are found in any text, which these files cannot say.
+    Of several ids that end a text one is named; config.json names the others. Raises Error for
+    tokens that these files have no words for.
     """
-    if vocabulary.plain_tokens:
-        raise Error(
-            f"{vocabulary.source}: expected special tokens alone, found "
-            f"{shown(next(iter(vocabulary.plain_tokens)))}, which is found in any text and cannot "
-            f"be written into a rank file"
-        )
+    for others, what in (
+        ([*vocabulary.plain_tokens], "which is found in any text"),
+        ([*vocabulary.unreachable.values()], "which no text is encoded to"),
+    ):
+        if others:
+            raise Error(
+                f"{vocabulary.source}: expected special tokens and those that merging leads to, "
+                f"found {shown(others[0])}, {what}: it cannot be written into a rank file"
+            )
     data = dump_ranks(vocabulary.ranks)
     harmonys = harmony_special_tokens()
     extra = (

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.gguf_write import write_gguf
 from gptoss.checkpoint.source import TensorSource
 from gptoss.checkpoint.synthetic import SyntheticSource
-from gptoss.checkpoint.write_gguf import write_gguf
 from gptoss.errors import Error
 from gptoss.gguf import types
 from gptoss.gguf.reader import GgufFile

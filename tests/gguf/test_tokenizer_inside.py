@@ -14,7 +14,7 @@ from vocabularies import Size, o200k_path, texts, tiny_config, tiny_ranks, write
 from gptoss.errors import Error
 from gptoss.gguf.types import I32, TEXT, U32
 from gptoss.gguf.writer import encode_header
-from gptoss.tokenizer import Tokenizer, load_tokenizer
+from gptoss.tokenizer import Tokenizer, copy_tokenizer_files, load_tokenizer
 from gptoss.tokenizer.gguf import gguf_metadata
 from gptoss.tokenizer.load import load_vocabulary
 from gptoss.tokenizer.vocabulary import HARMONY_SIZE, O200K_PATTERN, harmony
@@ -155,7 +155,7 @@ def test_the_pre_tokenizer_is_known_by_name(
     [
         ({"model": "llama"}, "tokenizer.ggml.model: expected 'gpt2'"),
         ({"tokens": ["a"]}, "expected text and as many values of token_type, found 1 and 280"),
-        ({"merges": ["t h"]}, "merges: expected .* found no such merge"),
+        ({"merges": ["t h", "h e", "t he"]}, "merges: expected .* found no such merge"),
         ({"merges": ["t", "h"]}, r"merges\[0\]: expected a pair of tokens"),
         ({"token_type": [6] * 280}, r"token_type\[0\]: expected 1 to 5, found 6"),
         ({"token_type": [5] * 280}, "expected a vocabulary, found no tokens"),
@@ -180,6 +180,20 @@ def test_a_token_that_merging_does_not_lead_to_cannot_be_written(tmp_path: Path)
     directory = write_tiny(tmp_path, rank_lines(ranks), config)
     with pytest.raises(Error, match="expected one that merging leads to"):
         gguf_metadata(load_vocabulary(directory, Size(SIZE)))
+
+
+def test_tokens_that_no_merge_makes_are_decoded_only(tmp_path: Path) -> None:
+    path = own(tmp_path, merges=["t h", "h e"])
+    vocabulary = load_vocabulary(path, Size(SIZE))
+    tokenizer = Tokenizer(vocabulary)
+    the = next(token for token, octets in vocabulary.unreachable.items() if octets == b" the")
+    assert tokenizer.decode([the]) == " the"
+    assert tokenizer.decode(tokenizer.encode(" the")) == " the"
+    assert the not in tokenizer.encode(" the")
+    again = write_metadata(tmp_path / "again.gguf", gguf_metadata(vocabulary))
+    assert load_vocabulary(again, Size(SIZE)).token_table() == vocabulary.token_table()
+    with pytest.raises(Error, match="which no text is encoded to"):
+        copy_tokenizer_files(path, tmp_path, Size(SIZE))
 
 
 def test_types_of_the_metadata(tmp_path: Path) -> None:

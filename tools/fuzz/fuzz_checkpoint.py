@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.gguf_write import write_gguf
 from gptoss.checkpoint.panels import PanelSource, write_panels
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
-from gptoss.checkpoint.write_gguf import write_gguf
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
 from gptoss.tokenizer import load_tokenizer
