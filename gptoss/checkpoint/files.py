@@ -63,11 +63,12 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "nano"
 def open_checkpoint(
     path_or_spec: str | os.PathLike[str], *, experts: str | None = None, rule: str = "mx"
 ) -> TensorSource:
-    """A model from a directory, a single .safetensors file beside its config.json, or a spec.
+    """A model from a directory, a .safetensors file beside its config.json, a GGUF file or a spec.
 
     A spec is "synthetic:gpt-oss-20b?layers=4&seed=0" (gptoss.checkpoint.synthetic). Of a
     Hugging Face checkout the files at the top are used; a directory with nothing but `original/`
-    stands for that folder.
+    stands for that folder, and one without safetensors for the GGUF file in it. A file is GGUF by
+    its first bytes, whatever its name.
 
     experts: None keeps experts as they are stored; "mxfp4" quantizes those of a bf16 checkpoint
     when they are asked for, by `rule` "mx" or "mse" (gptoss.model.mxfp4).
@@ -175,7 +176,7 @@ def _open_files(path: Path) -> TensorSource:
         directory = path.parent
     else:
         raise Error(
-            f"{path}: expected a checkpoint's directory or .safetensors file, found nothing there; "
+            f"{path}: expected a checkpoint's directory, .safetensors or GGUF file, found nothing there; "
             f"published weights are downloaded first, for example with: "
             f"hf download openai/gpt-oss-20b --local-dir gpt-oss-20b"
         )
@@ -246,7 +247,9 @@ def _only_gguf(directory: Path) -> Path | None:
 
 def _single_file(path: Path) -> Path:
     if path.suffix != ".safetensors":
-        raise Error(f"{path}: expected a .safetensors file or a directory, found another file")
+        raise Error(
+            f"{path}: expected a .safetensors or GGUF file, or a directory, found another file"
+        )
     shard = parse_shard(path.name)
     if shard is not None and shard[2] > 1:
         raise Error(

@@ -77,7 +77,8 @@ def row_blocks(config: ModelConfig) -> dict[str, slice]:
 class TensorSource(ABC):
     """A model's configuration and tensors.
 
-    layout: "original", "huggingface", "huggingface-bf16", "packed", "synthetic" or "arrays".
+    layout: "original", "huggingface", "huggingface-bf16", "packed", "gguf", "synthetic" or
+    "arrays".
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
     panels: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.

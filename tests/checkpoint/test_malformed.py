@@ -424,7 +424,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path, "expected a model (config.json and *.safetensors), found an empty directory")
     (tmp_path / "model.bin").write_bytes(b"text")
     refused(tmp_path, "expected a model", "'model.bin'")
-    refused(tmp_path / "model.bin", "expected a .safetensors file or a directory")
+    refused(tmp_path / "model.bin", "expected a .safetensors or GGUF file, or a directory")
     with pytest.raises(Error, match="NUL"):
         open_checkpoint("a\0b")
     with pytest.raises(Error, match=r"cannot be read|found nothing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def tiny(tiny_a: Path) -> Iterator[TensorSource]:
 def logits() -> Callable[..., np.ndarray]:
     """Runs a model on one prompt: float32 [tokens, vocabulary]."""
 
-    def run(source: TensorSource, tokens: np.ndarray, **options: str) -> np.ndarray:
+    def run(source: TensorSource, tokens: np.ndarray, **options: Any) -> np.ndarray:
         backend = _core.Backend(
             source.config, source, threads=2, **{"activation": "f32", **options}
         )

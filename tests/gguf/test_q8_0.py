@@ -89,6 +89,15 @@ def test_as_int8_nothing_is_rounded(stored: Path, tiny_a: Path, logits) -> None:
     assert error < 2e-6 < 1e-4 < rounded
 
 
+def test_ranks_share_it(stored: Path, tiny_a: Path, logits) -> None:
+    """Rows and blocks of a rank are those of the whole: only the order of sums differs."""
+    tokens = np.load(tiny_a / "golden.npz")["tokens_5"]
+    with open_checkpoint(stored) as source:
+        alone = logits(source, tokens, weights="q8")
+        shared = logits(source, tokens, weights="q8", tensor_parallel=2)
+    np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
 def test_scales_that_are_no_numbers(stored: Path, tmp_path: Path) -> None:
     data = bytearray(stored.read_bytes())
     tensor = next(t for t in GGUFReader(stored).tensors if t.name == "output.weight")
