@@ -176,8 +176,8 @@ def _open_files(path: Path) -> TensorSource:
         directory = path.parent
     else:
         raise Error(
-            f"{path}: expected a checkpoint's directory, .safetensors or GGUF file, found nothing there; "
-            f"published weights are downloaded first, for example with: "
+            f"{path}: expected a checkpoint's directory, .safetensors or GGUF file, found nothing "
+            f"there; published weights are downloaded first, for example with: "
             f"hf download openai/gpt-oss-20b --local-dir gpt-oss-20b"
         )
     check_folder(directory)
