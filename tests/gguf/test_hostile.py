@@ -280,3 +280,13 @@ def test_a_blob_without_a_suffix(small: Path, tmp_path: Path) -> None:
         assert source.layout == "gguf"
     with pytest.raises(Error, match="closed"):
         source.tensor("embedding.weight")
+
+
+def test_sizes_of_types_are_ggmls() -> None:
+    import gguf
+
+    ours = {number: (kind.block, kind.nbytes) for number, kind in TENSOR_TYPES.items()}
+    del ours[types.MXFP4_OLLAMA]  # unknown to ggml
+    known = {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items() if int(kind) in ours}
+    assert ours.keys() >= known.keys() >= {0, 1, 8, 30, 39}
+    assert known == {number: ours[number] for number in known}
