@@ -12,6 +12,7 @@ from cpython.ref cimport PyObject, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
+from libcpp.set cimport set as cpp_set
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
@@ -19,6 +20,9 @@ cimport translate
 from core.backend cimport Activation, CppBackend, KvFormat, Options
 from core.batch cimport Batch, Output, Sampling, SamplingRow, mask_words, page_size
 from core.config cimport ModelConfig
+from core.cpu.ggml cimport MxRows
+from core.cpu.ggml cimport dequantize_q8_0 as cpp_dequantize_q8_0
+from core.cpu.ggml cimport unpack_mxfp4 as cpp_unpack_mxfp4
 from core.cpu.isa cimport cpu_features as cpp_cpu_features
 from core.cpu.kernels.select cimport describe_isa
 from core.cpu.machine cimport usable_threads
@@ -118,7 +122,9 @@ cdef class _Source:
             out.shape.push_back(extent)
         self.kept[name] = array
         if self.progress is not None:
-            self.bytes_fetched += array.nbytes
+            # of Q8_0, what the same values take as the source counts them, in bf16
+            nbytes = array.size // 34 * 64 if name.endswith(".q8_0") else array.nbytes
+            self.bytes_fetched += nbytes
             self.progress(self.bytes_fetched, self.source.nbytes)
 
     def release(self, name):
@@ -260,8 +266,9 @@ cdef class Backend:
         weights_of_panels = getattr(source, "panels", None)
         if weights_of_panels is not None:
             panels = _dense_weights(weights_of_panels)
+        cdef cpp_set[string] q8_0 = {name.encode() for name in getattr(source, "q8_0", ())}
         cdef CallbackSource* callbacks = new CallbackSource(
-            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels)
+            <void*> self.source, _fetch, _release, source.expert_dtype == "mxfp4", panels, q8_0)
         try:
             with nogil:
                 self.backend.get().load(self.config, (<WeightSource*> callbacks)[0])
@@ -367,7 +374,7 @@ def cpu_features():
 
 
 # In the order of WeightFormat in core/cpu/panels.h.
-WEIGHT_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2}
+WEIGHT_FORMATS = {"bf16": 0, "mxfp4": 1, "q8": 2, "q8_0": 3}
 
 
 def panel_shape(format, rows, cols):
@@ -379,20 +386,28 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
     """A matrix as panels, uint8 [panels, panel bytes]; 64-byte aligned.
 
     weight: bf16 (uint16) [N, K] for "bf16" and "q8"; or blocks uint8 [N, K / 32, 16] and scales
-    uint8 [N, K / 32] for "mxfp4". threads: 0 = as many as the process may use.
+    uint8 [N, K / 32] for "mxfp4"; or blocks uint8 [N, K / 32, 34] for "q8_0". threads: 0 = as many
+    as the process may use.
     """
     cdef PackSource source
     cdef const uint16_t[:, ::1] weights
     cdef const uint8_t[:, :, ::1] block_bytes
     cdef const uint8_t[:, ::1] scale_bytes
-    if (weight is None) != (format == "mxfp4") or format not in WEIGHT_FORMATS:
-        raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4, asked for "
-                    f"{format!r}")
+    if (weight is None) != (format in ("mxfp4", "q8_0")) or format not in WEIGHT_FORMATS:
+        raise Error(f"pack: expected a weight for bf16 or q8, or blocks for mxfp4 or q8_0, asked "
+                    f"for {format!r}")
     if weight is not None:
         weights = np.ascontiguousarray(weight)
         source.weight = <const bf16*> &weights[0, 0]
         source.rows = weights.shape[0]
         source.cols = weights.shape[1]
+    elif format == "q8_0":
+        block_bytes = np.ascontiguousarray(blocks)
+        if block_bytes.shape[2] != 34:
+            raise Error(f"pack: expected blocks of 34 bytes, found {block_bytes.shape[2]}")
+        source.q8_0 = &block_bytes[0, 0, 0]
+        source.rows = block_bytes.shape[0]
+        source.cols = block_bytes.shape[1] * 32
     else:
         block_bytes = np.ascontiguousarray(blocks)
         scale_bytes = np.ascontiguousarray(scales)
@@ -414,3 +429,49 @@ def pack(format, *, weight=None, blocks=None, scales=None, threads=0):
     with nogil:
         pack_matrix(source, format_, &to[0, 0], threads_)
     return panels
+
+
+def unpack_mxfp4(packed, blocks, scales, *, halves, threads=0):
+    """MXFP4 blocks as ggml's files store them, taken apart.
+
+    packed: uint8 [N, B, 17], scale bytes first. blocks: uint8 [N, B, 16] and scales: uint8 [N, B],
+    written to; their rows may lie apart. halves: a byte holds values i and i + 16 of a block, and
+    not 2i and 2i + 1 as published. threads: 0 = as many as the process may use.
+    """
+    cdef const uint8_t[:, :, ::1] from_ = packed
+    cdef uint8_t[:, :, :] to_blocks = blocks
+    cdef uint8_t[:, :] to_scales = scales
+    cdef MxRows to
+    cdef int64_t rows = packed.shape[0], count = packed.shape[1]
+    if packed.shape != (rows, count, 17) or blocks.shape != (rows, count, 16) or (
+            scales.shape != (rows, count)):
+        raise Error(f"unpack_mxfp4: shapes {packed.shape}, {blocks.shape} and {scales.shape} do "
+                    f"not belong together")
+    if blocks.strides[1:] != (16, 1) or scales.strides[1:] != (1,):
+        raise Error("unpack_mxfp4: expected rows that are contiguous")
+    to.blocks = &to_blocks[0, 0, 0]
+    to.scales = &to_scales[0, 0]
+    to.block_stride = to_blocks.strides[0]
+    to.scale_stride = to_scales.strides[0]
+    cdef bint halves_ = halves
+    cdef int threads_ = threads or usable_threads()
+    with nogil:
+        cpp_unpack_mxfp4(&from_[0, 0, 0], halves_, rows, count, to, threads_)
+
+
+def dequantize_q8_0(blocks, threads=0):
+    """uint8 [N, 34], a float16 scale and 32 int8 in each → bf16 (uint16) [N, 32], rounded once.
+
+    None where a scale is not finite.
+    """
+    cdef const uint8_t[:, ::1] from_ = blocks
+    if blocks.shape[1] != 34 or len(blocks) == 0:
+        raise Error(f"dequantize_q8_0: expected shape [N, 34], found {list(blocks.shape)}")
+    out = np.empty((len(blocks), 32), np.uint16)
+    cdef uint16_t[:, ::1] to = out
+    cdef int64_t count = len(blocks)
+    cdef int threads_ = threads or usable_threads()
+    cdef bint finite
+    with nogil:
+        finite = cpp_dequantize_q8_0(&from_[0, 0], count, <bf16*> &to[0, 0], threads_)
+    return out if finite else None

@@ -5,7 +5,9 @@
 
 #include <new>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "core/check.h"
 #include "core/weights.h"
@@ -41,8 +43,13 @@ public:
   using Release = int (*)(void* owner, const char* name);
 
   CallbackSource(void* owner, Fetch fetch, Release release, bool mxfp4,
-                 std::optional<DenseWeights> panels)
-      : owner_(owner), fetch_(fetch), release_(release), mxfp4_(mxfp4), panels_(panels) {}
+                 std::optional<DenseWeights> panels, std::set<std::string> q8_0)
+      : owner_(owner),
+        fetch_(fetch),
+        release_(release),
+        mxfp4_(mxfp4),
+        panels_(panels),
+        q8_0_(std::move(q8_0)) {}
 
   Tensor tensor(const std::string& name) override {
     Tensor tensor;
@@ -58,6 +65,7 @@ public:
   }
   bool experts_are_mxfp4() const override { return mxfp4_; }
   std::optional<DenseWeights> panels() const override { return panels_; }
+  bool is_q8_0(const std::string& name) const override { return q8_0_.count(name) > 0; }
 
 private:
   void* owner_;
@@ -65,6 +73,7 @@ private:
   Release release_;
   bool mxfp4_;
   std::optional<DenseWeights> panels_;
+  std::set<std::string> q8_0_;
 };
 
 }  // namespace gptoss::bindings

@@ -63,6 +63,13 @@ GPTOSS_INLINE bf16 to_bf16(float value) {
 
 GPTOSS_INLINE float round_to_bf16(float value) { return to_float(to_bf16(value)); }
 
+// A finite float16, exactly: the bits of a float32 whose exponent is 112 too small.
+GPTOSS_INLINE float half_to_float(uint16_t half) {
+  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  return bits_to_float(magnitude | sign) * bits_to_float((127u + 112u) << 23);
+}
+
 // e8m0: a power of two, 2^(byte - 127); byte 0 is 2^-127, a float32 subnormal. 0xFF means NaN by
 // the OCP Microscaling specification and is refused when a checkpoint is opened.
 GPTOSS_INLINE float e8m0_to_float(uint8_t byte) {

@@ -15,7 +15,11 @@ bool ends_with(const std::string& text, const char* end) {
   return text.size() >= length && text.compare(text.size() - length, length, end) == 0;
 }
 
-Split split_of(const std::string& name) {
+Split split_of(const std::string& full_name) {
+  constexpr const char* q8_0 = ".q8_0";  // its rows and blocks are split as the matrix's
+  const std::string name = ends_with(full_name, q8_0)
+                               ? full_name.substr(0, full_name.size() - std::strlen(q8_0))
+                               : full_name;
   for (const char* part : {"attn.q", "attn.k", "attn.v"}) {
     if (ends_with(name, (std::string(part) + ".weight").c_str()) ||
         ends_with(name, (std::string(part) + ".bias").c_str())) {

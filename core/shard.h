@@ -36,6 +36,7 @@ public:
   void release(const std::string& name) override;
   bool experts_are_mxfp4() const override { return source_.experts_are_mxfp4(); }
   std::optional<DenseWeights> panels() const override { return source_.panels(); }
+  bool is_q8_0(const std::string& name) const override { return source_.is_q8_0(name); }
 
 private:
   WeightSource& source_;

@@ -32,6 +32,12 @@ public:
   // Matrices come as X.panels, in the CPU's own layout (core/cpu/panels.h), with dense weights of
   // this format; nothing where the tensors come as published.
   virtual std::optional<DenseWeights> panels() const { return std::nullopt; }
+  // The bf16 matrix `name` is stored as Q8_0 and also comes as that, unrounded, as name.q8_0:
+  // (rows, cols / 32, 34) bytes.
+  virtual bool is_q8_0(const std::string& name) const {
+    (void)name;
+    return false;
+  }
 };
 
 // The data of a tensor of this dtype and shape. Throws Error naming the tensor, what was expected

@@ -20,11 +20,12 @@ MAY = {
     "errors": set(),
     "extras": set(),
     "files": BASE,
+    "gguf": BASE | {"files"},
     "native": BASE,
     "request": BASE,
     "model": BASE | {"files"},
-    "tokenizer": BASE | {"files"},
-    "checkpoint": BASE | {"files", "model", "native", "tokenizer"},
+    "tokenizer": BASE | {"files", "gguf"},
+    "checkpoint": BASE | {"files", "gguf", "model", "native", "tokenizer"},
     "reference": BASE | {"model", "checkpoint"},
     "chat": BASE | {"tokenizer", "request"},
     "hub": BASE | {"files", "checkpoint", "tokenizer"},
@@ -41,7 +42,7 @@ EVERYTHING = {"cli", "__init__", "__main__"}
 
 # Inside a room. Of the checkpoint room only the face and the names of tokenizer files are needed.
 ONLY = {
-    ("checkpoint", "tokenizer"): {"gptoss.tokenizer.files"},
+    ("checkpoint", "tokenizer"): {"gptoss.tokenizer", "gptoss.tokenizer.files"},
     ("hub", "tokenizer"): {"gptoss.tokenizer.files"},
     ("reference", "checkpoint"): {"gptoss.checkpoint", "gptoss.checkpoint.source"},
 }

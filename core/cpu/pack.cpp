@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "core/cpu/ggml.h"
 #include "core/cpu/threads.h"
 
 namespace gptoss::cpu {
@@ -80,6 +81,27 @@ float round_to_integer(float x) {
   return (x + no_fraction) - no_fraction;
 }
 
+// Four bytes k0 … k3, of int8, in the order of a panel.
+uint32_t order_int8(uint32_t bytes) {
+  return (bytes & 0xff0000ffu) | (bytes & 0x0000ff00u) << 8 | (bytes & 0x00ff0000u) >> 8;
+}
+
+void pack_q8_0_row(const PackSource& from, int64_t row, int r, uint8_t* panel) {
+  const int64_t count = from.cols / panel_block;
+  const uint8_t* block = from.q8_0 + row * count * ggml_q8_0_bytes;
+  uint8_t* panel_scales = panel + count * panel_block_bytes(WeightFormat::q8_0);
+  for (int64_t b = 0; b < count; ++b, block += ggml_q8_0_bytes) {
+    uint32_t words[panel_block / 4];
+    std::memcpy(words, block + 2, sizeof words);
+    for (uint32_t& word : words) {
+      word = order_int8(word);
+    }
+    scatter(words, panel_block / 4,
+            panel + b * panel_block_bytes(WeightFormat::q8_0) + r * lane_bytes);
+    std::memcpy(panel_scales + (b * panel_rows + r) * 2, block, 2);
+  }
+}
+
 void pack_q8_row(const PackSource& from, int64_t row, int r, uint8_t* panel) {
   const bf16* w = from.weight + row * from.cols;
   const int64_t count = panel_blocks(from.cols);
@@ -131,14 +153,21 @@ void pack_panels(const PackSource& from, WeightFormat format, uint8_t* to, int64
         case WeightFormat::q8:
           pack_q8_row(from, row, r, panel);
           break;
+        case WeightFormat::q8_0:
+          pack_q8_0_row(from, row, r, panel);
+          break;
       }
     }
   }
 }
 
 void pack_matrix(const PackSource& from, WeightFormat format, uint8_t* to, ThreadPool& threads) {
-  GPTOSS_CHECK((format == WeightFormat::mxfp4) == (from.weight == nullptr),
-               "pack: MXFP4 weights become mxfp4 panels, bf16 ones bf16 or q8 ({} asked for)",
+  const bool fits = format == WeightFormat::mxfp4  ? from.blocks != nullptr
+                    : format == WeightFormat::q8_0 ? from.q8_0 != nullptr
+                                                   : from.weight != nullptr;
+  GPTOSS_CHECK(fits,
+               "pack: MXFP4 weights become mxfp4 panels, Q8_0 ones q8_0, bf16 ones bf16 or q8 ({} "
+               "asked for)",
                static_cast<int>(format));
   parallel_for(threads, panel_count(from.rows), panel_rows * from.cols,
                [&](int64_t p, int) { pack_panels(from, format, to, p, p + 1); });

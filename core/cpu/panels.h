@@ -12,8 +12,12 @@
 //                                          k1|k3<<4, k5|k7<<4 (e2m1 codes)                a block
 //   q8      8 groups · 16 rows · 4 bytes   group g, k = 4g …: k0, k2, k1, k3 (int8)       16 bf16
 //                                                                                         a block
+//   q8_0    as q8                                                                         16 f16
+//                                                                                         a block
 //
-// In mxfp4 and q8 the bytes lie so that the two 16-bit halves of a row's four bytes hold
+// q8 is what is made here of bf16; q8_0 holds what a GGUF file has, whose scales bf16 would round.
+//
+// In mxfp4, q8 and q8_0 the bytes lie so that the two 16-bit halves of a row's four bytes hold
 // neighbouring columns at the same bit position: one shift or table look-up of 16-bit lanes gives
 // the pairs (k, k + 1) that pair-wise multiply-add instructions (vpmaddwd, vpdpwssd, vdpbf16ps,
 // tdpbf16ps) take.
@@ -25,8 +29,8 @@
 
 namespace gptoss::cpu {
 
-enum class WeightFormat : int { bf16 = 0, mxfp4 = 1, q8 = 2 };
-constexpr int weight_formats = 3;
+enum class WeightFormat : int { bf16 = 0, mxfp4 = 1, q8 = 2, q8_0 = 3 };
+constexpr int weight_formats = 4;
 
 constexpr int panel_rows = 16;
 constexpr int panel_block = 32;  // columns that share a scale, in every format that has scales

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/cpu/ggml.h"
 #include "core/cpu/pack.h"
 
 #if __has_include(<sys/mman.h>)
@@ -53,18 +54,27 @@ public:
   }
 
   Panels matrix(const std::string& name, WeightFormat format, int64_t rows, int64_t cols) {
+    std::string tensor = name + ".weight";
+    if (format == WeightFormat::q8 && source_.is_q8_0(tensor)) {
+      format = WeightFormat::q8_0;
+      tensor += ".q8_0";
+    }
     const int64_t bytes = panel_bytes(format, cols);
     if (as_panels()) {
       const uint8_t* data = read_panels(name + ".panels", {panel_count(rows), bytes});
       return {format, rows, cols, data, nullptr};
     }
     PackSource from;
-    from.weight = read_bf16(source_, name + ".weight", {rows, cols});
+    if (format == WeightFormat::q8_0) {
+      from.q8_0 = read_u8(source_, tensor, {rows, cols / panel_block, ggml_q8_0_bytes});
+    } else {
+      from.weight = read_bf16(source_, tensor, {rows, cols});
+    }
     from.rows = rows;
     from.cols = cols;
     uint8_t* to = memory_.allocate(panel_count(rows) * bytes);
     pack_matrix(from, format, to, threads_);
-    source_.release(name + ".weight");
+    source_.release(tensor);
     return {format, rows, cols, to, nullptr};
   }
 

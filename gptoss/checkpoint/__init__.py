@@ -2,6 +2,7 @@
 
 from gptoss.checkpoint.files import BUNDLED_MODEL as BUNDLED_MODEL
 from gptoss.checkpoint.files import open_checkpoint as open_checkpoint
+from gptoss.checkpoint.gguf_write import write_gguf as write_gguf
 from gptoss.checkpoint.panels import PanelSource as PanelSource
 from gptoss.checkpoint.panels import write_panels as write_panels
 from gptoss.checkpoint.quantized import QuantizedExperts as QuantizedExperts

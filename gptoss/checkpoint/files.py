@@ -8,12 +8,14 @@ the MXFP4 scales, which are checked when they are asked for.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from gptoss import files
+from gptoss.checkpoint.gguf import open_gguf
 from gptoss.checkpoint.layouts import (
     Stored,
     detect,
@@ -22,6 +24,7 @@ from gptoss.checkpoint.layouts import (
     rename_misnamed,
     stored_tensors,
 )
+from gptoss.checkpoint.mistaken import CONFIG, check_folder, check_pointer
 from gptoss.checkpoint.panels import holds_panels, open_panels, write_panels
 from gptoss.checkpoint.quantized import QuantizedExperts
 from gptoss.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile
@@ -38,7 +41,8 @@ from gptoss.checkpoint.synthetic import PREFIX as SYNTHETIC
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error, shown
-from gptoss.model import ModelConfig, read_config
+from gptoss.gguf.reader import is_gguf, parts_of
+from gptoss.model import ModelConfig, f32_to_bf16, read_config
 from gptoss.tokenizer.files import tokenizer_directory
 
 __all__ = [
@@ -53,19 +57,18 @@ __all__ = [
 ]
 
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-ADAPTER = "adapter_config.json"  # of PEFT
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled" / "nano"
 
 
 def open_checkpoint(
     path_or_spec: str | os.PathLike[str], *, experts: str | None = None, rule: str = "mx"
 ) -> TensorSource:
-    """A model from a directory, a single .safetensors file beside its config.json, or a spec.
+    """A model from a directory, a .safetensors file beside its config.json, a GGUF file or a spec.
 
     A spec is "synthetic:gpt-oss-20b?layers=4&seed=0" (gptoss.checkpoint.synthetic). Of a
     Hugging Face checkout the files at the top are used; a directory with nothing but `original/`
-    stands for that folder.
+    stands for that folder, and one without safetensors for the GGUF file in it. A file is GGUF by
+    its first bytes, whatever its name.
 
     experts: None keeps experts as they are stored; "mxfp4" quantizes those of a bf16 checkpoint
     when they are asked for, by `rule` "mx" or "mse" (gptoss.model.mxfp4).
@@ -123,15 +126,15 @@ class MappedSource(TensorSource):
         stored, rows = self._stored[info.name]
         view = self._holders[stored.name].view(stored.name)
         if not stored.transposed:
-            return view[rows]
-        out = np.empty(info.shape, dtype=view.dtype)
+            return _rounded(view[rows])
+        out = np.empty(info.shape, dtype=np.uint16)
         for index in range(len(view)):
-            transpose(view[index], out[index])
+            transpose(_rounded(view[index]), out[index])
         return out
 
     def _read_expert(self, name: str, index: int) -> Array:
         stored, _ = self._stored[name]
-        matrix: Array = self._holders[stored.name].view(stored.name)[index]
+        matrix = _rounded(self._holders[stored.name].view(stored.name)[index])
         if stored.transposed:
             out = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
             transpose(matrix, out)
@@ -148,22 +151,35 @@ class MappedSource(TensorSource):
             file.close()
 
 
+def _rounded(array: Array) -> Array:
+    """float16 and float32 as the nearest bf16 (uint16); what is stored otherwise as it is."""
+    if array.dtype == np.float16:  # row by row: float32 in between takes twice the room
+        out = np.empty(array.shape, dtype=np.uint16)
+        for index in range(len(array)):
+            out[index] = f32_to_bf16(array[index])
+        return out
+    return f32_to_bf16(array) if array.dtype == np.float32 else array
+
+
 def _open_files(path: Path) -> TensorSource:
     if "\0" in str(path):
         raise Error(f"{shown(str(path))}: expected a path, found one with a NUL character")
     if path.is_dir():
         directory = _model_directory(path)
+        only = _only_gguf(directory)
+        if only is not None:
+            return open_gguf(only, str(path))
     elif path.is_file():
+        check_pointer(path)
+        if is_gguf(path):
+            return open_gguf(path, str(path))
         directory = path.parent
     else:
         raise Error(
-            f"{path}: expected a checkpoint's directory or .safetensors file, found nothing there"
+            f"{path}: expected a checkpoint's directory, .safetensors or GGUF file, found nothing "
+            f"there"
         )
-    if (directory / ADAPTER).is_file() and not (directory / CONFIG).exists():
-        raise Error(
-            f"{directory}: expected a model, found a PEFT adapter ({ADAPTER}): merge it into its "
-            f"base model first (PeftModel.merge_and_unload, then save_pretrained in bfloat16)"
-        )
+    check_folder(directory)
     if path.is_dir():
         paths, index = _find_shards(directory)
     else:
@@ -172,6 +188,7 @@ def _open_files(path: Path) -> TensorSource:
     opened: list[SafetensorsFile] = []
     try:
         for shard in paths:
+            check_pointer(shard)
             opened.append(SafetensorsFile(shard))
         if len(opened) == 1 and holds_panels(opened[0]):
             return open_panels(config, opened[0], str(path))
@@ -208,9 +225,30 @@ def _model_directory(path: Path) -> Path:
     return path
 
 
+def _only_gguf(directory: Path) -> Path | None:
+    """The GGUF file, or the first part, of a folder without safetensors; None where there is none.
+
+    Raises Error where there are several to choose from.
+    """
+    if (directory / INDEX).is_file() or any(directory.glob("*.safetensors")):
+        return None
+    found = sorted(path for path in directory.glob("*.gguf") if path.is_file())
+    for path in found:
+        check_pointer(path)
+    models = list(dict.fromkeys(parts_of(path)[0] for path in found))
+    if len(models) > 1:
+        raise Error(
+            f"{directory}: expected one model, found {listed([path.name for path in models])}: "
+            f"give the file"
+        )
+    return models[0] if models else None
+
+
 def _single_file(path: Path) -> Path:
     if path.suffix != ".safetensors":
-        raise Error(f"{path}: expected a .safetensors file or a directory, found another file")
+        raise Error(
+            f"{path}: expected a .safetensors or GGUF file, or a directory, found another file"
+        )
     shard = parse_shard(path.name)
     if shard is not None and shard[2] > 1:
         raise Error(
@@ -321,7 +359,10 @@ def _find_holders(
 def _check_tensors(
     stored: list[Stored], holders: dict[str, SafetensorsFile], directory: Path
 ) -> None:
-    """Raise Error unless the files hold exactly the tensors that config.json implies."""
+    """Raise Error unless the files hold exactly the tensors that config.json implies.
+
+    float16 and float32 may stand for bf16, which a warning tells.
+    """
     place = directory / CONFIG
     missing = [tensor.name for tensor in stored if tensor.name not in holders]
     if missing:
@@ -332,11 +373,14 @@ def _check_tensors(
         raise Error(
             f"{holders[extra[0]].path}: unexpected tensors (by {place}): {listed(sorted(extra))}"
         )
+    wide: dict[str, str] = {}  # dtype → a tensor of it
     for tensor in stored:
         entry = holders[tensor.name].entries[tensor.name]
         where = f"{holders[tensor.name].path}: tensor {tensor.name}"
-        if entry.dtype != tensor.dtype:
-            floating = tensor.dtype == "BF16" and entry.dtype in ("F16", "F32", "F64")
+        if tensor.dtype == "BF16" and entry.dtype in ("F16", "F32"):
+            wide[entry.dtype] = tensor.name
+        elif entry.dtype != tensor.dtype:
+            floating = tensor.dtype == "BF16" and entry.dtype == "F64"
             way_out = (
                 ": save the model in bfloat16 (model.to(torch.bfloat16).save_pretrained)"
                 if floating
@@ -348,3 +392,9 @@ def _check_tensors(
                 f"{where}: expected shape {list(tensor.shape)} (by {place}), "
                 f"found {list(entry.shape)}"
             )
+    if wide:
+        kinds = " and ".join(f"{kind} (such as {name})" for kind, name in sorted(wide.items()))
+        warnings.warn(
+            f"{directory}: is not stored in bf16 but in {kinds}: weights are rounded to bf16, once",
+            stacklevel=2,
+        )

@@ -35,6 +35,7 @@ _HF_LAYER = {
 }
 _HF_UNPACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 _HF_MISNAMED = tuple(f"{name}_blocks" for name in _HF_UNPACKED)
+_FLOATS = ("BF16", "F16", "F32")
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -100,7 +101,7 @@ def detect(dtypes: Mapping[str, str]) -> str | None:
     if ours >= theirs:
         return "original"
     for name, dtype in dtypes.items():
-        if name.endswith(_HF_UNPACKED) or (name.endswith(_HF_MISNAMED) and dtype == "BF16"):
+        if name.endswith(_HF_UNPACKED) or (name.endswith(_HF_MISNAMED) and dtype in _FLOATS):
             return "huggingface-bf16"
     return "huggingface"
 

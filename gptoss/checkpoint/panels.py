@@ -222,6 +222,11 @@ def write_panels(
             f"{source.name}: is packed already (weights {source.panels}); pack the checkpoint that "
             f"it was made from"
         )
+    if weights == "q8" and source.q8_0:
+        raise Error(
+            f"{source.name}: is stored in Q8_0, which packing would round a second time: expected "
+            f"weights 'published', or the checkpoint that it was made from"
+        )
     tensors = panel_tensors(source.config, source.expert_dtype, weights)
     total = sum(info.nbytes for info, _ in tensors.values())
     with new_directory(directory, total) as (target, partial):

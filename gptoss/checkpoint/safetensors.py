@@ -44,6 +44,8 @@ _ITEM_BYTES = {
 }
 _NUMPY: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
     "U8": np.dtype(np.uint8),
 }  # what can be viewed
 
@@ -91,7 +93,7 @@ class SafetensorsFile:
         _check_coverage(self.entries, start, size, path)
 
     def view(self, name: str) -> NDArray[Any]:
-        """A read-only view of a BF16 (as uint16) or U8 tensor.
+        """A read-only view of a BF16 (as uint16), F16, F32 or U8 tensor.
 
         Copied only if the bytes are not aligned for the dtype.
         """

@@ -77,12 +77,15 @@ def row_blocks(config: ModelConfig) -> dict[str, slice]:
 class TensorSource(ABC):
     """A model's configuration and tensors.
 
-    layout: "original", "huggingface", "huggingface-bf16", "packed", "synthetic" or "arrays".
+    layout: "original", "huggingface", "huggingface-bf16", "packed", "gguf", "synthetic" or
+    "arrays".
     files: the files that tensors are read from. directory: where tokenizer files may lie.
     expert_dtype: "mxfp4" (`.blocks` and `.scales`, uint8) or "bf16" (one uint16 tensor per matrix).
     panels: "published" or "q8" where matrices come as panels (gptoss.checkpoint.panels), else None.
     conversation_format: what a written copy is to say of how it speaks: "harmony", "none" (it was
     never taught conversations), or None: what the tokenizer's files say already.
+    q8_0: matrices, by name, that are stored in GGUF's Q8_0 and also come as that: `tensor` knows
+    them as `name.q8_0`, uint8 [rows, K/32, 34], a float16 scale and 32 int8.
     Views stay valid at least while the source is open.
     """
 
@@ -93,6 +96,7 @@ class TensorSource(ABC):
     files: list[Path]
     directory: Path | None
     panels: str | None = None
+    q8_0: frozenset[str] = frozenset()
     conversation_format: str | None = None
 
     def __init__(

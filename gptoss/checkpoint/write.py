@@ -23,7 +23,8 @@ from gptoss.checkpoint.source import BYTES, Array, TensorSource, transpose
 from gptoss.errors import Error, shown
 from gptoss.files import read_object, reason
 from gptoss.model import f32_to_bf16, to_huggingface, to_original
-from gptoss.tokenizer.files import CONFIG_NAME, tokenizer_files
+from gptoss.tokenizer import copy_tokenizer_files
+from gptoss.tokenizer.files import CONFIG_NAME
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -85,7 +86,7 @@ def new_directory(directory: str | os.PathLike[str], nbytes: int) -> Iterator[tu
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise Error(f"{target}: expected a new or empty directory, found something there")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target.parent, nbytes + _SPARE_BYTES)
+        check_space(target.parent, nbytes + _SPARE_BYTES)
         with _partial_directory(target) as partial:
             yield target, partial
             if target.exists():
@@ -159,7 +160,8 @@ def _nbytes(stored: Stored) -> int:
     return sum(part.nbytes for part in stored.parts)
 
 
-def _check_space(directory: Path, needed: int) -> None:
+def check_space(directory: Path, needed: int) -> None:
+    """Raise Error unless so many bytes are free where `directory` lies."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise Error(
@@ -213,12 +215,12 @@ def _write_files(
 def copy_tokenizer(source: TensorSource, directory: Path) -> list[str]:
     """Copies the tokenizer's files, and notes source.conversation_format in them; their names.
 
-    It is a key of tokenizer_config.json, which transformers passes over.
+    A vocabulary inside a GGUF file is written as such files. The format is a key of
+    tokenizer_config.json, which transformers passes over.
     """
     names = []
-    for path in tokenizer_files(source.directory) if source.directory is not None else []:
-        shutil.copyfile(path, directory / path.name)
-        names.append(path.name)
+    if source.directory is not None:
+        names = copy_tokenizer_files(source.directory, directory, source.config)
     wanted, path = source.conversation_format, directory / CONFIG_NAME
     # Without a word of it, a vocabulary with harmony's tokens means harmony.
     if wanted is None or (wanted == "harmony" and not path.exists()):

@@ -23,17 +23,17 @@ HELP = "Write a checkpoint in another layout."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=MODEL)
     add_offline(parser)
-    parser.add_argument("destination", metavar="DST", help="a new or empty directory")
+    parser.add_argument("destination", metavar="DST", help="a new or empty directory, or *.gguf")
     parser.add_argument(
         "--layout",
         required=True,
-        choices=[*LAYOUTS, "packed"],
-        help="a published one, or the CPU engine's own, which starts at once",
+        choices=[*LAYOUTS, "packed", "gguf"],
+        help="a published one; the CPU engine's own, which starts at once; or llama.cpp's",
     )
     parser.add_argument(
         "--weights",
         choices=OPTIONS["weights"].choices,
-        help=f"with --layout packed: {OPTIONS['weights'].help} (default: published)",
+        help=f"with --layout packed or gguf: {OPTIONS['weights'].help} (default: published)",
     )
     parser.add_argument(
         "--experts", choices=["mxfp4"], help="pack the experts of a bf16 checkpoint"
@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """`gptoss convert`."""
-    from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_panels
+    from gptoss.checkpoint import open_checkpoint, write_checkpoint, write_gguf, write_panels
     from gptoss.cli.opening import locate
 
-    if arguments.weights is not None and arguments.layout != "packed":
-        parser.error(f"convert: --weights needs --layout packed, found {arguments.layout}")
+    if arguments.weights is not None and arguments.layout not in ("packed", "gguf"):
+        parser.error(f"convert: --weights needs --layout packed or gguf, found {arguments.layout}")
     with open_checkpoint(
         locate(arguments.source, offline=arguments.offline).model,
         experts=arguments.experts,
@@ -61,6 +61,16 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if arguments.layout == "packed":
             with Progress(f"writing {arguments.destination}") as progress:
                 files = write_panels(
+                    source,
+                    arguments.destination,
+                    weights=arguments.weights or "published",
+                    progress=progress,
+                )
+            print_written(arguments.destination, files)
+            return 0
+        if arguments.layout == "gguf":
+            with Progress(f"writing {arguments.destination}") as progress:
+                files = write_gguf(
                     source,
                     arguments.destination,
                     weights=arguments.weights or "published",

@@ -61,7 +61,7 @@ def describe_model(source: TensorSource, *, tensors: bool = False) -> dict[str, 
         "bytes": source.nbytes,
         "quantization": {
             "experts": source.expert_dtype,
-            "other": "q8" if source.panels == "q8" else "bf16",
+            "other": "q8" if source.panels == "q8" else "q8_0" if source.q8_0 else "bf16",
         },
         "context_length": config.context_length,
         "kv_bytes_per_token": full_layers * layer_bytes,

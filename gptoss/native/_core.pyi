@@ -59,3 +59,12 @@ def pack(
     scales: NDArray[np.uint8] | None = None,
     threads: int = 0,
 ) -> NDArray[np.uint8]: ...
+def unpack_mxfp4(
+    packed: NDArray[np.uint8],
+    blocks: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    *,
+    halves: bool,
+    threads: int = 0,
+) -> None: ...
+def dequantize_q8_0(blocks: NDArray[np.uint8], threads: int = 0) -> NDArray[np.uint16] | None: ...

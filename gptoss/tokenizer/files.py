@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gptoss import files
+from gptoss.gguf.reader import GgufFile
+
 CONFIG_NAME = "tokenizer_config.json"
 NAMES = (
     "tokenizer.json",
@@ -22,6 +25,27 @@ def tokenizer_files(directory: Path) -> list[Path]:
     return found + sorted(path for path in directory.glob(PATTERN) if path.is_file())
 
 
+def holds_vocabulary(path: Path) -> bool:
+    """Whether `path`, a directory or a GGUF file, holds a vocabulary."""
+    if path.is_file():
+        file = GgufFile(path)
+        try:
+            return file.text("tokenizer.ggml.model", "none") != "none"
+        finally:
+            file.close()
+    return (path / "tokenizer.json").is_file() or any(path.glob(PATTERN))
+
+
+def chat_template(directory: Path) -> str | None:
+    """The template of conversations in `directory`, None where there is none."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    path = directory / CONFIG_NAME
+    found = files.read_object(path).get("chat_template") if path.is_file() else None
+    return found if isinstance(found, str) else None
+
+
 def tokenizer_directory(*candidates: Path) -> Path:
     """The first of `candidates` that holds a vocabulary, else the last.
 
@@ -31,6 +55,6 @@ def tokenizer_directory(*candidates: Path) -> Path:
     tried = list(candidates)
     tried += [path.parent for path in candidates if path.resolve().name == "original"]
     for path in tried:
-        if (path / "tokenizer.json").is_file() or any(path.glob(PATTERN)):
+        if holds_vocabulary(path):
             return path
     return candidates[-1]

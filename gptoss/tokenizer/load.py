@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import tiktoken.load
 
 from gptoss.errors import Error
 from gptoss.tokenizer import vocabulary
+from gptoss.tokenizer.files import holds_vocabulary, tokenizer_files
+from gptoss.tokenizer.gguf import read_gguf_vocabulary
 from gptoss.tokenizer.tokenizer import Tokenizer
 from gptoss.tokenizer.tokenizer_json import NAME as TOKENIZER_JSON
 from gptoss.tokenizer.tokenizer_json import read_tokenizer_json
@@ -36,7 +39,8 @@ class HasVocabSize(Protocol):
 def load_tokenizer(directory: Path | None, config: HasVocabSize) -> Tokenizer:
     """The tokenizer of a model whose tokenizer files, if any, lie in `directory`.
 
-    The first of these that exists is taken:
+    Of a GGUF file, which holds its own, `directory` is the file. Otherwise the first of these that
+    exists is taken:
 
     1. a rank file `*.tiktoken` in `directory`: o200k_base.tiktoken, or a vocabulary of the model's
        own, described by tokenizer_config.json (see `vocabulary.read_rank_directory`);
@@ -46,7 +50,14 @@ def load_tokenizer(directory: Path | None, config: HasVocabSize) -> Tokenizer:
 
     Raises Error for a damaged file, and, where nothing is at hand, with the file to put where.
     """
+    return Tokenizer(load_vocabulary(directory, config))
+
+
+def load_vocabulary(directory: Path | None, config: HasVocabSize) -> Vocabulary:
+    """What `load_tokenizer` makes a tokenizer of. Raises Error as it does."""
     found = None
+    if directory is not None and directory.is_file():
+        return read_gguf_vocabulary(directory, config.vocab_size)
     if directory is not None:
         found = vocabulary.read_rank_directory(directory, config.vocab_size)
         if found is None and (directory / TOKENIZER_JSON).is_file():
@@ -59,7 +70,25 @@ def load_tokenizer(directory: Path | None, config: HasVocabSize) -> Tokenizer:
                 f"{_into(directory)}; until then only token ids can be used"
             )
         found = _find_harmony(directory)
-    return Tokenizer(found)
+    return found
+
+
+def copy_tokenizer_files(place: Path, target: Path, config: HasVocabSize) -> list[str]:
+    """Puts the tokenizer's files of `place` into the folder `target`; their names.
+
+    Of a GGUF file, its vocabulary is written as such files. Raises Error.
+    """
+    if not place.is_file():
+        found = {path.name: path for path in tokenizer_files(place)}
+        for name, path in found.items():
+            shutil.copyfile(path, target / name)
+        return list(found)
+    if not holds_vocabulary(place):
+        return []
+    written = vocabulary.vocabulary_files(load_vocabulary(place, config))
+    for name, data in written.items():
+        (target / name).write_bytes(data)
+    return list(written)
 
 
 def _find_harmony(directory: Path | None) -> Vocabulary:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -69,7 +70,8 @@ class Vocabulary:
     dialect) whose matches are encoded one by one. special_tokens: name → id, recognised in text
     only where allowed. plain_tokens: name → id, added tokens that are recognised in any text.
     eos_ids: ids that end a text. conversation_format: what the model's files say of how it takes
-    conversations, one of CONVERSATION_FORMATS; None: nothing.
+    conversations, one of CONVERSATION_FORMATS; None: nothing. unreachable: id → bytes of tokens
+    that a model may write but no text is encoded to.
     """
 
     source: str
@@ -80,6 +82,7 @@ class Vocabulary:
     plain_tokens: Mapping[str, int]
     eos_ids: frozenset[int]
     conversation_format: str | None = None
+    unreachable: Mapping[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
@@ -90,11 +93,12 @@ class Vocabulary:
                 + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             )
         taken = {rank: token for token, rank in self.ranks.items()}
-        top = max(taken)
+        every = taken | dict(self.unreachable)
+        top = max(every)
         if top >= self.vocab_size:
             raise Error(
                 f"{self.source}: expected token ids below the model's vocab_size "
-                f"{self.vocab_size}, found {top} for {shown(taken[top])}"
+                f"{self.vocab_size}, found {top} for {shown(every[top])}"
             )
         for name, token in [*self.special_tokens.items(), *self.plain_tokens.items()]:
             what = f"{self.source}: special token {shown(name)}"
@@ -121,9 +125,11 @@ class Vocabulary:
     def token_table(self) -> list[bytes]:
         """The bytes of every id up to the highest in use; b"" for those between that are not."""
         added = [*self.plain_tokens.items(), *self.special_tokens.items()]
-        top = max([max(self.ranks.values()), *(token for _, token in added)])
+        top = max([*self.ranks.values(), *self.unreachable, *(token for _, token in added)])
         table = [b""] * (top + 1)
         for token, rank in self.ranks.items():
+            table[rank] = token
+        for rank, token in self.unreachable.items():
             table[rank] = token
         for name, rank in added:  # of two names for an id the first is the one to show
             table[rank] = table[rank] or name.encode()
@@ -175,6 +181,49 @@ def dump_ranks(ranks: Mapping[bytes, int]) -> bytes:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1])
     )
     return b"".join(lines)
+
+
+def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """Name → content of files that `read_rank_directory` reads as this vocabulary.
+
+    Of several ids that end a text one is named; config.json names the others. Raises Error for
+    tokens that these files have no words for.
+    """
+    for others, what in (
+        ([*vocabulary.plain_tokens], "which is found in any text"),
+        ([*vocabulary.unreachable.values()], "which no text is encoded to"),
+    ):
+        if others:
+            raise Error(
+                f"{vocabulary.source}: expected special tokens and those that merging leads to, "
+                f"found {shown(others[0])}, {what}: it cannot be written into a rank file"
+            )
+    data = dump_ranks(vocabulary.ranks)
+    harmonys = harmony_special_tokens()
+    extra = (
+        {}
+        if vocabulary.conversation_format is None
+        else {"conversation_format": vocabulary.conversation_format}
+    )
+    known = all(harmonys.get(name) == token for name, token in vocabulary.special_tokens.items())
+    if is_o200k(data) and known and vocabulary.vocab_size == HARMONY_SIZE:
+        found = {O200K_FILE: data}
+        config: dict[str, Any] = extra
+    else:
+        found = {"tokenizer.tiktoken": data}
+        names = {token: name for name, token in vocabulary.special_tokens.items()}
+        ends = [token for token in sorted(vocabulary.eos_ids) if token in names]
+        config = {
+            "pattern": vocabulary.pattern,
+            "special_tokens": {name: token for token, name in names.items()},
+            "eos_token": names[ends[0]] if ends else None,
+            "bos_token": None,
+            **extra,
+        }
+    if config:
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        found["tokenizer_config.json"] = text.encode()
+    return found
 
 
 def parse_ranks(data: bytes, source: str) -> dict[bytes, int]:

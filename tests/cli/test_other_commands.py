@@ -162,7 +162,7 @@ def test_synth(gptoss, tmp_path):
         (("synth", "tiny"), 2, "required: DST"),
         (("synth", "tiny", "x", "--layers", "two"), 2, "expected a whole number"),
         (("convert", "a", "b"), 2, "required: --layout"),
-        (("convert", "a", "b", "--layout", "gguf"), 2, "invalid choice: 'gguf'"),
+        (("convert", "a", "b", "--layout", "onnx"), 2, "invalid choice: 'onnx'"),
         (("convert", "/no/such", "b", "--layout", "original"), 1, "/no/such"),
         (("info", "/no/such"), 1, "/no/such"),
         (("info", "--tensors"), 2, "--tensors needs a MODEL"),

@@ -6,11 +6,11 @@ from gptoss.model.bf16 import bf16_to_f32, f32_to_bf16
 from gptoss.model.mxfp4 import VALUES
 from gptoss.native import _kernels
 
-FORMATS = ["bf16", "mxfp4", "q8"]
+FORMATS = ["bf16", "mxfp4", "q8", "q8_0"]
 ROWS = 16  # of a panel
 BLOCK = 32  # columns
-BLOCK_BYTES = {"bf16": 1024, "mxfp4": 256, "q8": 512}
-SCALE_BYTES = {"bf16": 0, "mxfp4": 16, "q8": 32}
+BLOCK_BYTES = {"bf16": 1024, "mxfp4": 256, "q8": 512, "q8_0": 512}
+SCALE_BYTES = {"bf16": 0, "mxfp4": 16, "q8": 32, "q8_0": 32}
 NIBBLES = ((0, 0), (2, 0), (0, 4), (2, 4), (1, 0), (3, 0), (1, 4), (3, 4))  # (byte, shift) of k
 
 
@@ -40,6 +40,8 @@ def block_scales(packed, scales, blocks):
     scales = scales[:, : blocks * SCALE_BYTES[packed.format]].copy()
     if packed.format == "mxfp4":
         found = 2.0 ** (scales.reshape(-1, blocks, ROWS).astype(np.float64) - 127)
+    elif packed.format == "q8_0":
+        found = scales.view(np.float16).reshape(-1, blocks, ROWS).astype(np.float64)
     else:
         found = bf16_to_f32(scales.view(np.uint16)).reshape(-1, blocks, ROWS).astype(np.float64)
     return found.transpose(0, 2, 1).reshape(-1, blocks)
@@ -56,15 +58,25 @@ def random_mxfp4(random, rows, cols, scales=(119, 128)):
     return blocks, random.integers(*scales, (rows, cols // BLOCK), np.uint8)
 
 
+def random_q8_0(random, rows, cols):
+    """Blocks as GGUF has them: any bytes, float16 scales of both signs over some orders."""
+    blocks = random.integers(0, 256, (rows, cols // BLOCK, 34), np.uint8)
+    scales = random.standard_normal(blocks.shape[:2]) * 10.0 ** random.integers(-6, 1, (rows, 1))
+    blocks[..., :2] = scales.astype(np.float16)[..., None].view(np.uint8)
+    return blocks
+
+
 def random_packed(random, format, rows, cols):
     """A random matrix of this format and its exact values, float64 [rows, cols]."""
     if format == "mxfp4":
         blocks, scales = random_mxfp4(random, rows, cols)
         packed = _kernels.pack("mxfp4", blocks=blocks, scales=scales)
+    elif format == "q8_0":
+        packed = _kernels.pack("q8_0", blocks=random_q8_0(random, rows, cols))
     else:
         packed = _kernels.pack(format, weight=random_bf16(random, rows, cols))
     return packed, unpack(packed)[:rows, :cols]
 
 
 def fits(format, cols):
-    return format != "mxfp4" or cols % BLOCK == 0
+    return format not in ("mxfp4", "q8_0") or cols % BLOCK == 0

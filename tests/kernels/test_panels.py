@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from panels import BLOCK, block_scales, random_bf16, random_mxfp4, unpack
+from panels import BLOCK, block_scales, random_bf16, random_mxfp4, random_q8_0, unpack
 
 from gptoss.errors import Error
 from gptoss.model.bf16 import bf16_to_f32
@@ -63,6 +63,18 @@ def test_q8_errs_by_half_a_step_at_most(random, rows, cols):
     assert np.all((largest <= scales[:rows]) & (scales[:rows] <= largest * (1 + 2.0**-7)))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (16, 64), (17, 96), (40, 2880)])
+def test_q8_0_is_kept_as_it_is(random, rows, cols, threads):
+    """Integers and float16 scales, subnormal ones too: the exact products."""
+    blocks = random_q8_0(random, rows, cols)
+    found = unpack(_kernels.pack("q8_0", blocks=blocks, threads=threads))
+    scales = blocks[..., :2].copy().view(np.float16).astype(np.float64)
+    exact = (blocks[..., 2:].view(np.int8) * scales).reshape(rows, cols)
+    assert np.array_equal(found[:rows], exact)
+    assert not found[rows:].any()
+
+
 def test_q8_keeps_what_is_no_number_visible():
     w = np.zeros((2, 64), np.uint16)
     w[0, 3], w[1, 40] = 0x7FC0, 0xFF80  # NaN, -infinity
@@ -79,10 +91,11 @@ def test_the_engines_packing_is_the_same(random):
         ("mxfp4", {"blocks": blocks, "scales": scales}),
         ("bf16", {"weight": w}),
         ("q8", {"weight": w}),
+        ("q8_0", {"blocks": random_q8_0(random, 40, 96)}),
     ):
         packed = _core.pack(format, **tensors)
         assert np.array_equal(packed, _kernels.pack(format, **tensors).data)
-        rows, cols = (40, 96) if format == "mxfp4" else (21, 70)
+        rows, cols = (40, 96) if "blocks" in tensors else (21, 70)
         assert packed.shape == _core.panel_shape(format, rows, cols)
         assert packed.ctypes.data % 64 == 0
 

@@ -53,7 +53,7 @@ def check(product, format, found, x, w, bias=None):
         padded[:, : x.shape[1]] = np.abs(x)
         step = padded.reshape(len(x), -1, BLOCK).max(2) * 2.0**-14
         bound += (np.repeat(step, BLOCK, 1)[:, : x.shape[1]] / 2) @ np.abs(w).T
-    if product == "bf16" and format == "q8":  # weights are rounded to bf16
+    if product == "bf16" and format in ("q8", "q8_0"):  # weights are rounded to bf16
         bound += 2.0**-8 * magnitude
     assert np.all(np.abs(found - (x @ w.T + bias)) <= bound)
 

@@ -15,11 +15,11 @@ from vocabularies import Size, rank_lines, tiny_config, tiny_ranks, write_tiny
 
 from gptoss import Error
 from gptoss.tokenizer import load_tokenizer
-from gptoss.tokenizer.tokenizer_json import _BYTES, _merge_to_two
+from gptoss.tokenizer.byte_level import BYTES, merge_to_two
 
 from ..hostile import damaged
 
-BYTE_LEVEL = {byte: chr(code) for code, byte in _BYTES.items() if byte < 256}
+BYTE_LEVEL = {byte: chr(code) for code, byte in BYTES.items() if byte < 256}
 SAME_HASH = (1 << 61) - 1  # multiples of it have one hash value
 
 
@@ -70,7 +70,7 @@ def load(directory: Path, data: Any, size: int = 400) -> Any:
 
 
 def merged_by_search(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """What `_merge_to_two` says, by looking through all pairs for each merge."""
+    """What `merge_to_two` says, by looking through all pairs for each merge."""
     parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 2:
         sums = [ranks.get(a + b) for a, b in pairwise(parts)]
@@ -92,7 +92,7 @@ pieces = st.binary(max_size=16).map(lambda data: bytes(b"abc"[byte % 3] for byte
 )
 def test_merging_is_what_a_search_of_all_pairs_gives(token: bytes, tokens: list[bytes]) -> None:
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    assert _merge_to_two(token, ranks) == merged_by_search(token, ranks)
+    assert merge_to_two(token, ranks) == merged_by_search(token, ranks)
 
 
 class Counting(dict[bytes, int]):
@@ -110,7 +110,7 @@ def test_merging_looks_up_bytes_in_proportion_to_the_token(powers: int) -> None:
     """Of "aa" alone, or of a token for each power of two."""
     ranks = Counting({b"a" * (1 << power): power for power in range(powers + 1)})
     size = 1 << 15
-    assert len(_merge_to_two(b"a" * size, ranks)) == max(2, size >> powers)
+    assert len(merge_to_two(b"a" * size, ranks)) == max(2, size >> powers)
     assert ranks.looked_up < size * 6 * (powers + 1)
 
 

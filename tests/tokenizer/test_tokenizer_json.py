@@ -271,7 +271,7 @@ SPLIT, BYTES = "pre_tokenizer.pretokenizers.0", "pre_tokenizer.pretokenizers.1"
         ("model.merges", [], r"model.merges: expected .* found no such merge"),
         ("model.merges.0", "t", r"model.merges\[0\]: expected a pair of tokens, found 't'"),
         ("model.merges.0", [1, 2], r"model.merges\[0\]: expected a pair of tokens, found \[1, 2\]"),
-        ("model.merges.0", ["q", "q"], r"model.merges\[0\]: expected tokens of model.vocab"),
+        ("model.merges.0", ["q", "q"], r"model.merges\[0\]: expected tokens of the vocabulary"),
         ("model.byte_fallback", True, r"model.byte_fallback: expected none, found True"),
         ("model.dropout", 0.1, r"model.dropout: expected none, found 0.1"),
         ("model.end_of_word_suffix", "</w>", r"model.end_of_word_suffix: expected none"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -31,11 +32,15 @@ from typing import Any
 import numpy as np
 
 from gptoss.checkpoint.files import open_checkpoint
+from gptoss.checkpoint.gguf_write import write_gguf
 from gptoss.checkpoint.panels import PanelSource, write_panels
 from gptoss.checkpoint.synthetic import SyntheticSource
 from gptoss.checkpoint.write import write_checkpoint
 from gptoss.errors import Error
 from gptoss.model.config import ModelConfig
+from gptoss.tokenizer import load_tokenizer
+from gptoss.tokenizer.files import holds_vocabulary
+from gptoss.tokenizer.vocabulary import dump_ranks
 
 Files = dict[str, bytes]  # name → content of a checkpoint directory
 
@@ -91,7 +96,28 @@ def seeds(directory: Path) -> list[Files]:
         target = directory / f"packed-{weights}"
         write_panels(source, target, weights, threads=1)
         found.append({path.name: path.read_bytes() for path in target.iterdir()})
+    for weights in ("published", "q8"):
+        (path,) = write_gguf(source, directory / f"{weights}.gguf", weights)
+        found.append({"model.gguf": path.read_bytes()})
+    (path,) = write_gguf(speaking(directory), directory / "speaking.gguf")
+    found.append({"model.gguf": path.read_bytes()})
+    with open_checkpoint(directory / "huggingface-bf16-None") as unpacked:
+        (path,) = write_gguf(unpacked, directory / "bf16.gguf")
+    found.append({"model.gguf": path.read_bytes()})
     return found
+
+
+def speaking(directory: Path) -> SyntheticSource:
+    """A model with a vocabulary: the bytes and two merges."""
+    source = SyntheticSource(dataclasses.replace(CONFIG, vocab_size=272), seed=0, threads=1)
+    source.directory = directory / "vocabulary"
+    source.directory.mkdir()
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the"]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    (source.directory / "tokenizer.tiktoken").write_bytes(dump_ranks(ranks))
+    special = {"pattern": "[\\s\\S]", "special_tokens": {"<|end|>": 260}, "eos_token": "<|end|>"}
+    (source.directory / "tokenizer_config.json").write_text(json.dumps(special))
+    return source
 
 
 # ---- mutations: each changes `files` in place ----
@@ -195,6 +221,24 @@ def edit_header(files: Files, rng: random.Random, edit: Callable[[Any], bytes]) 
     files[name] = struct.pack("<Q", len(text)) + text + files[name][8 + length :]
 
 
+def mutate_gguf(files: Files, rng: random.Random) -> None:
+    """Put numbers into the header of a GGUF file: counts, lengths, types, sizes, offsets."""
+    name = choose(files, ".gguf", rng)
+    if name is None or len(files[name]) < 64:
+        return
+    data = bytearray(files[name])
+    limit = min(len(data) - 8, rng.choice([24, 200, 2000, 8000]))
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        place = rng.randrange(limit)
+        # where a small number lies, as lengths and types are
+        while place < limit and not (data[place] and not any(data[place + 1 : place + 4])):
+            place += 1
+        width = rng.choice([4, 8])
+        new = rng.choice([*NUMBERS, data[place] - 1, data[place] + 1, rng.randrange(64)])
+        data[place : place + width] = (new % (1 << (8 * width))).to_bytes(width, "little")
+    files[name] = bytes(data)
+
+
 def mutate_config(files: Files, rng: random.Random) -> None:
     mutate_json_file(files, "config.json", rng)
 
@@ -233,6 +277,8 @@ MUTATIONS: list[Callable[[Files, random.Random], None]] = [
     mutate_header,
     mutate_offsets,
     mutate_offsets,
+    mutate_gguf,
+    mutate_gguf,
     mutate_config,
     mutate_config,
     mutate_index,
@@ -330,6 +376,13 @@ def read_everything(directory: Path) -> None:
                 if int(array.max()) == 0xFF and info.name.endswith(".scales"):
                     raise AssertionError(f"{info} holds 0xFF")
                 source.release(info.name)
+            for name in source.q8_0:
+                info = source.info(f"{name}.q8_0")
+                if source.tensor(info.name).shape != info.shape:
+                    raise AssertionError(f"{info} came in another shape")
+            if source.directory is not None and source.directory.is_file():
+                if holds_vocabulary(source.directory):
+                    load_tokenizer(source.directory, source.config).encode("the end")
             if isinstance(source, PanelSource):
                 return  # its experts are the engine's alone
             for layer in range(source.config.num_hidden_layers):

@@ -10,6 +10,7 @@ cdef extern from "core/cpu/pack.h" namespace "gptoss::cpu" nogil:
         const bf16* weight
         const uint8_t* blocks
         const uint8_t* scales
+        const uint8_t* q8_0
         int64_t rows
         int64_t cols
     void pack_matrix(const PackSource&, WeightFormat, uint8_t*, int) except +translate_exception

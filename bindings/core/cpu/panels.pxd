@@ -8,6 +8,7 @@ cdef extern from "core/cpu/panels.h" namespace "gptoss::cpu" nogil:
     cdef enum class WeightFormat(int):
         mxfp4
         q8
+        q8_0
     int64_t panel_count(int64_t)
     int64_t panel_blocks(int64_t)
     int64_t panel_cols(int64_t)

@@ -42,6 +42,7 @@ constexpr Kernels make_kernels(Isa isa) {
   set_min_rows_bf16(WeightFormat::bf16, 2);
   set_min_rows_bf16(WeightFormat::mxfp4, 24);
   set_min_rows_bf16(WeightFormat::q8, 48);
+  set_min_rows_bf16(WeightFormat::q8_0, 48);
   kernels.bf16_is_fast = bf16_is_fast;
 #endif
 #if defined(GPTOSS_AMX) || defined(GPTOSS_AMX_EMULATED)
@@ -53,6 +54,7 @@ constexpr Kernels make_kernels(Isa isa) {
   // A tile costs the same for 1 to 16 rows.
   set_min_rows_bf16(WeightFormat::mxfp4, 8);
   set_min_rows_bf16(WeightFormat::q8, 8);
+  set_min_rows_bf16(WeightFormat::q8_0, 8);
 #endif
   kernels.rms_norm = rms_norm;
   kernels.rope = rope;

@@ -82,9 +82,13 @@ GPTOSS_INLINE void decode_mxfp4(__m512i table, const uint8_t* block, const uint8
 // int8 times the row's scale, rounded to bf16 once: an error of at most 2^-8 of the weight, where
 // quantisation itself has cost up to 2^-8 of the block's largest. The conversion takes subnormal
 // numbers for zero, as the products do.
+template <WeightFormat format>
 GPTOSS_INLINE void decode_q8(const uint8_t* block, const uint8_t* scales, uint8_t* out) {
-  const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales))), 16));
+  const __m256i halves = _mm256_load_si256(reinterpret_cast<const __m256i*>(scales));
+  const __m512 scale =
+      format == WeightFormat::q8_0
+          ? _mm512_cvtph_ps(halves)
+          : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   // Sixteen even columns, then sixteen odd ones → pairs.
   const __m512i pairs =
@@ -115,8 +119,10 @@ GPTOSS_INLINE void decode_blocks(const Panels& w, const uint8_t* panel, int64_t 
   for (int64_t b = first; b < first + count; ++b, out += bf16_block_bytes) {
     if (w.format == WeightFormat::mxfp4) {
       decode_mxfp4(table, panel + b * bytes, scales + b * scale_bytes, out);
+    } else if (w.format == WeightFormat::q8_0) {
+      decode_q8<WeightFormat::q8_0>(panel + b * bytes, scales + b * scale_bytes, out);
     } else {
-      decode_q8(panel + b * bytes, scales + b * scale_bytes, out);
+      decode_q8<WeightFormat::q8>(panel + b * bytes, scales + b * scale_bytes, out);
     }
   }
 }

@@ -54,6 +54,9 @@ GPTOSS_INLINE LaneFloats scales_bf16(const uint8_t* from) {
       _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
 }
+GPTOSS_INLINE LaneFloats scales_f16(const uint8_t* from) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
+}
 
 // Twice the e2m1 values of the codes in the lowest four bits of each int16; the next bit is ignored
 // because the table of 32 holds the sixteen values twice.
@@ -108,6 +111,9 @@ GPTOSS_INLINE LaneFloats scales_bf16(const uint8_t* from) {
   const Lanes halves =
       _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+}
+GPTOSS_INLINE LaneFloats scales_f16(const uint8_t* from) {
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
 GPTOSS_INLINE void widen_i8(Lanes bytes, Lanes pairs[2]) {

@@ -105,8 +105,8 @@ struct Ahead {
     }
     if constexpr (format == WeightFormat::mxfp4) {
       decode_mxfp4(table, block, scales, out);
-    } else if constexpr (format == WeightFormat::q8) {
-      decode_q8(block, scales, out);
+    } else if constexpr (format == WeightFormat::q8 || format == WeightFormat::q8_0) {
+      decode_q8<format>(block, scales, out);
     } else {
       prefetch_block(block);
     }
@@ -321,6 +321,9 @@ void matmul_amx(const MatmulArgs& a) {
       break;
     case WeightFormat::q8:
       multiply_format<Tiles, WeightFormat::q8>(a);
+      break;
+    case WeightFormat::q8_0:
+      multiply_format<Tiles, WeightFormat::q8_0>(a);
       break;
   }
   Tiles::release();

@@ -111,12 +111,13 @@ GPTOSS_INLINE void widen_mxfp4(const uint8_t* block, const uint8_t* scales, floa
   }
 }
 
-GPTOSS_INLINE void widen_q8(const uint8_t* block, const uint8_t* scales, float* out) {
+// half: scales are float16 (q8_0), and not bf16 (q8).
+GPTOSS_INLINE void widen_q8(const uint8_t* block, const uint8_t* scales, bool half, float* out) {
   float scale[panel_rows];
   for (int r = 0; r < panel_rows; ++r) {
-    bf16 bits;
+    uint16_t bits;
     memcpy(&bits, scales + 2 * r, sizeof bits);
-    scale[r] = to_float(bits);
+    scale[r] = half ? half_to_float(bits) : to_float(bf16{bits});
   }
   for (int group = 0; group < 8; ++group) {
     uint32_t words[panel_rows];
@@ -173,7 +174,7 @@ void panel_f32(const MatmulArgs& a, const uint8_t* panel, int64_t n, int64_t fir
       if (a.w.format == WeightFormat::mxfp4) {
         widen_mxfp4(block, scales + (b + i) * panel_rows, to);
       } else {
-        widen_q8(block, scales + (b + i) * panel_rows * 2, to);
+        widen_q8(block, scales + (b + i) * panel_rows * 2, a.w.format == WeightFormat::q8_0, to);
       }
     }
     add_stretch_rows(FloatPairs{widened}, pairs, a, b * panel_block, first, last, total);

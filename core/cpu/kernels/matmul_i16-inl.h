@@ -65,6 +65,10 @@ struct Format<WeightFormat::q8> {
   GPTOSS_INLINE void widen(Lanes bytes, Lanes* pairs) const { widen_i8(bytes, pairs); }
   static GPTOSS_INLINE LaneFloats scales(const uint8_t* from) { return scales_bf16(from); }
 };
+template <>
+struct Format<WeightFormat::q8_0> : Format<WeightFormat::q8> {
+  static GPTOSS_INLINE LaneFloats scales(const uint8_t* from) { return scales_f16(from); }
+};
 
 // sum[p][r] (registers of floats) += one block of panel p times row r. `block`: its bytes in the
 // first panel, `scales` likewise; the next panel lies panel_stride further.
@@ -283,6 +287,8 @@ void matmul_i16(const MatmulArgs& a) {
     }
     if (a.w.format == WeightFormat::mxfp4) {
       panels_i16<WeightFormat::mxfp4>(a, groups, count);
+    } else if (a.w.format == WeightFormat::q8_0) {
+      panels_i16<WeightFormat::q8_0>(a, groups, count);
     } else {
       panels_i16<WeightFormat::q8>(a, groups, count);
     }

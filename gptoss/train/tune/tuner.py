@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from gptoss.chat import CALL, REQUIRED, RETURN
 from gptoss.errors import Error, shown
 from gptoss.files import write_in_one_piece
-from gptoss.tokenizer import tokenizer_files
+from gptoss.tokenizer import copy_tokenizer_files
 from gptoss.train import weights
 from gptoss.train.data import END_OF_TEXT
 from gptoss.train.run.distributed import join
@@ -142,9 +141,8 @@ class Tuner:
         }
         text = json.dumps(marker, indent=1) + "\n"
         write_in_one_piece(self.out / MARKER, lambda file: file.write(text.encode()))
-        directory = self.source.directory
-        for path in tokenizer_files(directory) if directory is not None else []:
-            shutil.copyfile(path, self.out / path.name)
+        if self.source.directory is not None:
+            copy_tokenizer_files(self.source.directory, self.out, self.source.config)
         if self.recipe.method == "dpo":
             self.reference = self._log_reference()
         self.save()
