@@ -1,5 +1,6 @@
 # make demo   install into .venv and let the bundled model write a story
 # make test   install into .venv with the test extras, run the C++ and the Python tests
+# make wheels  release wheels in dist/, which install without a compiler, tried on every Python here
 # make clients  other people's clients against the server
 # make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak
 # make soak   the server with attackers, five minutes; SECONDS=N for another time
@@ -21,11 +22,12 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test clients slow soak lint sanitize tsan fuzz cuda clean
+.PHONY: help install demo wheels test clients slow soak lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      the bundled model writes a story"
+	@echo "make wheels    release wheels in dist/, tried on every Python of this machine"
 	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
 	@echo "make clients   other people's clients, from their registries, against the server"
 	@echo "make slow      what takes long: notebooks, random examples, fuzzing, an hour of soak"
@@ -83,6 +85,12 @@ install: $(VENV)/installed
 demo: $(VENV)/installed
 	@$(BIN)/gptoss generate "$(PROMPT)" --echo --max-tokens 250 --temperature 0.4 --top-p 0.9 --seed 7 \
 	  --stats
+
+# For x86_64 and aarch64, where MACHINES does not say otherwise; tried here is that of this machine.
+MACHINES ?=
+wheels:
+	@$(PYTHON) tools/wheels/build.py $(MACHINES)
+	@$(PYTHON) tools/wheels/try_wheels.py
 
 # Both are run, even if the first fails.
 test: $(VENV)/test-extras
