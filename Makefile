@@ -2,7 +2,8 @@
 # make test   install into .venv with the test extras, run the C++ and the Python tests
 # make wheels  release wheels in dist/, which install without a compiler, tried on every Python here
 # make clients  other people's clients against the server
-# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak
+# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak,
+#             the wheel for aarch64
 # make soak   the server with attackers, five minutes; SECONDS=N for another time
 #
 # Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
@@ -22,7 +23,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo wheels test clients slow soak lint sanitize tsan fuzz cuda clean
+.PHONY: help install demo wheels wheels-aarch64 test clients slow soak lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -92,6 +93,11 @@ wheels:
 	@$(PYTHON) tools/wheels/build.py $(MACHINES)
 	@$(PYTHON) tools/wheels/try_wheels.py
 
+# Its own Python 3.11, of Debian, under QEMU.
+wheels-aarch64:
+	@$(PYTHON) tools/wheels/build.py aarch64
+	@$(PYTHON) tools/wheels/try_aarch64.py
+
 # Both are run, even if the first fails.
 test: $(VENV)/test-extras
 	@$(BIN)/cmake --build $(BUILD) --target core_tests
@@ -115,6 +121,7 @@ slow: $(VENV)/test-extras
 	$(BIN)/python bench.py serve --soak 600 --streams 200 --hostile --keyed -- \
 	  --max-sequences 512 || status=1; \
 	$(MAKE) tsan || status=1; \
+	$(MAKE) wheels-aarch64 || status=1; \
 	exit $$status
 
 # A front and two replicas under attack. What is lost or leaks fails it; how long things take does not.

@@ -158,6 +158,22 @@ def check_kernels(build: Path) -> None:
             raise SystemExit(f"wheels: {path.name}: kernels may import no {sorted(wrong)}")
 
 
+def tag_platform(tools: Path, wheel: Path, machine: str) -> Path:
+    """The wheel, for GLIBC and newer.
+
+    auditwheel may have found that it needs no symbol so new, but nobody has run it with an older
+    one; and of another machine auditwheel takes no platform by name.
+    """
+    floor = int(GLIBC.split(".")[1])
+    found = re.search(rf"manylinux_2_(\d+)_{machine}", wheel.name)
+    if found is None or int(found[1]) > floor:
+        raise SystemExit(f"wheels: expected glibc 2.{floor} or older to do, found {wheel.name}")
+    tag = f"manylinux_2_{floor}_{machine}"
+    run(tools / "wheel", "tags", "--platform-tag", tag, "--remove", wheel)
+    (tagged,) = wheel.parent.glob(f"*{tag}.whl")
+    return tagged
+
+
 def build_wheel(
     python: Path, version: tuple[int, int], source: Path, machine: str, zig: Path | None
 ) -> Path:
@@ -177,11 +193,11 @@ def build_wheel(
     if zig is not None and machine == "x86_64":
         check_kernels(folder)
     (wheel,) = raw.glob("*.whl")
-    # That platform alone: nobody has run it on what auditwheel would allow besides.
-    wanted = f"manylinux_{GLIBC.replace('.', '_')}_{machine}" if zig is not None else "auto"
-    repair = ["repair", "--only-plat", "--plat", wanted, "-w", str(raw / "repaired"), str(wheel)]
+    repair = ["repair", "--plat", "auto", "--only-plat", "-w", str(raw / "repaired"), str(wheel)]
     run(tools / "auditwheel", *repair, env={**os.environ, "PATH": path})
     (repaired,) = (raw / "repaired").glob("*.whl")
+    if zig is not None:
+        repaired = tag_platform(tools, repaired, machine)
     if "-abi3-" in repaired.name:
         run(tools / "abi3audit", "--strict", "--assume-minimum-abi3", "3.11", repaired)
     size = repaired.stat().st_size
