@@ -1,11 +1,11 @@
 """Release wheels, which install without a compiler, in dist/: `make wheels` runs this.
 
-    python3 tools/wheels/build.py [x86_64] [aarch64]
+    python3 tools/wheels/build.py [--without-zig] [x86_64] [aarch64]
 
 An sdist is made and the wheels are built from it. x86_64: one for Python 3.11 and newer (stable
 ABI), one for 3.10 where that is found; for glibc 2.28 and newer. Kernels are compiled by GCC 12 or
-newer (CXX_KERNELS, default: g++), the rest by zig from PyPI; where zig cannot be had, all is
-compiled by c++, and the wheels then ask for the glibc of this machine. aarch64: by zig alone,
+newer (CXX_KERNELS, default: g++), the rest by zig from PyPI; without it, as where it cannot be had,
+all is compiled by c++, and the wheels then ask for a glibc as new as this machine's. aarch64: by zig alone,
 stable ABI alone. Each wheel is audited: its platform by auditwheel, its use of the stable ABI by
 abi3audit, its size, and what its kernels import. ccache is used where it is found.
 
@@ -181,7 +181,7 @@ def build_wheel(
     tools = environment(python, version)
     define, variables = toolchain(machine, zig)
     # One folder for all Pythons: the core is compiled once.
-    folder = WORK / machine
+    folder = WORK / (machine if zig is not None else f"{machine}-without-zig")
     raw = WORK / "raw"
     shutil.rmtree(raw, ignore_errors=True)
     settings = {"build-dir": str(folder), "install.strip": "false"}
@@ -221,7 +221,8 @@ def unpacked_sdist(tools: Path) -> Path:
     return folder.rename(source / "gptoss")
 
 
-def main(machines: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    machines = [argument for argument in arguments if argument != "--without-zig"]
     wrong = set(machines) - {"x86_64", "aarch64"}
     if wrong:
         raise SystemExit(f"wheels: expected x86_64 or aarch64, found {', '.join(sorted(wrong))}")
@@ -234,7 +235,7 @@ def main(machines: list[str]) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     (WORK / "log").unlink(missing_ok=True)
     tools = environment(pythons[stable], stable)
-    zig = find_zig(tools)
+    zig = find_zig(tools) if machines == arguments else None
     source = unpacked_sdist(tools)
     for machine in machines or ["x86_64", "aarch64"]:
         if zig is None:
