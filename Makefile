@@ -90,12 +90,12 @@ demo: $(VENV)/installed
 # For x86_64 and aarch64, where MACHINES does not say otherwise; tried here is that of this machine.
 MACHINES ?=
 wheels:
-	@$(PYTHON) tools/wheels/build.py $(MACHINES)
+	@$(PYTHON) tools/wheels/build_wheels.py $(MACHINES)
 	@$(PYTHON) tools/wheels/try_wheels.py
 
 # Its own Python 3.11, of Debian, under QEMU.
 wheels-aarch64:
-	@$(PYTHON) tools/wheels/build.py aarch64
+	@$(PYTHON) tools/wheels/build_wheels.py aarch64
 	@$(PYTHON) tools/wheels/try_aarch64.py
 
 # Both are run, even if the first fails.

@@ -18,7 +18,7 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
-    "decode, bundled model": ("nano", 1e6, "µs a token"),
+    "decode, bundled model": ("bundled", 1e6, "µs a token"),
     "prompt of 256, 20b, one layer": ("synthetic:gpt-oss-20b?layers=1", 1e3, "ms"),
 }
 
@@ -30,12 +30,12 @@ def work(model: str) -> None:
     from gptoss.engine import EngineOptions
     from gptoss.engine.load import open_model
 
-    options = EngineOptions(model=model, device="cpu", threads=1)
+    options = EngineOptions(model=None if model == "bundled" else model, device="cpu", threads=1)
     opened = open_model(options, "cpu")
     runner = Runner(opened.backend, opened.source.config, 1, 512, 256)
 
     def once(repetition: int) -> float:
-        if model == "nano":
+        if model == "bundled":
             return Decode(runner, 1, 0, 200, 0)(repetition)
         return Prefill(runner, 256, 0)(repetition)
 

@@ -2,7 +2,7 @@
 # The C++ compiler of release wheels, as CMake calls it: zig's Clang and libc++, for a glibc as old as
 # GPTOSS_ZIG_TARGET says. Kernels are compiled by GPTOSS_KERNELS_CXX, if that is set: GCC makes those
 # of bf16 twice as fast (docs/adr/0025-wheels.md). They need nothing of a C++ library, which
-# tools/wheels/build.py checks.
+# tools/wheels/build_wheels.py checks.
 if [ -n "$GPTOSS_KERNELS_CXX" ]; then
   for argument in "$@"; do
     case $argument in

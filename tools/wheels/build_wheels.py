@@ -1,13 +1,13 @@
 """Release wheels, which install without a compiler, in dist/: `make wheels` runs this.
 
-    python3 tools/wheels/build.py [--without-zig] [x86_64] [aarch64]
+    python3 tools/wheels/build_wheels.py [--without-zig] [x86_64] [aarch64]
 
 An sdist is made and the wheels are built from it. x86_64: one for Python 3.11 and newer (stable
 ABI), one for 3.10 where that is found; for glibc 2.28 and newer. Kernels are compiled by GCC 12 or
 newer (CXX_KERNELS, default: g++), the rest by zig from PyPI; without it, as where it cannot be had,
-all is compiled by c++, and the wheels then ask for a glibc as new as this machine's. aarch64: by zig alone,
-stable ABI alone. Each wheel is audited: its platform by auditwheel, its use of the stable ABI by
-abi3audit, its size, and what its kernels import. ccache is used where it is found.
+all is compiled by c++, and the wheels then ask for a glibc as new as this machine's. aarch64: by
+zig alone, stable ABI alone. Each wheel is audited: its platform by auditwheel, its use of the
+stable ABI by abi3audit, its size, and what its kernels import. ccache is used where it is found.
 
 Needs nothing but a Python with venv, and GCC; tools come from PyPI into build/wheels.
 """
