@@ -4,8 +4,8 @@
 
 Each PYTHON has gptoss installed; one loads the models while the other waits. Prints, for decoding
 with the bundled model and for a prompt of 256 tokens of one layer of gpt-oss-20b's geometry, on one
-thread, A's median and the median of the rounds' ratios, B's time / A's, with the smallest and the
-largest.
+thread, A's CPU time, the median, and the median of the rounds' ratios, B's / A's, with the quarter
+of them that lie below and above.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from time import process_time
 
 ROOT = Path(__file__).resolve().parents[2]
+DECODED = 200  # tokens
 CASES = {
     "decode, bundled model": ("bundled", 1e6, "µs a token"),
     "prompt of 256, 20b, one layer": ("synthetic:gpt-oss-20b?layers=1", 1e3, "ms"),
@@ -24,7 +26,10 @@ CASES = {
 
 
 def work(model: str) -> None:
-    """Answers each line on standard input with seconds: the fastest of three."""
+    """Answers each line on standard input with seconds of CPU time: the least of three.
+
+    CPU time, because others may take the core away; there is one thread.
+    """
     sys.path.append(str(ROOT))  # for bench/; gptoss is the installed one
     from bench.model import Decode, Prefill, Runner
     from gptoss.engine import EngineOptions
@@ -35,9 +40,13 @@ def work(model: str) -> None:
     runner = Runner(opened.backend, opened.source.config, 1, 512, 256)
 
     def once(repetition: int) -> float:
+        """Seconds of a token, or of the prompt."""
+        start = process_time()
         if model == "bundled":
-            return Decode(runner, 1, 0, 200, 0)(repetition)
-        return Prefill(runner, 256, 0)(repetition)
+            Decode(runner, 1, 0, DECODED, 0)(repetition)
+        else:
+            Prefill(runner, 256, 0)(repetition)
+        return (process_time() - start) / (DECODED if model == "bundled" else 1)
 
     once(0)
     for line in sys.stdin:
@@ -69,9 +78,10 @@ def compare(a: Worker, b: Worker, rounds: int, scale: float, unit: str) -> str:
         seconds = {worker: worker.seconds(repetition) for worker in (first, second)}
         times.append((seconds[a], seconds[b]))
     ratios = [theirs / ours for ours, theirs in times]
+    low, _, high = quantiles(ratios, n=4)
     return (
         f"A {median(ours for ours, _ in times) * scale:.0f} {unit}, B / A"
-        f" {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        f" {median(ratios):.3f} ({low:.3f} to {high:.3f})"
     )
 
 
