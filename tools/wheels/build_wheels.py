@@ -131,6 +131,10 @@ def toolchain(machine: str, zig: Path | None) -> tuple[dict[str, str], dict[str,
         if machine == "x86_64":
             compiler = kernels_compiler()
             variables["GPTOSS_KERNELS_CXX"] = compiler
+            # GCC's small helpers before zig's library of them, which would also bring memcpy, expf
+            # and others of its own: a tenth of a step of the bundled model (check_imports).
+            helpers = output(compiler, "-print-libgcc-file-name").strip()
+            define["CMAKE_CXX_STANDARD_LIBRARIES"] = helpers
             check += f" {output(compiler, '--version').splitlines()[0]}"
         # The script does not change when a compiler behind it does.
         variables["CCACHE_COMPILERCHECK"] = f"string:{check} {(HERE / 'compiler.sh').read_text()}"
@@ -156,6 +160,16 @@ def check_kernels(build: Path) -> None:
         wrong = {name for name in names if "gptoss" not in name} - KERNEL_IMPORTS
         if wrong - {"_GLOBAL_OFFSET_TABLE_"}:
             raise SystemExit(f"wheels: {path.name}: kernels may import no {sorted(wrong)}")
+
+
+def check_imports(module: Path) -> None:
+    """The C library's own functions must be used, which know the CPU."""
+    names = {
+        line.split()[-1].split("@")[0] for line in output("nm", "-D", "-u", module).splitlines()
+    }
+    missing = {"memcpy", "memset", "expf"} - names
+    if missing:
+        raise SystemExit(f"wheels: {module.name}: expected to import {sorted(missing)} from glibc")
 
 
 def tag_platform(tools: Path, wheel: Path, machine: str) -> Path:
@@ -192,6 +206,10 @@ def build_wheel(
     run(tools / "python", *command, source, env={**os.environ, **variables, "PATH": path})
     if zig is not None and machine == "x86_64":
         check_kernels(folder)
+        for module in (folder / "bindings").glob(
+            f"_core.*{'abi3' if version >= STABLE_ABI else '310'}*so"
+        ):
+            check_imports(module)
     (wheel,) = raw.glob("*.whl")
     repair = ["repair", "--plat", "auto", "--only-plat", "-w", str(raw / "repaired"), str(wheel)]
     run(tools / "auditwheel", *repair, env={**os.environ, "PATH": path})
