@@ -1,7 +1,9 @@
 # make demo   install into .venv and let the bundled model write a story
 # make test   install into .venv with the test extras, run the C++ and the Python tests
+# make wheels  release wheels in dist/, which install without a compiler, tried on every Python here
 # make clients  other people's clients against the server
-# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak
+# make slow   what takes long: notebooks, programs that measure, random examples, fuzzing, an hour's soak,
+#             the wheel for aarch64
 # make soak   the server with attackers, five minutes; SECONDS=N for another time
 #
 # Everything lands in .venv and build/. Only a Python (3.10 or newer) and a C++20 compiler must be
@@ -21,11 +23,12 @@ SOURCES := CMakeLists.txt pyproject.toml \
 BUILD := build/venv
 INSTALL := $(BIN)/pip install -q --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
-.PHONY: help install demo test clients slow soak lint sanitize tsan fuzz cuda clean
+.PHONY: help install demo wheels wheels-aarch64 test clients slow soak lint sanitize tsan fuzz cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      the bundled model writes a story"
+	@echo "make wheels    release wheels in dist/, tried on every Python of this machine"
 	@echo "make test      C++ tests (ctest), then Python tests (pytest)"
 	@echo "make clients   other people's clients, from their registries, against the server"
 	@echo "make slow      what takes long: notebooks, random examples, fuzzing, an hour of soak"
@@ -84,6 +87,17 @@ demo: $(VENV)/installed
 	@$(BIN)/gptoss generate "$(PROMPT)" --echo --max-tokens 250 --temperature 0.4 --top-p 0.9 --seed 7 \
 	  --stats
 
+# For x86_64 and aarch64, where MACHINES does not say otherwise; tried here is that of this machine.
+MACHINES ?=
+wheels:
+	@$(PYTHON) tools/wheels/build_wheels.py $(MACHINES)
+	@$(PYTHON) tools/wheels/try_wheels.py
+
+# Its own Python 3.11, of Debian, under QEMU.
+wheels-aarch64:
+	@$(PYTHON) tools/wheels/build_wheels.py aarch64
+	@$(PYTHON) tools/wheels/try_aarch64.py
+
 # Both are run, even if the first fails.
 test: $(VENV)/test-extras
 	@$(BIN)/cmake --build $(BUILD) --target core_tests
@@ -107,6 +121,7 @@ slow: $(VENV)/test-extras
 	$(BIN)/python bench.py serve --soak 600 --streams 200 --hostile --keyed -- \
 	  --max-sequences 512 || status=1; \
 	$(MAKE) tsan || status=1; \
+	$(MAKE) wheels-aarch64 || status=1; \
 	exit $$status
 
 # A front and two replicas under attack. What is lost or leaks fails it; how long things take does not.

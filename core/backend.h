@@ -63,8 +63,15 @@ public:
 };
 
 // What a backend's shared library exports under the name gptoss_backend_plugin. `abi` is
-// backend_abi of the headers it was built with; a mismatch is refused.
+// backend_abi of the headers it was built with; a mismatch is refused. Strings and vectors cross
+// the seam, and those of libc++, which release wheels contain, are laid out otherwise than
+// libstdc++'s.
+constexpr int32_t libcxx_abi = 1000;
+#ifdef _LIBCPP_VERSION
+constexpr int32_t backend_abi = libcxx_abi + 4;
+#else
 constexpr int32_t backend_abi = 4;
+#endif
 struct BackendPlugin {
   int32_t abi;
   // False when the machine lacks the device; `reason` (of reason_size bytes) then says why.

@@ -35,6 +35,8 @@ void format_rest(std::ostringstream& out, std::string_view text, const First& fi
 }  // namespace detail
 
 // format("{} of {}", 1, 2) == "1 of 2". (std::format needs GCC 13; we build with GCC 11 and later.)
+// Called as gptoss::format: where the standard library has its own, an argument from std would make
+// the bare name ambiguous.
 template <class... Args>
 std::string format(std::string_view text, const Args&... args) {
   std::ostringstream out;

@@ -29,7 +29,7 @@ PluginResult find_plugin(const std::string& name, const std::string& directory) 
   const std::string path = directory + "/libgptoss_" + name + ".so";
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) {
-    return {nullptr, format("this installation has no {} backend", name)};
+    return {nullptr, gptoss::format("this installation has no {} backend", name)};
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
@@ -39,11 +39,14 @@ PluginResult find_plugin(const std::string& name, const std::string& directory) 
   // The library stays loaded: the process may still hold objects of its classes.
   const auto* plugin = static_cast<const BackendPlugin*>(dlsym(library, "gptoss_backend_plugin"));
   if (plugin == nullptr) {
-    return {nullptr, format("{} exports no gptoss_backend_plugin", path)};
+    return {nullptr, gptoss::format("{} exports no gptoss_backend_plugin", path)};
   }
   if (plugin->abi != backend_abi) {
-    return {nullptr,
-            format("{} was built for interface {}, expected {}", path, plugin->abi, backend_abi)};
+    return {nullptr, gptoss::format("{} was built for interface {}, expected {}{}", path,
+                                    plugin->abi, backend_abi,
+                                    backend_abi / libcxx_abi != plugin->abi / libcxx_abi
+                                        ? " (of another C++ standard library)"
+                                        : "")};
   }
   std::array<char, 512> reason{};
   if (!plugin->available(reason.data(), reason.size())) {
@@ -51,8 +54,9 @@ PluginResult find_plugin(const std::string& name, const std::string& directory) 
   }
   return {plugin, reason.data()};
 #else
-  return {nullptr, format("shared-library backends are not supported on this platform ({} in {})",
-                          name, directory)};
+  return {nullptr,
+          gptoss::format("shared-library backends are not supported on this platform ({} in {})",
+                         name, directory)};
 #endif
 }
 

@@ -50,8 +50,8 @@ using StreamHandle = cudaStream_t;
 inline void check(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) {
     (void)cudaGetLastError();  // it would be reported again by the next call
-    throw Error(
-        format("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
+    throw Error(gptoss::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status),
+                               cudaGetErrorName(status)));
   }
 }
 #endif
@@ -91,16 +91,16 @@ public:
 #ifdef GPTOSS_CUDA_EMULATED
     data_ = asked > emulated_largest_allocation() ? nullptr : std::malloc(asked);
     if (data_ == nullptr) {
-      throw OutOfMemory(format("GPU memory: needed {} bytes more", bytes));
+      throw OutOfMemory(gptoss::format("GPU memory: needed {} bytes more", bytes));
     }
 #else
     const cudaError_t status = cudaMalloc(&data_, asked);
     if (status == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();  // it would be reported again by the next call
-      throw OutOfMemory(
-          format("GPU memory: needed {} bytes more, {} are free", bytes, free_device_bytes()));
+      throw OutOfMemory(gptoss::format("GPU memory: needed {} bytes more, {} are free", bytes,
+                                       free_device_bytes()));
     }
-    check(status, format("cudaMalloc of {} bytes", bytes));
+    check(status, gptoss::format("cudaMalloc of {} bytes", bytes));
 #endif
   }
   ~DeviceMemory() {
@@ -169,7 +169,7 @@ public:
     data_ = std::malloc(asked);
     GPTOSS_CHECK(data_ != nullptr, "cannot allocate {} bytes", bytes);
 #else
-    check(cudaMallocHost(&data_, asked), format("cudaMallocHost of {} bytes", bytes));
+    check(cudaMallocHost(&data_, asked), gptoss::format("cudaMallocHost of {} bytes", bytes));
 #endif
   }
   ~PinnedMemory() {
@@ -208,7 +208,7 @@ public:
     (void)device;
     stream_.device = emulated_device();
 #else
-    check(cudaSetDevice(device), format("cudaSetDevice({})", device));
+    check(cudaSetDevice(device), gptoss::format("cudaSetDevice({})", device));
     const auto ask = [&](cudaDeviceAttr attribute) {
       int value = 0;
       check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");

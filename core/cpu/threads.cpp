@@ -66,8 +66,8 @@ struct ThreadPool::Team {
     } catch (const std::system_error& error) {
       const size_t started = workers.size();
       end();
-      throw Error(format("threads: expected {}, the system gave {}: {}", threads, started + 1,
-                         error.what()));
+      throw Error(gptoss::format("threads: expected {}, the system gave {}: {}", threads,
+                                 started + 1, error.what()));
     } catch (...) {  // no memory for one more
       end();
       throw;

@@ -19,7 +19,7 @@ const HostKernels& load_host_kernels(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* message = dlerror();
-    throw Error(message != nullptr ? message : format("{} cannot be loaded", path));
+    throw Error(message != nullptr ? message : gptoss::format("{} cannot be loaded", path));
   }
   const auto* kernels = static_cast<const HostKernels*>(dlsym(library, "gptoss_cuda_kernels"));
   GPTOSS_CHECK(kernels != nullptr, "{} exports no gptoss_cuda_kernels", path);

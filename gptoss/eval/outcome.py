@@ -72,27 +72,33 @@ def run_checks(
     results: list[Result] = []
     interrupted = False
     for check in checks:
-        if interrupted:
-            results.append(Result(check.name, "skipped", "not reached: interrupted", 0.0))
-            continue
-        if quick and check.slow:
-            results.append(Result(check.name, "skipped", "left out with --quick", 0.0))
-        else:
-            start = perf_counter()
-            try:
-                begin(check.name)
-                verdict, outcome = _run(check)
-            except KeyboardInterrupt:
-                interrupted = True
-                verdict, outcome = "skipped", Outcome("interrupted")
-            seconds = perf_counter() - start
-            line, figures, details = outcome.line, outcome.figures, outcome.details
-            results.append(Result(check.name, verdict, line, seconds, figures, details))
         try:
-            end(results[-1])
+            if interrupted:
+                results.append(_skipped(check, "not reached: interrupted"))
+            elif quick and check.slow:
+                results.append(_skipped(check, "left out with --quick"))
+                end(results[-1])
+            else:
+                begin(check.name)
+                results.append(_timed(check))
+                end(results[-1])
         except KeyboardInterrupt:
             interrupted = True
+            if not results or results[-1].name != check.name:
+                results.append(_skipped(check, "interrupted"))
+                end(results[-1])
     return results, interrupted
+
+
+def _skipped(check: Check, why: str) -> Result:
+    return Result(check.name, "skipped", why, 0.0)
+
+
+def _timed(check: Check) -> Result:
+    start = perf_counter()
+    verdict, outcome = _run(check)
+    seconds = perf_counter() - start
+    return Result(check.name, verdict, outcome.line, seconds, outcome.figures, outcome.details)
 
 
 def _run(check: Check) -> tuple[Verdict, Outcome]:

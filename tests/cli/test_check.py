@@ -178,7 +178,8 @@ def test_ctrl_c_leaves_what_was_found(environment, tmp_path):
     assert stdout.startswith("```\n") and stdout.endswith("```\n")
     found = verdicts(out)
     assert found["files"] == found["tokenizer"] == "ok"
-    assert lines(out)["bandwidth"] == "interrupted"
+    # Or in the moment between two.
+    assert lines(out)["bandwidth"] in ("interrupted", "not reached: interrupted")
     assert lines(out)["kl q8"] == "not reached: interrupted"
     assert json.loads(out.read_text())["interrupted"] is True
 

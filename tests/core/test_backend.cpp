@@ -112,6 +112,8 @@ TEST(plugins) {
   CHECK(list[0].available && list[0].reason == "a device of paper");
   CHECK(make_backend("cuda", GPTOSS_TEST_PLUGINS "/good", {})->page_bytes() == 4321);
   CHECK_THROWS(make_backend("cuda", GPTOSS_TEST_PLUGINS "/old", {}), "built for interface 0");
+  CHECK_THROWS(make_backend("cuda", GPTOSS_TEST_PLUGINS "/foreign", {}),
+               "of another C++ standard library");
   CHECK_THROWS(make_backend("cuda", GPTOSS_TEST_PLUGINS "/absent", {}), "no device here");
 }
 

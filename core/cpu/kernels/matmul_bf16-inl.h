@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 #include <string.h>
+#include <x86intrin.h>  // __rdtsc; GCC 10 declares it here alone
 
 #include "core/cpu/kernels/decode_bf16-inl.h"
 #include "core/cpu/kernels/table.h"

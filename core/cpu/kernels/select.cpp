@@ -85,8 +85,8 @@ Isa parse_isa(const std::string& name) {
   for (const Isa isa : usable_isas()) {
     usable += (usable.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw Error(
-      format("CPU instruction set: expected one of {} on this machine, found '{}'", usable, name));
+  throw Error(gptoss::format("CPU instruction set: expected one of {} on this machine, found '{}'",
+                             usable, name));
 }
 
 Isa select_isa() {
