@@ -37,26 +37,19 @@ _UNITS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are not lost below a page of usage."""
+    """One whose errors are not lost below a page of usage. names: of its commands."""
+
+    names: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
         command, _, rest = message.partition(": ")
         # A command that finds its options at odds names itself, as it has the parser of all.
         prog = self.prog
-        if rest and command.isalpha() and f"{prog} {command}" in _commands(self):
+        if rest and command in self.names:
             prog, message = f"{prog} {command}", rest
         print(f"{prog}: error: {message}", file=sys.stderr)
         print(f"{prog} --help lists what there is.", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _commands(parser: argparse.ArgumentParser) -> list[str]:
-    return [
-        each.prog
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for each in action.choices.values()
-    ]
 
 
 def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
@@ -68,6 +61,7 @@ def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
         prog="gptoss", description="Run gpt-oss models on your own machine.", parents=[common]
     )
     parser.add_argument("--version", action="version", version=f"gptoss {__version__}")
+    parser.names = tuple(module.NAME for module in modules)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     for module in modules:
@@ -116,10 +110,10 @@ class SetModel(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        given = getattr(namespace, "_model_given", None)
+        given = getattr(namespace, "model_given", None)
         if given is not None:
             parser.error(f"expected one model, found {given} and {values}")
-        namespace._model_given = namespace.model = values
+        namespace.model_given = namespace.model = values
 
 
 def add_engine_options(

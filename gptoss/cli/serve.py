@@ -285,7 +285,7 @@ def _plans(arguments: argparse.Namespace, inner_key: str) -> list[Plan]:
         **{
             name: value
             for name, value in vars(arguments).items()
-            if name != "run" and not name.startswith("_")
+            if name not in ("run", "model_given")
         },
         "host": "127.0.0.1",
         "port": 0,
