@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -321,8 +321,10 @@ def test_a_second_interrupt_waits_for_nobody(long):
             server.process.send_signal(signal.SIGINT)
             until(lambda: "Shutting down" in "".join(server.lines), "the first one's effect")
             server.process.send_signal(signal.SIGINT)
-            *_, last = [line for line in lines if line]
-            assert last != "data: [DONE]"
+            read = []
+            with suppress(httpx.RemoteProtocolError):  # it may be cut anywhere
+                read += lines
+            assert "data: [DONE]" not in read
         server.process.wait(PATIENCE)
 
 
