@@ -192,7 +192,7 @@ def test_too_much_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attention", "no/such"], "expected a run or a checkpoint"),
+        (["attention", "./no/such"], "expected a folder or a file, found nothing at no/such"),
         (["attention", "--text", ""], "at least one token"),
         (["attention", "--text", "a", "--file", "b"], "found both"),
         (["attention", "--layer", "9"], "--layer: expected 0 to 3, found 9"),
