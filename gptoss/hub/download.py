@@ -279,7 +279,7 @@ class Downloads:
                 f"space in {self._blobs.parent}, found {_gigabytes(free)}; HF_HOME names another "
                 f"place for downloads"
             )
-        again = f", of which {_gigabytes(here + begun)} are here" if here + begun else ""
+        again = f", {_gigabytes(here + begun)} of it are here" if here + begun else ""
         self._tell(
             f"downloading {self._reference.repo} ({_gigabytes(self._total)}{again}) "
             f"into {files.short_path(self._blobs.parent)}"

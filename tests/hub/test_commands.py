@@ -46,7 +46,7 @@ def test_from_nothing_to_an_answer(gptoss, hub, words):
     hub.break_after = []
     second = gptoss(*command)
     assert second.returncode == 0 and second.stdout.strip()
-    assert "downloading openai/gpt-oss-20b" in second.stderr and "are here" in second.stderr
+    assert "downloading openai/gpt-oss-20b" in second.stderr and "of it are here" in second.stderr
     assert "gptoss pull gpt-oss-20b --pack" in second.stderr
     third = gptoss(*command, "--offline")
     assert third.stdout == second.stdout and "found in Hugging Face's cache" in third.stderr

@@ -94,7 +94,7 @@ def test_a_later_process_goes_on(hub):
     hub.asked.clear()
     fetch(told=told)
     assert "bytes=1000-" in {r for _, _, r in hub.asked}
-    assert "of which 0.0 MB are here" in told[0]
+    assert "0.0 MB of it are here" in told[0]
 
 
 def test_a_killed_process_loses_nothing(hub):
