@@ -95,13 +95,14 @@ def _fetch_all(
     whole.plan([file for file in wanted if _is_weights(file.name)])
     for file in wanted:
         whole.get(file)
-    for file in wanted:
-        _link(snapshot / file.name, folder / "blobs" / file.blob)
-    _write_down(repo, commit, [file.blob for file in wanted if file.blob in whole.fetched])
-    if not _GIT_SHA1.fullmatch(reference.revision):
-        ref = folder / "refs" / reference.revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        files.write_in_one_piece(ref, lambda out: out.write(commit.encode()))
+    with _alone():
+        for file in wanted:
+            _link(snapshot / file.name, folder / "blobs" / file.blob)
+        _write_down(repo, commit, [file.blob for file in wanted if file.blob in whole.fetched])
+        if not _GIT_SHA1.fullmatch(reference.revision):
+            ref = folder / "refs" / reference.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            files.write_in_one_piece(ref, lambda out: out.write(commit.encode()))
     ggufs = [file for file in wanted if file.name.endswith(".gguf")]
     path = snapshot / ggufs[0].name if ggufs else snapshot
     return places.Place(path, places.HUB, repo)
@@ -514,6 +515,18 @@ def _endpoint() -> str:
 # ---- In the cache
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Not while another process of ours does the same: both would write the same small files."""
+    notes().mkdir(parents=True, exist_ok=True)
+    with (notes() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def _link(path: Path, blob: Path) -> None:
     """The name of a blob in a snapshot, as Hugging Face's own library makes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -528,7 +541,6 @@ def _write_down(repo: str, commit: str, blobs: list[str]) -> None:
     if not blobs:
         return
     note = notes() / f"{repo.replace('/', '--')}@{commit}.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
     known: list[str] = []
     if note.is_file():
         known = [str(blob) for blob in files.read_object(note).get("blobs", [])]
