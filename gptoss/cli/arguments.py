@@ -37,7 +37,21 @@ _UNITS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are not lost below a page of usage."""
+    """One whose errors are not lost below a page of usage.
+
+    intermixed: options may stand between the arguments, where one of them takes several words.
+    """
+
+    intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False  # which comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
 
     def error(self, message: str) -> NoReturn:
         command, _, rest = message.partition(": ")
