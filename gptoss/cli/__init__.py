@@ -45,6 +45,7 @@ _COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. `argv` is for tests: without it, sys.argv is read."""
+    _open_closed_streams()
     # What models write is UTF-8, whatever the locale says.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -94,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-# Commands.
-
-
-# Generation.
-
-
-# Output.
+def _open_closed_streams() -> None:
+    """A stream that was closed before we began reads or writes nothing, and is not the next file
+    that is opened.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -37,9 +37,22 @@ _UNITS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are not lost below a page of usage. names: of its commands."""
+    """One whose errors are not lost below a page of usage. names: of its commands.
+
+    intermixed: options may stand between the arguments, where one of them takes several words.
+    """
 
     names: tuple[str, ...] = ()
+    intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False  # which comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
 
     def error(self, message: str) -> NoReturn:
         command, _, rest = message.partition(": ")

@@ -6,10 +6,10 @@ import argparse
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptoss.cli import chat
-from gptoss.cli.arguments import add_model
+from gptoss.cli.arguments import MODEL, Parser, SetModel, add_model
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
@@ -21,7 +21,17 @@ HELP = "Talk to a model, or ask it one thing; fetches it when it is not here."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_model(parser, first=True)
+    if isinstance(parser, Parser):
+        parser.intermixed = True
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        action=_ModelOrWord,
+        default=argparse.SUPPRESS,
+        help=f"{MODEL} (default: the bundled model)",
+    )
+    add_model(parser)
     parser.add_argument(
         "prompt",
         nargs="*",
@@ -32,11 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_conversation(parser)
 
 
+class _ModelOrWord(SetModel):
+    """The first argument: MODEL, or where -m names that, the first word of PROMPT."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, "model_given", None) is None:
+            super().__call__(parser, namespace, values, option_string)
+        else:
+            namespace.first_word = [values]
+
+
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """A conversation, or one answer; the exit code."""
     from gptoss.cli.opening import open_engine
 
-    text = _message(arguments.prompt)
+    text = _message([*getattr(arguments, "first_word", []), *arguments.prompt])
     if text is None:
         return chat.run(arguments, parser)
     if not text.strip():

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptoss import files
 from gptoss.errors import Error, shown
-from gptoss.hub import places
+from gptoss.hub import notes, places
 from gptoss.hub.names import Reference
 from gptoss.tokenizer.files import NAMES as TOKENIZER_FILES
 
@@ -86,7 +86,7 @@ def _fetch_all(
     assert repo is not None
     snapshot = folder / "snapshots" / commit
     (folder / "blobs").mkdir(parents=True, exist_ok=True)
-    whole = Downloads(reference, commit, folder / "blobs", tell, progress)
+    whole = _Downloads(reference, commit, folder, tell, progress)
     # The small ones say what the model is, before much is fetched.
     for file in [file for file in wanted if not _is_weights(file.name)]:
         whole.get(file)
@@ -95,14 +95,11 @@ def _fetch_all(
     whole.plan([file for file in wanted if _is_weights(file.name)])
     for file in wanted:
         whole.get(file)
-    with _alone():
-        for file in wanted:
-            _link(snapshot / file.name, folder / "blobs" / file.blob)
-        _write_down(repo, commit, [file.blob for file in wanted if file.blob in whole.fetched])
-        if not _GIT_SHA1.fullmatch(reference.revision):
-            ref = folder / "refs" / reference.revision
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            files.write_in_one_piece(ref, lambda out: out.write(commit.encode()))
+    for file in wanted:
+        _link(snapshot / file.name, folder / "blobs" / file.blob)
+    if not _GIT_SHA1.fullmatch(reference.revision):
+        with notes.locked():
+            _refer(folder / "refs" / reference.revision, commit)
     ggufs = [file for file in wanted if file.name.endswith(".gguf")]
     path = snapshot / ggufs[0].name if ggufs else snapshot
     return places.Place(path, places.HUB, repo)
@@ -125,6 +122,14 @@ def _ask(reference: Reference) -> tuple[str, dict[str, _File], str | None]:
             )
     except _TryAgain as error:
         raise Error(f"{repo}: {_endpoint()} cannot be reached: {error}") from None
+    except Error:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # A page that asks for a login, as hotels have it, or a server that is no Hub.
+        raise Error(
+            f"{repo}: expected {_endpoint()} to describe the repository, found something else "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+        ) from None
     commit = str(info.sha)
     if not _GIT_SHA1.fullmatch(commit):
         raise Error(f"{repo}: expected the Hub to name a commit, found {shown(info.sha)}")
@@ -136,11 +141,12 @@ def _ask(reference: Reference) -> tuple[str, dict[str, _File], str | None]:
         nbytes = large.size if large is not None else sibling.size
         blob = large.sha256 if large is not None else sibling.blob_id
         pattern = _SHA256 if large is not None else _GIT_SHA1
-        if nbytes is None or blob is None or not 0 <= nbytes < _MAX_BYTES:
+        if type(nbytes) is not int or not 0 <= nbytes < _MAX_BYTES:
             continue
-        if pattern.fullmatch(blob):
+        if isinstance(blob, str) and pattern.fullmatch(blob):
             found[name] = _File(name, nbytes, blob)
-    architecture = (getattr(info, "gguf", None) or {}).get("architecture")
+    described = getattr(info, "gguf", None)
+    architecture = described.get("architecture") if isinstance(described, dict) else None
     return commit, found, architecture if isinstance(architecture, str) else None
 
 
@@ -246,27 +252,28 @@ def _without_strays(folder: Path, wanted: list[_File]) -> list[_File]:
 # ---- Fetching
 
 
-class Downloads:
-    """Files of one revision, each brought into `blobs` under its hash. fetched: those that came."""
+class _Downloads:
+    """Files of one revision, each brought into the repository's folder under its hash."""
 
     def __init__(
         self,
         reference: Reference,
         commit: str,
-        blobs: Path,
+        folder: Path,
         tell: Tell,
         progress: Progress | None,
     ) -> None:
         self._reference = replace(reference, revision=commit)
-        self._blobs = blobs
+        self._blobs = folder / "blobs"
         self._tell = tell
         self._progress = progress
         self._done = self._total = 0
-        self.fetched: set[str] = set()
+        self._counted: set[str] = set()  # in _done
 
     def plan(self, planned: list[_File]) -> None:
         """What is still to come, said before it does. Raises Error where the disk has no room."""
-        here = sum(file.nbytes for file in planned if self._has(file))
+        self._counted = {file.blob for file in planned if self._has(file)}
+        here = sum(file.nbytes for file in planned if file.blob in self._counted)
         begun = sum(self._begun(file) for file in planned if not self._has(file))
         self._total = sum(file.nbytes for file in planned)
         self._done = here
@@ -288,32 +295,38 @@ class Downloads:
 
     def get(self, file: _File) -> None:
         """Bring one file, going on with what there is of it. Raises Error."""
-        if self._has(file):
-            return
+        if not self._has(file):
+            self._bring(file)
+        if _is_weights(file.name) and file.blob not in self._counted:
+            self._counted.add(file.blob)
+            self._done += file.nbytes
+
+    def _bring(self, file: _File) -> None:
+        repo = self._reference.repo
+        assert repo is not None
         if not _is_weights(file.name) and file.nbytes > _SMALL:
             raise Error(
-                f"{self._reference.repo}: {file.name}: expected at most {_SMALL} bytes, found "
-                f"{file.nbytes}"
+                f"{repo}: {file.name}: expected at most {_SMALL} bytes, found {file.nbytes}"
             )
         with self._partial(file) as partial:
             if partial is None:  # another process has brought it meanwhile
                 return
+            notes.add(repo, self._blobs.parent, self._reference.revision, file.blob)
             self._fill(file, partial)
+            partial.flush()
             os.fsync(partial.fileno())
             self._path(file).with_suffix(".incomplete").rename(self._path(file))
-        self.fetched.add(file.blob)
-        if _is_weights(file.name):
-            self._done += file.nbytes
 
     def _path(self, file: _File) -> Path:
         return self._blobs / file.blob
 
     def _has(self, file: _File) -> bool:
-        """Whether it is here in full; one of another size is thrown away."""
-        path = self._path(file)
-        if path.is_file() and path.stat().st_size != file.nbytes:
-            path.unlink()
-        return path.is_file()
+        """Whether it is here in full; one of another size stays until a right one replaces it."""
+        try:
+            found = self._path(file).stat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == file.nbytes
 
     def _begun(self, file: _File) -> int:
         try:
@@ -331,7 +344,7 @@ class Downloads:
                 self._lock(partial, file)
                 # While we waited, it may have been completed, which gave it another name.
                 ours = _is_at(partial, path)
-                if self._path(file).is_file():
+                if self._has(file):
                     if ours:
                         path.unlink()
                     yield None
@@ -352,41 +365,36 @@ class Downloads:
 
     def _fill(self, file: _File, partial: BinaryIO) -> None:
         """Append what is missing, again after interruptions, and check the whole."""
-        digest = _new_digest(file)
-        partial.seek(0)
-        while chunk := partial.read(_CHUNK):
-            digest.update(chunk)
-        if partial.tell() > file.nbytes:
-            partial.truncate(0)
-            digest = _new_digest(file)
+        growing = _Growing(file, partial)
         attempts, pause, most = 0, _PAUSE, 0
-        while (have := partial.seek(0, os.SEEK_END)) < file.nbytes:
+        while growing.nbytes < file.nbytes:
             try:
                 with _explained(self._reference):
-                    digest = self._append(file, partial, have, digest)
-                continue
+                    self._append(file, growing)
             except _TryAgain as error:
-                now = partial.seek(0, os.SEEK_END)
-                attempts = 0 if now > most else attempts + 1
-                most = max(most, now)
+                if growing.nbytes > most:
+                    attempts, pause, most = 0, _PAUSE, growing.nbytes
+                else:
+                    attempts += 1
                 if attempts >= _ATTEMPTS:
                     raise Error(
                         f"{self._reference.repo}: {file.name}: broken off after "
-                        f"{now} of {file.nbytes} bytes: {error}; the same command goes "
+                        f"{growing.nbytes} of {file.nbytes} bytes: {error}; the same command goes "
                         f"on from there"
                     ) from None
                 time.sleep(max(error.pause, pause if attempts else 0.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-        found = digest.hexdigest()
+                if attempts:
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        found = growing.hash()
         if found != file.blob:
-            partial.truncate(0)
+            growing.clear()
             raise Error(
                 f"{self._reference.repo}: {file.name}: expected the hash {file.blob[:12]}…, found "
                 f"{found[:12]}…: what came is damaged, and was thrown away"
             )
 
-    def _append(self, file: _File, partial: BinaryIO, have: int, digest: Any) -> Any:
-        """One request for all after the first `have` bytes; the digest of all that is there."""
+    def _append(self, file: _File, growing: _Growing) -> None:
+        """One request for all that is missing."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -395,8 +403,8 @@ class Downloads:
         url = hf_hub_url(repo, file.name, revision=self._reference.revision, endpoint=_endpoint())
         # Compressed on the way, a file would have other offsets.
         headers = {**build_hf_headers(library_name="gptoss"), "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
+        if growing.nbytes:
+            headers["Range"] = f"bytes={growing.nbytes}-"
         session = get_session()
         with session.stream(
             "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
@@ -404,31 +412,56 @@ class Downloads:
             if answer.status_code in (408, 429) or answer.status_code >= 500:
                 raise _TryAgain(f"the Hub answers {answer.status_code}", _asked_pause(answer))
             if answer.status_code == 416:
-                partial.truncate(0)
+                growing.clear()
                 raise _TryAgain("the Hub has no such part of the file")
             hf_raise_for_status(answer)
             begin = _begin_of(answer)
-            if have and begin != have:
+            if begin != growing.nbytes:
                 if begin != 0:
-                    raise _TryAgain(f"expected bytes from {have} on, found {begin}")
-                partial.truncate(0)
-                have, digest = 0, _new_digest(file)
+                    raise _TryAgain(f"expected bytes from {growing.nbytes} on, found {begin}")
+                growing.clear()
             for chunk in answer.iter_raw():
-                if have + len(chunk) > file.nbytes:
-                    partial.truncate(0)
+                if growing.nbytes + len(chunk) > file.nbytes:
+                    growing.clear()
                     raise Error(
                         f"{repo}: {file.name}: expected {file.nbytes} bytes, as the Hub says, "
                         f"found more"
                     )
-                partial.write(chunk)
-                digest.update(chunk)
-                have += len(chunk)
+                growing.append(chunk)
                 if self._progress is not None and self._total:
-                    self._progress(self._done + have, self._total)
-            partial.flush()
-        if have < file.nbytes:
+                    self._progress(self._done + growing.nbytes, self._total)
+        if growing.nbytes < file.nbytes:
             raise _TryAgain("the connection ended")
-        return digest
+
+
+class _Growing:
+    """A file that comes in pieces, and the hash of what there is of it."""
+
+    def __init__(self, file: _File, opened: BinaryIO) -> None:
+        self._file = file
+        self._opened = opened
+        self._digest = _new_digest(file)
+        self.nbytes = 0
+        opened.seek(0)
+        while chunk := opened.read(_CHUNK):
+            self._digest.update(chunk)
+            self.nbytes += len(chunk)
+        if self.nbytes > file.nbytes:
+            self.clear()
+
+    def append(self, chunk: bytes) -> None:
+        self._opened.write(chunk)
+        self._digest.update(chunk)
+        self.nbytes += len(chunk)
+
+    def clear(self) -> None:
+        self._opened.truncate(0)
+        self._digest = _new_digest(self._file)
+        self.nbytes = 0
+
+    def hash(self) -> str:
+        found: str = self._digest.hexdigest()
+        return found
 
 
 def _is_at(opened: BinaryIO, path: Path) -> bool:
@@ -515,42 +548,23 @@ def _endpoint() -> str:
 # ---- In the cache
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Not while another process of ours does the same: both would write the same small files."""
-    notes().mkdir(parents=True, exist_ok=True)
-    with (notes() / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield
-
-
 def _link(path: Path, blob: Path) -> None:
     """The name of a blob in a snapshot, as Hugging Face's own library makes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         return
     path.unlink(missing_ok=True)
-    path.symlink_to(os.path.relpath(blob, path.parent))
+    with suppress(FileExistsError):  # another process made it in this moment
+        path.symlink_to(os.path.relpath(blob, path.parent))
 
 
-def _write_down(repo: str, commit: str, blobs: list[str]) -> None:
-    """Note which blobs we brought: `gptoss rm` takes away those, and none of others."""
-    if not blobs:
-        return
-    note = notes() / f"{repo.replace('/', '--')}@{commit}.json"
-    known: list[str] = []
-    if note.is_file():
-        known = [str(blob) for blob in files.read_object(note).get("blobs", [])]
-    data = {"repo": repo, "commit": commit, "blobs": sorted({*known, *blobs})}
-    files.write_in_one_piece(note, lambda out: out.write(json.dumps(data).encode()))
-
-
-def notes() -> Path:
-    """Where downloads are written down."""
-    return places.own_cache() / "downloads"
+def _refer(ref: Path, commit: str) -> None:
+    """Say which commit a branch is; nothing is written where that is said already."""
+    with suppress(OSError):
+        if ref.read_bytes() == commit.encode():
+            return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    files.write_in_one_piece(ref, lambda out: out.write(commit.encode()))
 
 
 def _gigabytes(count: int) -> str:

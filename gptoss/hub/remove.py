@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss import files
 from gptoss.errors import Error
-from gptoss.hub import packed, places
-from gptoss.hub.download import notes
-
-_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+from gptoss.hub import notes, packed
+from gptoss.hub.notes import Note
 
 
 @dataclass
@@ -35,30 +32,24 @@ def remove(repo: str) -> Removed:
             removed.nbytes += copy.nbytes
             removed.paths.append(copy.folder)
             shutil.rmtree(copy.folder)
-    for note in sorted(notes().glob(f"{repo.replace('/', '--')}@*.json")):
+    noted = notes.notes_of(repo)
+    for folder in sorted({note.folder for note in noted}):
         try:
-            _remove_download(repo, note, removed)
+            _remove_downloads(folder, [note for note in noted if note.folder == folder], removed)
         except OSError as error:
-            raise Error(f"{note}: cannot be removed: {files.reason(error)}") from error
+            raise Error(f"{folder}: cannot be removed: {files.reason(error)}") from error
     return removed
 
 
-def _remove_download(repo: str, note: Path, removed: Removed) -> None:
-    folder = places.repository_folder(repo)
-    listed = files.read_object(note).get("blobs")
-    ours = {str(blob) for blob in listed} if isinstance(listed, list) else set()
-    if not all(_BLOB.fullmatch(blob) for blob in ours):
-        raise Error(f"{note}: blobs: expected hashes, found other names")
-    commit = note.stem.rpartition("@")[2]
-    used_elsewhere = {
-        link.resolve().name
-        for snapshot in (folder / "snapshots").glob("*")
-        if snapshot.name != commit
-        for link in snapshot.rglob("*")
-        if link.is_symlink()
-    }
-    for link in list((folder / "snapshots" / commit).rglob("*")):
-        if link.is_symlink() and link.resolve().name in ours:
+def _remove_downloads(folder: Path, noted: list[Note], removed: Removed) -> None:
+    """All revisions at once: a blob that several of ours use is in the note of the first alone."""
+    ours = {blob for note in noted for blob in note.blobs}
+    commits = {note.commit for note in noted}
+    links = [link for link in (folder / "snapshots").glob("*/**/*") if link.is_symlink()]
+    start = len((folder / "snapshots").parts)
+    used_elsewhere = {link.resolve().name for link in links if link.parts[start] not in commits}
+    for link in links:
+        if link.parts[start] in commits and link.resolve().name in ours:
             link.unlink()
     for blob in sorted(ours):
         path = folder / "blobs" / blob
@@ -70,8 +61,9 @@ def _remove_download(repo: str, note: Path, removed: Removed) -> None:
                 removed.nbytes += place.stat().st_size
                 removed.paths.append(place)
                 place.unlink()
-    note.unlink()
-    _remove_empty(folder, commit)
+    for note in noted:
+        note.path.unlink()
+        _remove_empty(folder, note.commit)
 
 
 def _remove_empty(folder: Path, commit: str) -> None:

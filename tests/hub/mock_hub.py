@@ -18,6 +18,7 @@ class Hub:
     refusals: [(pattern of a path, status, headers, how often)], the first that fits is used.
     break_after: of each of the next downloads of weights, how many bytes come before the
     connection ends. sizes, contents: files about which it lies. ignores_range: sends all again.
+    description: what it says of every repository, in place of the truth. commit: of all files.
     asked: (method, path, Range) of every request. before_file: called before a file is sent.
     """
 
@@ -29,7 +30,8 @@ class Hub:
         self.ignores_range = False
         self.asked = []
         self.before_file = lambda name: None
-        self.gguf = None
+        self.gguf = self.description = None
+        self.commit = COMMIT
 
     def refuse(self, pattern, status, times=10**9, **headers):
         self.refusals.append([pattern, status, headers, times])
@@ -74,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             # What huggingface_hub reads of an answer to HEAD.
             blob = blob_of(name, data)
-            named = {"X-Repo-Commit": COMMIT, "ETag": f'"{blob}"'}
+            named = {"X-Repo-Commit": hub.commit, "ETag": f'"{blob}"'}
             if name.endswith(LARGE):  # from elsewhere, as from its CDN
                 named |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{blob}"'}
                 port = self.server.server_port
@@ -97,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, repo, revision):
         hub = self.server.hub
         found = hub.repositories.get(repo)
+        if hub.description is not None:
+            return self.answer(200, hub.description, {"Content-Type": "application/json"})
         if found is None:
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", COMMIT, "v1"):
+        if revision not in ("main", hub.commit, "v1"):
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         siblings = []
         for name, data in found.items():
@@ -109,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sha = blob_of(name, data)
                 entry["lfs"] = {"sha256": sha, "size": size, "pointerSize": 130}
             siblings.append(entry)
-        body = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []}
+        body = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings, "tags": []}
         if hub.gguf is not None:
             body["gguf"] = hub.gguf
         return self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -1,13 +1,16 @@
 """Downloads from a Hub that breaks off, lies and refuses."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from mock_hub import COMMIT, blob_of
 
+from gptoss import files
 from gptoss import hub as models
 from gptoss.checkpoint import open_checkpoint
 from gptoss.errors import Error
@@ -127,6 +130,31 @@ def test_a_server_without_ranges(hub):
     open_checkpoint(fetch().path).close()
 
 
+def test_without_ranges_once(hub):
+    """What was hashed before the file began anew is not in its hash."""
+    hub.break_after = [1000, 500]
+
+    def ranges(name):
+        hub.ignores_range = len(hub.break_after) == 1
+
+    hub.before_file = ranges
+    open_checkpoint(fetch().path).close()
+    assert "bytes=500-" in {r for _, _, r in hub.asked}
+
+
+def test_a_part_that_is_not_there(hub):
+    """416: begun anew, with a new hash."""
+    hub.break_after = [1000]
+
+    def refuse_once(name):
+        if name.endswith(".safetensors") and not hub.refusals:
+            hub.refuse("/cdn/", 416, times=1)
+
+    hub.before_file = refuse_once
+    open_checkpoint(fetch().path).close()
+    assert hub.refusals[0][3] == 0
+
+
 def test_too_much_of_a_file_is_begun_anew(hub):
     name = shards(hub)[0]
     data = hub.repositories[REPO][name]
@@ -148,6 +176,41 @@ def test_a_lie_about_a_size(hub, by):
     with pytest.raises(Error, match=rf"{name}: (expected \d+ bytes.*found more|broken off)"):
         fetch()
     assert places.in_hub_cache(REPO) is None
+
+
+def test_a_lie_about_a_size_costs_no_file_that_is_here(hub):
+    place = fetch()
+    name = shards(hub)[-1]
+    hub.sizes[name] = len(hub.repositories[REPO][name]) + 1
+    with pytest.raises(Error):
+        fetch()
+    open_checkpoint(place.path).close()
+
+
+def _description(**changes):
+    sibling = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40}
+    whole = {"id": REPO, "sha": COMMIT, "siblings": [sibling]}
+    return json.dumps(whole | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>Please log in</html>", b"", b"[]", b"null"),
+        _description(siblings="x"),
+        _description(siblings=[{"size": 3}]),
+        _description(siblings=[{"rfilename": "config.json", "size": "x", "blobId": "0" * 40}]),
+        _description(siblings=[{"rfilename": "config.json", "size": 2, "blobId": 5}]),
+        _description(siblings=[{"rfilename": "config.json", "size": 2, "lfs": "x"}]),
+        _description(siblings=[{"rfilename": "config.json", "size": 2, "lfs": {"size": 3}}]),
+        _description(gguf="x", siblings=[]),
+        _description(lastModified="x"),
+    ],
+)
+def test_answers_that_are_no_description(hub, body):
+    hub.description = body
+    with pytest.raises(Error, match=f"{REPO}: "):
+        fetch()
 
 
 def test_damage_on_the_way(hub):
@@ -285,6 +348,76 @@ def test_two_processes_fetch_it_once(hub):
     assert sorted(asked) == sorted({*asked})
 
 
+def test_a_name_that_another_process_makes_meanwhile(hub, monkeypatch):
+    """Between our look and our link."""
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: "snapshots" not in path.parts and is_file(path)
+    )
+    unlink = Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **how: "snapshots" in path.parts or unlink(path, **how)
+    )
+    fetch()
+    fetch()
+
+
+def test_nothing_is_written_where_all_is_here(hub, monkeypatch):
+    """The cache may be read-only."""
+    place = fetch()
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "write_in_one_piece", refuse)
+    assert fetch() == place
+
+
+def test_the_bar_counts_what_another_process_has_brought(hub):
+    data = hub.repositories[REPO][shards(hub)[0]]
+    blob = blob_of(".safetensors", data)
+    seen = []
+
+    def meanwhile(line):
+        (places.repository_folder(REPO) / "blobs" / blob).write_bytes(data)
+
+    download.fetch(parse(REPO), meanwhile, lambda done, all_: seen.append((done, all_)))
+    assert seen[-1] == (total(hub), total(hub))
+
+
+def test_an_interrupted_download_is_removed_whole(hub, home):
+    """What came before the interruption, what came after it, and half a file."""
+    hub.break_after = [10**9, 1000] + [0] * 20
+    with pytest.raises(Error, match="broken off"):
+        fetch()
+    hub.break_after = []
+    fetch()
+    models.remove(REPO)
+    assert [path for path in home.rglob("*") if path.is_file() or path.is_symlink()] == []
+    hub.break_after = [1000] + [0] * 20
+    with pytest.raises(Error, match="broken off"):
+        fetch()
+    assert models.remove(REPO).nbytes > 1000
+    assert [path for path in home.rglob("*") if path.is_file() or path.is_symlink()] == []
+
+
+def test_two_revisions_are_removed_with_what_they_share(hub, home):
+    fetch()
+    hub.commit = "f" * 40
+    hub.repositories[REPO]["generation_config.json"] = b'{"new": 1}'
+    fetch()
+    assert len(list((places.repository_folder(REPO) / "snapshots").iterdir())) == 2
+    assert models.remove(REPO).kept == []
+    assert [path for path in home.rglob("*") if path.is_file() or path.is_symlink()] == []
+
+
+def test_a_download_is_removed_from_where_it_was_put(hub, home, monkeypatch):
+    """Though the cache lies elsewhere today."""
+    place = fetch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "other"))
+    assert models.remove(REPO).nbytes > 0 and not place.path.exists()
+
+
 def test_what_was_downloaded_is_removed_and_nothing_else(hub):
     place = fetch()
     folder = places.repository_folder(REPO)
@@ -304,5 +437,4 @@ def test_what_was_downloaded_is_removed_and_nothing_else(hub):
 def test_after_removal_nothing_is_left(hub, home):
     fetch()
     models.remove(REPO)
-    left = [path for path in home.rglob("*") if path.is_file() or path.is_symlink()]
-    assert [path.name for path in left] == ["lock"]
+    assert [path for path in home.rglob("*") if path.is_file() or path.is_symlink()] == []
