@@ -1,7 +1,7 @@
 """The vocabulary inside a GGUF file, read and written: byte-level BPE, which it calls "gpt2".
 
 Tokens and merges are byte-level text; a pre-tokenizer's name stands for the pattern. Ids that are
-nobody's are called `[PAD7]`, after their number.
+nobody's are called `[PAD7]`, after their number or their place among them.
 """
 
 from __future__ import annotations
@@ -105,8 +105,11 @@ def _sort(
     ranks: dict[bytes, int] = {}
     special: dict[str, int] = {}
     plain: dict[str, int] = {}
+    # Ollama calls ids beyond the vocabulary the user's tokens, and counts them from 0.
+    first = tokens.index("[PAD0]") if "[PAD0]" in tokens else 0
     for token, (text, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if kind in (_UNUSED, _UNKNOWN) or (kind == _USER_DEFINED and text == f"[PAD{token}]"):
+        padding = text in (f"[PAD{token}]", f"[PAD{token - first}]")
+        if kind in (_UNUSED, _UNKNOWN) or (kind == _USER_DEFINED and padding):
             continue
         where = f"{_PREFIX}tokens[{token}]"
         if kind == _NORMAL:
