@@ -75,13 +75,16 @@ def write(
     kind: Type = Type.BF16,
     fused_qkv: bool = False,
     split_max_tensors: int = 0,
+    small_first_shard: bool = False,
     tokenizer: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> Path:
     """One file, or several of at most split_max_tensors. kind: how large matrices are stored."""
     config = source.config
     name = "gptoss" if ollama else "gpt-oss"
-    writer = gguf.GGUFWriter(path, name, split_max_tensors=split_max_tensors)
+    writer = gguf.GGUFWriter(
+        path, name, split_max_tensors=split_max_tensors, small_first_shard=small_first_shard
+    )
     add_metadata(writer, config, ollama)
     for key, value in {**(tokenizer or {}), **metadata}.items():
         add_value(writer, key, value)
