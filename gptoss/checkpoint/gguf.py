@@ -364,6 +364,11 @@ def _place_tensors(
         ]
         for place, expected in zip(places[info.name], _shapes(config, info, names), strict=True):
             _check_entry(place, expected, info)
+            if place.first % place.entry.type.block:
+                raise Error(
+                    f"{place.file.path}: tensor {place.entry.name}: expected q, k and v of whole "
+                    f"blocks of {place.entry.type.name}, found a block that two of them share"
+                )
     if missing:
         raise Error(f"{where}: missing tensors: {listed(list(dict.fromkeys(missing)))}")
     extra = sorted(name for name in tensors if name not in used)

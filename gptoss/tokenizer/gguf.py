@@ -131,12 +131,10 @@ def _sort(
 def _pattern(file: GgufFile) -> str:
     if _OWN_PATTERN in file.fields:
         return file.text(_OWN_PATTERN)
+    if file.text("general.architecture", "") == "gptoss":
+        return O200K_PATTERN  # Ollama's engine splits so whatever the file says
     key = _PREFIX + "pre"
-    # Ollama's engine splits as gpt-oss does whatever the file says
-    default = "gpt-4o" if file.text("general.architecture", "") == "gptoss" else None
-    name = file.text(key, default)
-    if name == "default" and default is not None:
-        name = default
+    name = file.text(key)
     if name not in _PATTERNS:
         raise unsupported(file.path, key, " or ".join(map(repr, _PATTERNS)), name)
     return _PATTERNS[name]

@@ -248,6 +248,13 @@ def test_k_quants_are_refused_by_name(tiny: TensorSource, tmp_path: Path) -> Non
     assert {"Q4_K", "Q6_K", "IQ4_XS"} <= {kind.name for kind in TENSOR_TYPES.values()}
 
 
+def test_a_block_shared_by_q_and_k(tmp_path: Path) -> None:
+    source = SyntheticSource(SMALL, seed=0, threads=1)
+    path = write(source, tmp_path / "m.gguf", fused_qkv=Type.Q8_0)  # biases of 16, 8 and 8 values
+    with pytest.raises(Error, match=r"attn_qkv\.bias: expected q, k and v of whole blocks of Q8_0"):
+        open_checkpoint(path)
+
+
 def test_parts(tiny: TensorSource, tmp_path: Path) -> None:
     write(tiny, tmp_path / "m.gguf", split_max_tensors=30)
     parts = sorted(tmp_path.glob("*.gguf"))

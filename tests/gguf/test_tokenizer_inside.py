@@ -133,6 +133,8 @@ def test_ollamas_padding_is_nobodys(tmp_path: Path, from_zero: bool) -> None:
         ("gpt-oss", "default", False),
         ("gpt-oss", "qwen2", False),
         ("gptoss", "default", True),
+        ("gptoss", "gpt-2", True),
+        ("gptoss", "llama-bpe", True),
         ("gptoss", None, True),
     ],
 )
