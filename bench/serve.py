@@ -221,7 +221,7 @@ class Server:
         # A file, not a pipe that nobody reads.
         self.log = tempfile.TemporaryFile(prefix="bench-serve-")
         self.temporary = tempfile.TemporaryDirectory(prefix="bench-serve-")  # where its files go
-        # What `pip install gptoss[serve]` brings has no uvloop: where another package brought it,
+        # What the extra `serve` brings has no uvloop: where another package brought it,
         # a version that takes it would be measured with another loop than its users have.
         self._hidden = tempfile.TemporaryDirectory(prefix="bench-serve-")
         (Path(self._hidden.name) / "uvloop.py").write_text("raise ImportError\n")

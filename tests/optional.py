@@ -15,9 +15,7 @@ class _Skipped(pytest.Module):
     missing: Sequence[str] = ()
 
     def collect(self) -> list[pytest.Item]:
-        pytest.skip(
-            f"{' and '.join(self.missing)} not installed (pip install 'gptoss[train,test]')"
-        )
+        pytest.skip(f"{' and '.join(self.missing)} not installed (pip install '.[train,test]')")
 
 
 def module_or_skip(

@@ -19,7 +19,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 NO_BROWSER = (
-    "playwright is not installed (pip install 'gptoss[test]')"
+    "playwright is not installed (pip install '.[test]')"
     if find_spec("playwright") is None
     else None
     if CHROMIUM

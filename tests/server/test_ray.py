@@ -16,7 +16,7 @@ from serving import asking
 from waiting import until
 
 if find_spec("ray") is None:
-    pytest.skip("ray is not installed (pip install 'gptoss[ray]')", allow_module_level=True)
+    pytest.skip("ray is not installed (pip install '.[ray]')", allow_module_level=True)
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
