@@ -37,14 +37,27 @@ double log_sum_exp(const float* logits, int32_t n, float max) {
   return max + std::log(sum);
 }
 
+// The lowest id of the largest. Two passes: with one, Clang waits in each step for the load of the
+// largest so far, by its index. Lanes, so that the largest come from vector instructions.
 int32_t argmax(const float* logits, int32_t n) {
-  int32_t best = 0;
-  for (int32_t i = 1; i < n; ++i) {
-    if (logits[i] > logits[best]) {
-      best = i;
+  constexpr int32_t lanes = 16;
+  float largest[lanes];
+  std::fill_n(largest, lanes, logits[0]);
+  const auto keep = [](float& best, float value) { best = value > best ? value : best; };
+  int32_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    for (int32_t lane = 0; lane < lanes; ++lane) {
+      keep(largest[lane], logits[i + lane]);
     }
   }
-  return best;
+  for (; i < n; ++i) {
+    keep(largest[0], logits[i]);
+  }
+  for (const float value : largest) {
+    keep(largest[0], value);
+  }
+  const float* found = std::find(logits, logits + n, largest[0]);
+  return found == logits + n ? 0 : static_cast<int32_t>(found - logits);  // the first is NaN
 }
 
 // The first `count` candidates of `ids` in order of likelihood.

@@ -71,7 +71,7 @@ class GgufSource(TensorSource):
     def __init__(self, parts: list[GgufFile], name: str) -> None:
         """Raises Error where the files hold no gpt-oss model, or more or less than one."""
         tensors = {key: (file, entry) for file in parts for key, entry in file.tensors.items()}
-        config = read_config(parts[0])
+        config = read_config(parts[0], tensors)
         super().__init__(
             config,
             name=name,
@@ -236,8 +236,14 @@ def open_gguf(path: Path, name: str) -> GgufSource:
         raise
 
 
-def read_config(file: GgufFile) -> ModelConfig:
-    """The configuration in a file's metadata. Raises Error, naming the key."""
+Tensors = dict[str, tuple[GgufFile, Entry]]
+
+
+def read_config(file: GgufFile, tensors: Tensors) -> ModelConfig:
+    """The configuration in a file's metadata. Raises Error, naming the key.
+
+    tensors: those of all parts; the first part, which has the metadata, need not have any.
+    """
     architecture = file.text("general.architecture")
     if architecture not in ARCHITECTURES:
         raise Error(
@@ -265,7 +271,7 @@ def read_config(file: GgufFile) -> ModelConfig:
     if keys["intermediate_size"] not in file.fields:
         keys["intermediate_size"] = f"{architecture}.feed_forward_length"
     _check_fixed(file, architecture, keys)
-    embedding = file.tensors.get("token_embd.weight")
+    _, embedding = tensors.get("token_embd.weight", (file, None))
     vocab_size = file.integer(f"{architecture}.vocab_size", embedding.shape[0] if embedding else 0)
     if vocab_size == 0:
         raise Error(f"{file.path}: missing tensors: token_embd.weight")
@@ -332,9 +338,6 @@ def _eos_token_ids(file: GgufFile, vocab_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-Tensors = dict[str, tuple[GgufFile, Entry]]
-
-
 def _expert_dtype(tensors: Tensors) -> str:
     """ "mxfp4" or "bf16", for all experts; which tensors fit is seen later."""
     experts = [entry for name, (_, entry) in tensors.items() if name.endswith("_exps.weight")]
@@ -361,6 +364,11 @@ def _place_tensors(
         ]
         for place, expected in zip(places[info.name], _shapes(config, info, names), strict=True):
             _check_entry(place, expected, info)
+            if place.first % place.entry.type.block:
+                raise Error(
+                    f"{place.file.path}: tensor {place.entry.name}: expected q, k and v of whole "
+                    f"blocks of {place.entry.type.name}, found a block that two of them share"
+                )
     if missing:
         raise Error(f"{where}: missing tensors: {listed(list(dict.fromkeys(missing)))}")
     extra = sorted(name for name in tensors if name not in used)

@@ -27,6 +27,7 @@ WEIGHTS = ("published", "q8")
 ARCHITECTURE = "gpt-oss"
 _SWIGLU_LIMIT = 7.0  # what readers of the format assume
 _WRITE_BYTES = 1 << 24
+_Q8_0_LIMIT = 127 * 65_504.0  # the largest integer times the largest float16
 _FILE_TYPES = {"mxfp4": 38, "bf16": 32}  # llama.cpp's: "MXFP4 MoE" and "BF16"
 _OUTER = {
     "embedding.weight": "token_embd.weight",
@@ -249,7 +250,13 @@ def _arrays(source: TensorSource, tensor: Written) -> Iterator[Array]:
         if tensor.type == "F32":
             yield np.ascontiguousarray(bf16_to_f32(part), dtype="<f4")
         elif tensor.type == "Q8_0":
-            yield quantize_q8_0(bf16_to_f32(part))
+            floats = bf16_to_f32(part)
+            if not (np.abs(floats) < _Q8_0_LIMIT).all():
+                raise Error(
+                    f"{source.name}: tensor {name}: expected finite values below "
+                    f"{_Q8_0_LIMIT:.0f}, as Q8_0 can hold, found another: use weights 'published'"
+                )
+            yield quantize_q8_0(floats)
         else:
             yield np.ascontiguousarray(part, dtype="<u2")
     if last:

@@ -24,13 +24,17 @@ class QuantizedExperts(TensorSource):
             directory=base.directory,
         )
         self.conversation_format = base.conversation_format
+        self.q8_0 = base.q8_0
         self._base = base
         self._rule = rule
         # both halves come from one pass; the one not asked for waits for the next question
         self._waiting: tuple[str, Array] | None = None
 
+    def info(self, name: str) -> TensorInfo:
+        return self._base.info(name) if name.endswith(".q8_0") else super().info(name)
+
     def _read(self, info: TensorInfo) -> Array:
-        if info.dtype != "U8":
+        if info.dtype != "U8" or info.name.endswith(".q8_0"):
             return self._base.tensor(info.name)
         if self._waiting is not None and self._waiting[0] == info.name:
             array = self._waiting[1]

@@ -1,7 +1,7 @@
 """The vocabulary inside a GGUF file, read and written: byte-level BPE, which it calls "gpt2".
 
 Tokens and merges are byte-level text; a pre-tokenizer's name stands for the pattern. Ids that are
-nobody's are called `[PAD7]`, after their number.
+nobody's are called `[PAD7]`, after their number or their place among them.
 """
 
 from __future__ import annotations
@@ -105,8 +105,11 @@ def _sort(
     ranks: dict[bytes, int] = {}
     special: dict[str, int] = {}
     plain: dict[str, int] = {}
+    # Ollama calls ids beyond the vocabulary the user's tokens, and counts them from 0.
+    first = tokens.index("[PAD0]") if "[PAD0]" in tokens else 0
     for token, (text, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if kind in (_UNUSED, _UNKNOWN) or (kind == _USER_DEFINED and text == f"[PAD{token}]"):
+        padding = text in (f"[PAD{token}]", f"[PAD{token - first}]")
+        if kind in (_UNUSED, _UNKNOWN) or (kind == _USER_DEFINED and padding):
             continue
         where = f"{_PREFIX}tokens[{token}]"
         if kind == _NORMAL:
@@ -128,12 +131,10 @@ def _sort(
 def _pattern(file: GgufFile) -> str:
     if _OWN_PATTERN in file.fields:
         return file.text(_OWN_PATTERN)
+    if file.text("general.architecture", "") == "gptoss":
+        return O200K_PATTERN  # Ollama's engine splits so whatever the file says
     key = _PREFIX + "pre"
-    # Ollama's engine splits as gpt-oss does whatever the file says
-    default = "gpt-4o" if file.text("general.architecture", "") == "gptoss" else None
-    name = file.text(key, default)
-    if name == "default" and default is not None:
-        name = default
+    name = file.text(key)
     if name not in _PATTERNS:
         raise unsupported(file.path, key, " or ".join(map(repr, _PATTERNS)), name)
     return _PATTERNS[name]

@@ -62,6 +62,25 @@ std::vector<float> logs(std::vector<float> probabilities) {
 
 }  // namespace
 
+// The largest is looked for in lanes: every place of it, in blocks and in what is left of them.
+TEST(greedy_takes_the_first_of_the_largest) {
+  for (int32_t count = 1; count <= 70; ++count) {
+    for (int32_t best = 0; best < count; ++best) {
+      std::vector<float> values(static_cast<size_t>(count), -infinity);
+      for (int32_t i = 0; i < count; ++i) {
+        values[static_cast<size_t>(i)] =
+            i >= best && i % 3 == best % 3 ? -0.5f : -1.0f - static_cast<float>(i);
+      }
+      Draw draw(values);
+      draw.row.temperature = 0;
+      CHECK(draw.once().token == best);
+    }
+  }
+  Draw zeros({-1.0f, -0.0f, 0.0f});
+  zeros.row.temperature = 0;
+  CHECK(zeros.once().token == 1);
+}
+
 TEST(greedy_takes_the_largest_and_of_equals_the_first) {
   Draw draw{{1, 5, 2, 5}};
   draw.row.temperature = 0;

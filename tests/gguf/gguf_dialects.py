@@ -73,15 +73,19 @@ def write(
     *,
     ollama: bool = False,
     kind: Type = Type.BF16,
-    fused_qkv: bool = False,
+    fused_qkv: Type | None = None,
     split_max_tensors: int = 0,
+    small_first_shard: bool = False,
     tokenizer: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> Path:
-    """One file, or several of at most split_max_tensors. kind: how large matrices are stored."""
+    """One file, or several of at most split_max_tensors. kind: how large matrices are stored.
+    fused_qkv: store q, k and v together, so."""
     config = source.config
     name = "gptoss" if ollama else "gpt-oss"
-    writer = gguf.GGUFWriter(path, name, split_max_tensors=split_max_tensors)
+    writer = gguf.GGUFWriter(
+        path, name, split_max_tensors=split_max_tensors, small_first_shard=small_first_shard
+    )
     add_metadata(writer, config, ollama)
     for key, value in {**(tokenizer or {}), **metadata}.items():
         add_value(writer, key, value)
@@ -103,9 +107,9 @@ def write(
         add_dense(blk + "attn_norm.weight", ours + "attn.norm.scale", Type.F32)
         for end, as_kind in (("weight", kind), ("bias", small)):
             parts = [source.tensor(f"{ours}attn.{part}.{end}") for part in "qkv"]
-            if fused_qkv:
-                joined = np.concatenate(parts)
-                add(f"{blk}attn_qkv.{end}", joined.view(np.uint8), Type.BF16)
+            if fused_qkv is not None:
+                joined = bf16_to_f32(np.concatenate(parts))
+                add(f"{blk}attn_qkv.{end}", gguf.quants.quantize(joined, fused_qkv), fused_qkv)
             else:
                 for part in "qkv":
                     add_dense(f"{blk}attn_{part}.{end}", f"{ours}attn.{part}.{end}", as_kind)

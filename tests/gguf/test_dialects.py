@@ -18,7 +18,7 @@ WRITTEN = {
     "llama.cpp-f32": {"kind": Type.F32},
     "llama.cpp-split": {"split_max_tensors": 40},
     "ollama": {"ollama": True},
-    "ollama-fused": {"ollama": True, "fused_qkv": True},
+    "ollama-fused": {"ollama": True, "fused_qkv": Type.BF16},
 }
 
 

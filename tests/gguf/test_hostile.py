@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf_dialects import write
@@ -247,6 +248,13 @@ def test_k_quants_are_refused_by_name(tiny: TensorSource, tmp_path: Path) -> Non
     assert {"Q4_K", "Q6_K", "IQ4_XS"} <= {kind.name for kind in TENSOR_TYPES.values()}
 
 
+def test_a_block_shared_by_q_and_k(tmp_path: Path) -> None:
+    source = SyntheticSource(SMALL, seed=0, threads=1)
+    path = write(source, tmp_path / "m.gguf", fused_qkv=Type.Q8_0)  # biases of 16, 8 and 8 values
+    with pytest.raises(Error, match=r"attn_qkv\.bias: expected q, k and v of whole blocks of Q8_0"):
+        open_checkpoint(path)
+
+
 def test_parts(tiny: TensorSource, tmp_path: Path) -> None:
     write(tiny, tmp_path / "m.gguf", split_max_tensors=30)
     parts = sorted(tmp_path.glob("*.gguf"))
@@ -270,6 +278,17 @@ def test_parts(tiny: TensorSource, tmp_path: Path) -> None:
     parts[1].unlink()
     with pytest.raises(Error, match="missing m-00002-of"):
         open_checkpoint(parts[0])
+
+
+def test_a_first_part_without_tensors(tiny: TensorSource, tmp_path: Path) -> None:
+    """As gguf-split --no-tensor-first-split writes it."""
+    write(tiny, tmp_path / "m.gguf", split_max_tensors=30, small_first_shard=True)
+    with open_checkpoint(tmp_path) as source:
+        assert not GgufFile(source.files[0]).tensors
+        assert source.config.vocab_size == tiny.config.vocab_size
+        np.testing.assert_array_equal(
+            source.tensor("embedding.weight"), tiny.tensor("embedding.weight")
+        )
 
 
 def test_a_blob_without_a_suffix(small: Path, tmp_path: Path) -> None:

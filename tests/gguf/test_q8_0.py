@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader
 from gguf_dialects import write
 
+from gptoss.checkpoint import write_checkpoint, write_gguf
 from gptoss.checkpoint.files import open_checkpoint
 from gptoss.checkpoint.panels import write_panels
 from gptoss.checkpoint.source import ArraySource, TensorSource
@@ -115,6 +116,31 @@ def test_packing_would_round_twice(stored: Path, tmp_path: Path) -> None:
         with pytest.raises(Error, match="Q8_0, which packing would round a second time"):
             write_panels(source, tmp_path / "packed", "q8")
         write_panels(source, tmp_path / "packed", "published")
+
+
+def test_beside_experts_that_are_quantized(tiny: TensorSource, tmp_path: Path) -> None:
+    """Experts made MXFP4 when they are read leave the other matrices as they are stored."""
+    write_checkpoint(tiny, tmp_path / "bf16", "huggingface-bf16")
+    with open_checkpoint(tmp_path / "bf16") as unpacked:
+        (path,) = write_gguf(unpacked, tmp_path / "bf16.gguf", "q8")
+    name = "block.1.attn.k.weight"
+    with open_checkpoint(path) as plain, open_checkpoint(path, experts="mxfp4") as source:
+        assert source.expert_dtype == "mxfp4"
+        assert name in source.q8_0 == plain.q8_0
+        np.testing.assert_array_equal(source.tensor(f"{name}.q8_0"), plain.tensor(f"{name}.q8_0"))
+        with pytest.raises(Error, match="Q8_0, which packing would round a second time"):
+            write_panels(source, tmp_path / "packed", "q8")
+
+
+def test_values_beyond_the_largest_scale_are_refused(tiny: TensorSource, tmp_path: Path) -> None:
+    arrays = {info.name: tiny.tensor(info.name) for info in tiny.tensors()}
+    arrays["unembedding.weight"] = arrays["unembedding.weight"].copy()
+    for value in (1e7, np.inf, np.nan):
+        arrays["unembedding.weight"][3, 5] = f32_to_bf16(np.array([value], np.float32))[0]
+        source = ArraySource(tiny.config, arrays)
+        with pytest.raises(Error, match=r"unembedding\.weight: expected finite values below"):
+            write_gguf(source, tmp_path / "out.gguf", "q8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_quantization_is_ggmls(tiny: TensorSource) -> None:

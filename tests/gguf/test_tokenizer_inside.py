@@ -108,14 +108,22 @@ def test_conversation_format_is_kept(tmp_path: Path) -> None:
     assert load_tokenizer(file, Size(SIZE)).conversation_format == "none"
 
 
-def test_ollamas_padding_is_nobodys(tmp_path: Path) -> None:
-    """Ollama marks ids beyond the vocabulary as tokens of the user."""
+@pytest.mark.parametrize("from_zero", [True, False])
+def test_ollamas_padding_is_nobodys(tmp_path: Path, from_zero: bool) -> None:
+    """Ollama marks ids beyond the vocabulary as tokens of the user, and counts them from 0."""
     vocabulary = load_vocabulary(write_tiny(tmp_path), Size(SIZE))
     found = {key: value for key, _, value in gguf_metadata(vocabulary)}
-    kinds = [4 if kind == 5 else kind for kind in found["tokenizer.ggml.token_type"]]
-    tokenizer = load_tokenizer(own(tmp_path, token_type=kinds), Size(SIZE))
-    assert tokenizer.decode(tokenizer.encode("[PAD279]")) == "[PAD279]"
-    assert 279 not in tokenizer.encode("[PAD279]")
+    kinds, tokens = found["tokenizer.ggml.token_type"], found["tokenizer.ggml.tokens"]
+    unused = [token for token, kind in enumerate(kinds) if kind == 5]
+    assert len(unused) > 1
+    for number, token in enumerate(unused):
+        kinds[token], tokens[token] = 4, f"[PAD{number if from_zero else token}]"
+    path = own(tmp_path, token_type=kinds, tokens=tokens)
+    tokenizer = load_tokenizer(path, Size(SIZE))
+    for token in unused:
+        assert tokenizer.decode(tokenizer.encode(tokens[token])) == tokens[token]
+        assert not {*unused} & {*tokenizer.encode(tokens[token])}
+    assert "tokenizer.tiktoken" in copy_tokenizer_files(path, tmp_path, Size(SIZE))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,8 @@ def test_ollamas_padding_is_nobodys(tmp_path: Path) -> None:
         ("gpt-oss", "default", False),
         ("gpt-oss", "qwen2", False),
         ("gptoss", "default", True),
+        ("gptoss", "gpt-2", True),
+        ("gptoss", "llama-bpe", True),
         ("gptoss", None, True),
     ],
 )

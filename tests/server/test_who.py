@@ -348,7 +348,7 @@ def test_the_priorities_that_clients_have_by_default(given, priority, monkeypatc
     import gptoss.cli.serve as serve
 
     seen = []
-    monkeypatch.setattr(serve, "_serve_replicas", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(serve, "_serve_replicas", lambda a, listening: seen.append(a) or 0)
     main(["serve", "--port", "0", "--replicas", "2", *given])
     assert seen[0].priority == priority
 
