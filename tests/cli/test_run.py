@@ -45,8 +45,7 @@ def test_an_option_that_is_none(gptoss):
 def test_a_stream_that_is_closed(environment, command, closed):
     result = subprocess.run(
         [sys.executable, "-m", "gptoss", *command],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         stdin=subprocess.DEVNULL,
         env=environment,
         timeout=WORK,
