@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from waiting import WORK, until
@@ -184,3 +186,28 @@ def test_gguf_repositories_are_removed_by_the_name_that_is_listed(gptoss, hub, t
     assert refused.returncode == 2 and f"a whole repository, as {repo}" in refused.stderr
     removed = gptoss("rm", repo)
     assert removed.returncode == 0 and "kept" not in removed.stdout
+
+
+def test_replicas_start_from_a_packed_copy(gptoss, hub, words, home):
+    """By the model's name, and though nothing else is left of it."""
+    assert gptoss("pull", "gpt-oss-20b", "--pack").returncode == 0
+    shutil.rmtree(home / "hf")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gptoss", "serve", "gpt-oss-20b", "--replicas", "2", "--port", "0"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if "chat page" in line:
+            break
+    assert server.poll() is None, "".join(said)
+    address = said[-1].split()[-1]
+    with urllib.request.urlopen(f"{address}v1/models") as answer:
+        assert json.load(answer)["data"][0]["id"] == "gpt-oss-20b"
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=WORK)
+    assert any("found packed" in line for line in said)
