@@ -110,5 +110,5 @@ def write_in_one_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def short_path(path: Path) -> str:
     """A path with ~ for the home folder."""
-    home, text = str(Path.home()), str(path)
+    home, text = os.path.expanduser("~"), str(path)  # "~" for a user without a home
     return "~" + text[len(home) :] if text.startswith(home + os.sep) else text

@@ -89,7 +89,7 @@ def _rows() -> list[dict[str, Any]]:
     found = [("nano", "gptoss, bundled", BUNDLED_MODEL, hub.Place(BUNDLED_MODEL, "", "").nbytes)]
     found += [(hub.title(p), p.where, p.path, p.nbytes) for p in hub.everything()]
     found += [
-        (copy.name.rpartition("/")[2], f"gptoss, packed {copy.weights}", copy.folder, copy.nbytes)
+        (hub.listed(copy.name), f"gptoss, packed {copy.weights}", copy.folder, copy.nbytes)
         for copy in hub.all_packed()
     ]
     keys = ("name", "where", "path", "bytes")
@@ -109,10 +109,15 @@ def _rm(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"rm: expected a model of the Hub, found {arguments.model}; what gptoss did not "
             f"download it does not remove"
         )
+    if reference.file is not None or reference.revision != "main":
+        parser.error(
+            f"rm: expected a whole repository, as {hub.listed(reference.repo)}, found "
+            f"{arguments.model}"
+        )
     removed = hub.remove(reference.repo)
     for line in removed.kept:
         print(f"kept: {line}")
-    others = [p for p in hub.everything() if hub.title(p) == reference.name]
+    others = [place for place in hub.everything() if hub.is_of(place, reference.repo)]
     for place in others:
         print(f"kept: {short_path(place.path)}: {place.where} has it, not gptoss")
     if not removed.paths:

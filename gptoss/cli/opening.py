@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import threading
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from gptoss.cli.arguments import engine_options
 from gptoss.cli.progress import Progress, human_bytes
+from gptoss.errors import Error
 from gptoss.files import short_path
 
 if TYPE_CHECKING:
     from gptoss import Engine
+    from gptoss.engine import EngineOptions
     from gptoss.hub import Found
 
 
@@ -48,18 +51,30 @@ def open_engine(arguments: argparse.Namespace, *, show: bool = True) -> Engine:
     from gptoss.engine import Engine
 
     options = engine_options(arguments)
+    packed_too = runs_on_cpu(options)
     found = locate(
         arguments.model,
         offline=getattr(arguments, "offline", False),
         weights=options.weights,
-        packed_too=options.device in ("auto", "cpu"),
+        packed_too=packed_too,
     )
     arguments.model_name = found.name
-    if found.fetched and show:
-        _offer_packed(found, options.weights or "published")
+    if found.fetched and show and packed_too:
+        _offer_packed(found, arguments.model, options.weights or "published")
     with Progress("loading") as progress:
         options = replace(options, model=found.model)
         return _interruptible(lambda: Engine.from_options(options, progress if show else None))
+
+
+def runs_on_cpu(options: EngineOptions) -> bool:
+    """Whether a packed copy will do, which the CPU engine alone reads."""
+    if options.device != "auto":
+        return options.device == "cpu"
+
+    from gptoss.engine import choose_device
+    from gptoss.native import _core
+
+    return choose_device(options.device, _core.backends()) == "cpu"
 
 
 def _interruptible(load: Callable[[], Engine]) -> Engine:
@@ -78,13 +93,18 @@ def _interruptible(load: Callable[[], Engine]) -> Engine:
     return result.result()
 
 
-def _offer_packed(found: Found, weights: str) -> None:
-    """Ask whether a copy is wanted that starts at once; where nobody can be asked, say how."""
+def _offer_packed(found: Found, model: str, weights: str) -> None:
+    """Ask whether a copy is wanted that starts at once; where nobody can be asked, say how.
+
+    model: as the user named it.
+    """
     from gptoss.checkpoint import open_checkpoint
 
     with open_checkpoint(found.model) as source:
+        if source.panels is not None:
+            return
         size = human_bytes(source.nbytes)
-    command = f"gptoss pull {found.name} --pack{'' if weights == 'published' else ' q8'}"
+    command = f"gptoss pull {shlex.quote(model)} --pack{'' if weights == 'published' else ' q8'}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         print(f"gptoss: later starts take seconds after: {command} ({size})", file=sys.stderr)
         return
@@ -92,7 +112,11 @@ def _offer_packed(found: Found, weights: str) -> None:
           end="", file=sys.stderr, flush=True)  # fmt: skip
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         assert found.repo is not None
-        print(f"gptoss: {keep_packed(Path(found.model), found.repo, weights)}", file=sys.stderr)
+        try:
+            kept = keep_packed(Path(found.model), found.repo, weights)
+        except (Error, OSError) as error:  # the model is here, and runs without it
+            kept = f"not kept: {error}"
+        print(f"gptoss: {kept}", file=sys.stderr)
     else:
         print(f"gptoss: not kept; at any time: {command}", file=sys.stderr)
 

@@ -228,14 +228,21 @@ def _hosts(arguments: argparse.Namespace) -> Hosts | None:
 
 
 def _serve_replicas(arguments: argparse.Namespace, listening: list[socket.socket]) -> int:
-    from gptoss.cli.opening import locate
+    from gptoss.cli.opening import locate, runs_on_cpu
     from gptoss.server.front.app import FrontOptions, create_front
     from gptoss.server.front.replicas import PATIENCE, Replicas
     from gptoss.server.front.router import Router
     from gptoss.server.listen import Server
 
     inner_key = secrets.token_hex(32)
-    found = locate(arguments.model, offline=arguments.offline)  # downloaded once, not by each
+    engine = engine_options(arguments)
+    # Downloaded once, not by each.
+    found = locate(
+        arguments.model,
+        offline=arguments.offline,
+        weights=engine.weights,
+        packed_too=runs_on_cpu(engine),
+    )
     arguments.model, arguments.name = str(found.model), arguments.name or found.name
     router = Router(arguments.replicas, arguments.max_sequences)
     replicas = Replicas(_plans(arguments, inner_key), router)

@@ -9,6 +9,8 @@ from gptoss.hub.packed import pack as pack
 from gptoss.hub.packed import packed_copy as packed_copy
 from gptoss.hub.places import Place as Place
 from gptoss.hub.places import everything as everything
+from gptoss.hub.places import is_of as is_of
+from gptoss.hub.places import listed as listed
 from gptoss.hub.places import title as title
 from gptoss.hub.remove import remove as remove
 from gptoss.hub.search import Found as Found

@@ -6,6 +6,7 @@ that was used least recently goes first.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +72,7 @@ def all_packed() -> Iterator[Packed]:
         except Error:
             continue
         values = [found.get(key) for key in ("name", "source", "weights")]
-        if all(isinstance(value, str) for value in values):
+        if all(isinstance(value, str) for value in values) and (note.parent / _MODEL).exists():
             yield Packed(note.parent, *map(str, values))
 
 
@@ -79,19 +81,24 @@ def packed_copy(source: Path, weights: str) -> Packed | None:
     folder = _folder(source, weights)
     for packed in all_packed():
         if packed.folder == folder:
-            os.utime(folder / _NOTE)
+            with suppress(OSError):  # it may be somebody else's, and read-only
+                os.utime(folder / _NOTE)
             return packed
     return None
 
 
 def pack(source: Path, name: str, weights: str, progress: Progress | None = None) -> Packed:
-    """Make a copy of the model in `source`, and room for it. Raises Error."""
+    """Make a copy of the model in `source`, and room for it. Others that pack are waited for.
+
+    Raises Error.
+    """
     folder = _folder(source, weights)
-    if folder.exists():
-        shutil.rmtree(folder)
-    with open_checkpoint(source) as opened:
+    with open_checkpoint(source) as opened, _locked():
         if opened.panels is not None:
             raise Error(f"{source}: is packed already")
+        if (made := packed_copy(source, weights)) is not None:  # by another process, meanwhile
+            return made
+        _remove_unfinished()
         make_room(opened.nbytes)
         folder.mkdir(parents=True)
         try:
@@ -104,6 +111,28 @@ def pack(source: Path, name: str, weights: str, progress: Progress | None = None
             shutil.rmtree(folder, ignore_errors=True)
             raise
     return Packed(folder, name, str(source), weights)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Nobody else packs, where there are locks."""
+    place = places.own_cache() / "packed"
+    place.mkdir(parents=True, exist_ok=True)
+    lock = os.open(place, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove_unfinished() -> None:
+    """What a process left that was killed. Nobody else packs, so nobody is at work in there."""
+    whole = {packed.folder for packed in all_packed()}
+    for folder in (places.own_cache() / "packed").iterdir():
+        if folder.is_dir() and re.fullmatch(r"[0-9a-f]{20}", folder.name) and folder not in whole:
+            shutil.rmtree(folder)
 
 
 def make_room(nbytes: int) -> None:

@@ -272,6 +272,20 @@ def _ollama_blob(models: Path, manifest: Path) -> Path | None:
 
 
 def title(place: Place) -> str:
-    """What to call a model that was found: the published name, where it is one."""
+    """What to call a model that was found: in the Hub's cache by its repository, elsewhere by the
+    published name where it is one.
+    """
+    if place.where == HUB:
+        return listed("/".join(place.name.split("/")[:2]))
     repo = _means(place.name)
     return short(repo) if repo else place.name
+
+
+def listed(repo: str) -> str:
+    """The shortest name that means a repository."""
+    return short(repo) if repo in KNOWN else repo
+
+
+def is_of(place: Place, repo: str) -> bool:
+    """Whether what was found is this repository, or a copy of it that another tool has."""
+    return title(place) == listed(repo)

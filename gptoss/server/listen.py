@@ -75,16 +75,31 @@ def bind(host: str, port: int) -> list[socket.socket]:
             f"--host: expected an address of this machine, found {shown(host)}: {reason(error)}"
         ) from None
     made: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
-            each = socket.socket(family, kind, protocol)
+            try:
+                each = socket.socket(family, kind, protocol)
+            except OSError as error:  # no IPv6, though a name has an address of that kind
+                absent = error
+                continue
             made.append(each)
             # As asyncio does: a port is free again as soon as its server has ended.
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            each.bind((address[0], port, *address[2:]))
+            try:
+                each.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                absent = error
+                made.remove(each)
+                each.close()
+                continue
             port = each.getsockname()[1]
+        if absent is not None and not made:
+            raise absent
     except OSError as error:
         for each in made:
             each.close()

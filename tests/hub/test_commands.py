@@ -3,13 +3,17 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from waiting import WORK, until
+
+from gptoss.checkpoint import open_checkpoint, write_gguf
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_from_nothing_to_an_answer(gptoss, hub, words):
     second = gptoss(*command)
     assert second.returncode == 0 and second.stdout.strip()
     assert "downloading openai/gpt-oss-20b" in second.stderr and "of it are here" in second.stderr
-    assert "gptoss pull gpt-oss-20b --pack" in second.stderr
+    assert "gptoss pull gpt-oss:20b --pack" in second.stderr
     third = gptoss(*command, "--offline")
     assert third.stdout == second.stdout and "found in Hugging Face's cache" in third.stderr
     piped = gptoss("run", "gpt-oss-20b", "--max-tokens", "8", "--temperature", "0", stdin="Hello")
@@ -127,8 +131,12 @@ def test_ctrl_c_while_it_downloads(hub, words):
     assert [p.rpartition("/")[2] for p in asked] == ["model-00001-of-00002.safetensors"]
 
 
-def test_on_a_terminal_a_packed_copy_is_offered(hub, words):
-    """And kept when it is wanted."""
+@pytest.mark.parametrize(
+    ("budget", "answer"), [("", b"packed (published)"), ("0", b"not kept: packed copies: ")]
+)
+def test_on_a_terminal_a_packed_copy_is_offered(hub, words, monkeypatch, budget, answer):
+    """And kept when it is wanted; where it cannot be, the model answers all the same."""
+    monkeypatch.setenv("GPTOSS_CACHE_BYTES", budget)
     main, other = pty.openpty()
     command = ["run", "gpt-oss-20b", "Hello", "--max-tokens", "4"]
     child = subprocess.Popen(
@@ -142,7 +150,7 @@ def test_on_a_terminal_a_packed_copy_is_offered(hub, words):
     while b"[y/N]" not in said:
         said += os.read(main, 1000)
     os.write(main, b"y\n")
-    while b"packed (published)" not in said:
+    while answer not in said:
         said += os.read(main, 1000)
     out, _ = child.communicate(timeout=WORK)
     os.close(main)
@@ -150,4 +158,56 @@ def test_on_a_terminal_a_packed_copy_is_offered(hub, words):
     rows = subprocess.run(
         [sys.executable, "-m", "gptoss", "list"], capture_output=True, text=True
     ).stdout
-    assert "gptoss, packed published" in rows
+    assert ("gptoss, packed published" in rows) == (not budget)
+
+
+def test_another_name_is_the_one_to_type(gptoss, hub, words):
+    """What is said and listed can be given to the next command."""
+    hub.repositories["somebody/my-gpt-oss-20b"] = hub.repositories["openai/gpt-oss-20b"]
+    first = gptoss("run", "hf:somebody/my-gpt-oss-20b@v1", "Hello", "--max-tokens", "4")
+    assert "gptoss pull hf:somebody/my-gpt-oss-20b@v1 --pack" in first.stderr
+    assert gptoss("pull", "hf:somebody/my-gpt-oss-20b@v1", "--pack").returncode == 0
+    names = {row["name"] for row in json.loads(gptoss("list", "--json").stdout)}
+    assert names == {"nano", "somebody/my-gpt-oss-20b"}
+    removed = gptoss("rm", "somebody/my-gpt-oss-20b")
+    assert removed.returncode == 0 and "kept" not in removed.stdout
+
+
+def test_gguf_repositories_are_removed_by_the_name_that_is_listed(gptoss, hub, tiny_a, tmp_path):
+    repo = "ggml-org/gpt-oss-20b-GGUF"
+    with open_checkpoint(tiny_a) as source:
+        (made,) = write_gguf(source, tmp_path / "made")
+    hub.repositories[repo] = {"gpt-oss-20b-mxfp4.gguf": made.read_bytes()}
+    pulled = gptoss("pull", repo)
+    assert pulled.returncode == 0, pulled.stderr
+    rows = json.loads(gptoss("list", "--json").stdout)
+    assert rows[1]["name"] == repo
+    refused = gptoss("rm", f"hf:{repo}/gpt-oss-20b-mxfp4.gguf")
+    assert refused.returncode == 2 and f"a whole repository, as {repo}" in refused.stderr
+    removed = gptoss("rm", repo)
+    assert removed.returncode == 0 and "kept" not in removed.stdout
+
+
+def test_replicas_start_from_a_packed_copy(gptoss, hub, words, home):
+    """By the model's name, and though nothing else is left of it."""
+    assert gptoss("pull", "gpt-oss-20b", "--pack").returncode == 0
+    shutil.rmtree(home / "hf")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gptoss", "serve", "gpt-oss-20b", "--replicas", "2", "--port", "0"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if "chat page" in line:
+            break
+    assert server.poll() is None, "".join(said)
+    address = said[-1].split()[-1]
+    with urllib.request.urlopen(f"{address}v1/models") as answer:
+        assert json.load(answer)["data"][0]["id"] == "gpt-oss-20b"
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=WORK)
+    assert any("found packed" in line for line in said)

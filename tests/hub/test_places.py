@@ -4,11 +4,17 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+from pathlib import Path
 
 import pytest
 
 from gptoss import hub as models
+from gptoss.checkpoint import open_checkpoint
+from gptoss.cli import opening
+from gptoss.engine import EngineOptions
 from gptoss.errors import Error
+from gptoss.files import short_path
 from gptoss.hub import packed, places, search
 
 REPO = "openai/gpt-oss-20b"
@@ -265,6 +271,60 @@ def test_packing_that_ends_early_leaves_nothing(home, tiny_a_hf):
         models.pack(snapshot, REPO, "published", stop)
     assert list(models.all_packed()) == []
     assert not [path for path in (home / ".cache" / "gptoss").rglob("*") if path.is_file()]
+
+
+def test_two_pack_at_once(home, tiny_a_hf):
+    """The second waits, and has what the first made."""
+    snapshot = in_hub(home, tiny_a_hf)
+    made = []
+    other = threading.Thread(target=lambda: made.append(models.pack(snapshot, REPO, "published")))
+
+    def meanwhile(done, total):
+        if other.ident is None:
+            other.start()
+            other.join(0.5)  # long enough to spoil ours
+
+    made.append(models.pack(snapshot, REPO, "published", meanwhile))
+    other.join()
+    assert made[0] == made[1]
+    open_checkpoint(made[0].path).close()
+
+
+def test_what_a_killed_process_packed_is_removed_by_the_next(home, tiny_a_hf):
+    left = home / ".cache" / "gptoss" / "packed" / ("0" * 20)
+    (left / "model").mkdir(parents=True)
+    (left / "model" / "half").write_bytes(b"x" * 1000)
+    other = left.parent / "mine"
+    other.mkdir()
+    models.pack(in_hub(home, tiny_a_hf), REPO, "published")
+    assert not left.exists() and other.exists()
+
+
+def test_packed_copies_of_others(home, tiny_a_hf, monkeypatch):
+    """They are used, though not noted as used; one whose files are gone is not."""
+    snapshot = in_hub(home, tiny_a_hf)
+    copy = models.pack(snapshot, REPO, "published")
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert models.find(REPO, packed_too=True).model == copy.path
+    shutil.rmtree(copy.path)
+    assert models.find(REPO, packed_too=True).model == snapshot
+
+
+def test_no_packed_copy_for_a_gpu(monkeypatch):
+    """It could not read it."""
+    assert opening.runs_on_cpu(EngineOptions(device="cpu"))
+    monkeypatch.setattr("gptoss.engine.choose_device", lambda device, backends: "cuda")
+    assert not opening.runs_on_cpu(EngineOptions())
+    assert not opening.runs_on_cpu(EngineOptions(device="cuda"))
+
+
+def test_a_home_that_is_none(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert short_path(Path("/a/b")) == "/a/b"
 
 
 @pytest.mark.parametrize(
