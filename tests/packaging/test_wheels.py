@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -136,6 +137,30 @@ def test_this_python_is_found() -> None:
     found = load("pythons").find_pythons()
     assert sys.version_info[:2] in found
     assert min(found) >= (3, 10)
+
+
+def test_sources_are_newer_than_what_was_built_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An sdist's files are of one old date, and the build folder is kept."""
+    build_wheels = load("build_wheels")
+    folder = tmp_path / "gptoss-0.1.0"
+    folder.mkdir()
+    (folder / "a.cpp").write_text("")
+    os.utime(folder / "a.cpp", (0, 0))
+    for name in ("dist", "work"):
+        (tmp_path / name).mkdir()
+
+    def make_sdist(*_: object, **__: object) -> None:
+        with tarfile.open(tmp_path / "dist" / "gptoss-0.1.0.tar.gz", "w:gz") as archive:
+            archive.add(folder, folder.name)
+
+    monkeypatch.setattr(build_wheels, "run", make_sdist)
+    monkeypatch.setattr(build_wheels, "DIST", tmp_path / "dist")
+    monkeypatch.setattr(build_wheels, "WORK", tmp_path / "work")
+    (tmp_path / "a.o").write_text("")
+    source = build_wheels.unpacked_sdist(tmp_path)
+    assert (source / "a.cpp").stat().st_mtime >= (tmp_path / "a.o").stat().st_mtime
 
 
 @pytest.mark.parametrize("platform", ["manylinux_2_35_x86_64", "linux_x86_64"])

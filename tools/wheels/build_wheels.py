@@ -236,7 +236,17 @@ def unpacked_sdist(tools: Path) -> Path:
     with tarfile.open(sdist) as archive:
         archive.extractall(source)
     (folder,) = source.iterdir()
+    touch_all(folder)
     return folder.rename(source / "gptoss")
+
+
+def touch_all(folder: Path) -> None:
+    """Files of an sdist are of one old date, by which Ninja would keep objects of other sources.
+
+    What ccache has seen it gives back, whatever the date.
+    """
+    for path in folder.rglob("*"):
+        path.touch()
 
 
 def main(arguments: list[str]) -> int:
