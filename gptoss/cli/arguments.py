@@ -40,9 +40,11 @@ class Parser(argparse.ArgumentParser):
     """One whose errors are not lost below a page of usage.
 
     intermixed: options may stand between the arguments, where one of them takes several words.
+    commands: the names of those below this one.
     """
 
     intermixed = False
+    commands: tuple[str, ...] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if not self.intermixed:
@@ -57,20 +59,11 @@ class Parser(argparse.ArgumentParser):
         command, _, rest = message.partition(": ")
         # A command that finds its options at odds names itself, as it has the parser of all.
         prog = self.prog
-        if rest and command.isalpha() and f"{prog} {command}" in _commands(self):
+        if rest and command in self.commands:
             prog, message = f"{prog} {command}", rest
         print(f"{prog}: error: {message}", file=sys.stderr)
         print(f"{prog} --help lists what there is.", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _commands(parser: argparse.ArgumentParser) -> list[str]:
-    return [
-        each.prog
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for each in action.choices.values()
-    ]
 
 
 def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
@@ -84,6 +77,7 @@ def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gptoss {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    parser.commands = tuple(module.NAME for module in modules)
     for module in modules:
         made = commands.add_parser(
             module.NAME, help=module.HELP, description=module.HELP, parents=[common]
@@ -130,10 +124,10 @@ class SetModel(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        given = getattr(namespace, "_model_given", None)
+        given = getattr(namespace, "model_given", None)
         if given is not None:
             parser.error(f"expected one model, found {given} and {values}")
-        namespace._model_given = namespace.model = values
+        namespace.model_given = namespace.model = values
 
 
 def add_engine_options(

@@ -52,10 +52,10 @@ class _ModelOrWord(SetModel):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if getattr(namespace, "_model_given", None) is None:
+        if getattr(namespace, "model_given", None) is None:
             super().__call__(parser, namespace, values, option_string)
         else:
-            namespace._first_word = [values]
+            namespace.first_word = [values]
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from gptoss.cli.opening import open_engine
 
     params = chat.sampling(arguments, parser, NAME)
-    text = _message([*getattr(arguments, "_first_word", []), *arguments.prompt])
+    text = _message([*getattr(arguments, "first_word", []), *arguments.prompt])
     if text is None:
         return chat.run(arguments, parser)
     if not text.strip():

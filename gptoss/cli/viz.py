@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gptoss.cli.arguments import add_offline
 from gptoss.errors import Error
 
 NAME = "viz"
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run, or a model by its name or path (default: the bundled model); for curves, "
         "several runs",
     )
+    add_offline(parser)
     add("--text", help="the text to look at")
     add("--file", type=Path, metavar="F", help="read the text from a file")
     add("--layer", type=int, metavar="N", help="this layer only (default: all)")
@@ -65,7 +67,10 @@ _SUFFIXES = (".png", ".svg", ".html")
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry the command out; the exit code."""
-    what, targets = arguments.what, [_target(name) for name in arguments.targets or [None]]
+    what, targets = (
+        arguments.what,
+        [_target(name, arguments.offline) for name in arguments.targets or [None]],
+    )
     if len(targets) > 1 and what != "curves":
         parser.error(f"{what}: expected one RUN or MODEL, found {len(targets)}")
     if _is_file(arguments.out) and arguments.format not in (None, arguments.out.suffix[1:]):
@@ -128,11 +133,11 @@ def _write_text(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
 
 
-def _target(name: str | None) -> Path:
+def _target(name: str | None, offline: bool) -> Path:
     """The folder of a run, or of a model by its name; a run need not hold a model yet."""
     from gptoss.cli.opening import locate
 
-    return Path(locate(name).model)
+    return Path(locate(name, offline=offline).model)
 
 
 def _text(arguments: argparse.Namespace) -> str:
