@@ -37,13 +37,14 @@ _UNITS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are not lost below a page of usage. names: of its commands.
+    """One whose errors are not lost below a page of usage.
 
     intermixed: options may stand between the arguments, where one of them takes several words.
+    commands: the names of those below this one.
     """
 
-    names: tuple[str, ...] = ()
     intermixed = False
+    commands: tuple[str, ...] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if not self.intermixed:
@@ -58,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         command, _, rest = message.partition(": ")
         # A command that finds its options at odds names itself, as it has the parser of all.
         prog = self.prog
-        if rest and command in self.names:
+        if rest and command in self.commands:
             prog, message = f"{prog} {command}", rest
         print(f"{prog}: error: {message}", file=sys.stderr)
         print(f"{prog} --help lists what there is.", file=sys.stderr)
@@ -74,9 +75,9 @@ def build_parser(modules: Sequence[CommandModule]) -> argparse.ArgumentParser:
         prog="gptoss", description="Run gpt-oss models on your own machine.", parents=[common]
     )
     parser.add_argument("--version", action="version", version=f"gptoss {__version__}")
-    parser.names = tuple(module.NAME for module in modules)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    parser.commands = tuple(module.NAME for module in modules)
     for module in modules:
         made = commands.add_parser(
             module.NAME, help=module.HELP, description=module.HELP, parents=[common]

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read messages and print answers until the end of the input."""
     from gptoss.cli.opening import open_engine
 
-    params = sampling(arguments)
+    params = sampling(arguments, parser, NAME)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     # A byte that is no UTF-8 must not end the conversation.
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -82,16 +82,21 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def sampling(arguments: argparse.Namespace) -> SamplingParams:
-    """What `add_conversation` says of sampling. Raises Error."""
+def sampling(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, command: str
+) -> SamplingParams:
+    """What `add_conversation` says of sampling; a value out of range is an error of the command."""
     from gptoss.request import SamplingParams
 
-    return SamplingParams(
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    )
+    try:
+        return SamplingParams(
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+        )
+    except Error as error:
+        parser.error(f"{command}: {error}")
 
 
 def make_session(engine: Engine, params: SamplingParams, arguments: argparse.Namespace) -> Session:

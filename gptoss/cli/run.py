@@ -62,12 +62,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """A conversation, or one answer; the exit code."""
     from gptoss.cli.opening import open_engine
 
+    params = chat.sampling(arguments, parser, NAME)
     text = _message([*getattr(arguments, "first_word", []), *arguments.prompt])
     if text is None:
         return chat.run(arguments, parser)
     if not text.strip():
         parser.error("run: expected a message in PROMPT or on standard input, found an empty one")
-    params = chat.sampling(arguments)
     terminal = sys.stdout.isatty()
     with open_engine(arguments) as engine:
         session = chat.make_session(engine, params, arguments)

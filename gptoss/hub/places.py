@@ -220,10 +220,14 @@ def _hub_models() -> Iterator[Place]:
         if "gpt-oss" not in repo.lower():
             continue
         for snapshot in sorted((folder / "snapshots").glob("*")):
-            if is_complete(snapshot):
-                yield Place(snapshot, HUB, repo)
-            for path in readable_ggufs(snapshot):
-                yield Place(path, HUB, f"{repo}/{path.name}")
+            yield from _quietly(_in_folder(snapshot, HUB, repo))
+
+
+def _in_folder(folder: Path, where: str, name: str) -> Iterator[Place]:
+    if is_complete(folder):
+        yield Place(folder, where, name)
+    for path in readable_ggufs(folder):
+        yield Place(path, where, f"{name}/{path.name}")
 
 
 def _lm_studio() -> Iterator[Place]:
@@ -232,10 +236,7 @@ def _lm_studio() -> Iterator[Place]:
             name = f"{repository.parent.name}/{repository.name}"
             if "gpt-oss" not in name.lower():
                 continue
-            if is_complete(repository):
-                yield Place(repository, LM_STUDIO, name)
-            for path in readable_ggufs(repository):
-                yield Place(path, LM_STUDIO, f"{name}/{path.name}")
+            yield from _quietly(_in_folder(repository, LM_STUDIO, name))
 
 
 def _llama_cpp() -> Iterator[Place]:

@@ -31,6 +31,14 @@ def test_an_option_that_is_none(gptoss):
     assert result.returncode == 2 and "unrecognized arguments: --bogus" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_value_out_of_range(gptoss, command):
+    result = gptoss(command, "nano", "--max-tokens", "0")
+    first, second = result.stderr.splitlines()
+    assert result.returncode == 2 and second == f"gptoss {command} --help lists what there is."
+    assert first.startswith(f"gptoss {command}: error: max_tokens: expected an integer from 1")
+
+
 @pytest.mark.parametrize(
     ("command", "closed"),
     [

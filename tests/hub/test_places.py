@@ -228,6 +228,20 @@ def test_everything_is_listed(home, tiny_a_hf):
     ]
 
 
+def test_a_folder_that_may_not_be_read_hides_no_other(home, tiny_a_hf, monkeypatch):
+    in_hub(home, tiny_a_hf, "a/gpt-oss-secret", "b" * 40)
+    in_hub(home, tiny_a_hf)
+    is_file = Path.is_file
+
+    def refused(path):
+        if "a--gpt-oss-secret" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert [models.title(place) for place in models.everything()] == ["gpt-oss-20b"]
+
+
 # ---- Packed copies
 
 
