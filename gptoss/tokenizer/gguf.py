@@ -34,8 +34,10 @@ from gptoss.tokenizer.vocabulary import (
 _PREFIX = "tokenizer.ggml."
 # The pre-tokenizers of llama.cpp that split as gpt-oss's tokenizer does, and GPT-2's.
 _PATTERNS = {"gpt-4o": O200K_PATTERN, "llama4": O200K_PATTERN, "gpt-2": GPT2_PATTERN}
-# What llama.cpp has no name for, kept for ourselves; it refuses a name that it does not know.
-_OWN, _OWN_PATTERN = "gptoss", "gptoss.tokenizer.pattern"
+# A pattern that llama.cpp has no name for, and what it is told in its place, as it refuses names
+# that it does not know: the nearest, which splits the bundled model's texts alike but for long
+# numbers.
+_OWN_PATTERN, _NEAREST = "gptoss.tokenizer.pattern", "gpt-2"
 _FORMAT = "gptoss.conversation_format"
 _END_IDS = _PREFIX + "eos_token_ids"  # Ollama's
 _TEMPLATE = "tokenizer.chat_template"
@@ -177,16 +179,16 @@ def gguf_metadata(vocabulary: Vocabulary, template: str | None = None) -> Metada
     ):
         for name, token in names.items():
             tokens[token], kinds[token] = name, kind
-    pre = next((name for name, p in _PATTERNS.items() if p == vocabulary.pattern), _OWN)
+    pre = next((name for name, p in _PATTERNS.items() if p == vocabulary.pattern), None)
     found: Metadata = [
         (_PREFIX + "model", types.TEXT, "gpt2"),
-        (_PREFIX + "pre", types.TEXT, pre),
+        (_PREFIX + "pre", types.TEXT, pre or _NEAREST),
         (_PREFIX + "tokens", types.TEXT, tokens),
         (_PREFIX + "token_type", types.I32, kinds),
         (_PREFIX + "merges", types.TEXT, merges),
         (_PREFIX + "add_bos_token", types.BOOL, False),
     ]
-    if pre == _OWN:
+    if pre is None:
         found.append((_OWN_PATTERN, types.TEXT, vocabulary.pattern))
     for key, name in (("bos_token_id", "<|startoftext|>"), ("padding_token_id", "<|endoftext|>")):
         if name in vocabulary.special_tokens:

@@ -108,6 +108,18 @@ def test_conversation_format_is_kept(tmp_path: Path) -> None:
     assert load_tokenizer(file, Size(SIZE)).conversation_format == "none"
 
 
+def test_a_pattern_of_its_own_is_kept_and_runs_in_llama_cpp(tmp_path: Path) -> None:
+    """Which refuses a file with a name that it does not know, and has none for this pattern."""
+    pattern = r" ?\p{L}+| ?\p{N}{1,2}|\s+|[^\s\p{L}\p{N}]"
+    write_tiny(tmp_path, config={**tiny_config(), "pattern": pattern})
+    metadata = gguf_metadata(load_vocabulary(tmp_path, Size(SIZE)))
+    assert {key: value for key, _, value in metadata}["tokenizer.ggml.pre"] == "gpt-2"
+    file = write_metadata(tmp_path / "own.gguf", metadata)
+    inside, beside = load_tokenizer(file, Size(SIZE)), load_tokenizer(tmp_path, Size(SIZE))
+    text = "the 12345 and, then"
+    assert inside.encode(text) == beside.encode(text)
+
+
 @pytest.mark.parametrize("from_zero", [True, False])
 def test_ollamas_padding_is_nobodys(tmp_path: Path, from_zero: bool) -> None:
     """Ollama marks ids beyond the vocabulary as tokens of the user, and counts them from 0."""
