@@ -109,7 +109,7 @@ def _say_why_empty(session: Session) -> None:
     answered = any(m.role == "assistant" and m.channel != "analysis" for m in session.messages)
     if not answered:
         print(
-            f"gptoss: the model thought for all of its {session.params.max_tokens} tokens and did "
-            f"not answer: --max-tokens gives it more, --effort low asks for less thinking",
+            f"gptoss: the model thought and did not answer: --max-tokens (now "
+            f"{session.params.max_tokens}) gives it room, --effort low asks for less thinking",
             file=sys.stderr,
         )

@@ -21,7 +21,7 @@ from gptoss.gguf.types import TENSOR_TYPES, TensorType
 _METADATA_LIMIT = 1 << 28  # bytes; the published vocabulary with its merges takes 12 MB
 _ITEMS_LIMIT = 1 << 22  # values in all arrays together; that vocabulary has 1.1 million
 _KEYS_LIMIT = 1 << 16
-_TENSORS_LIMIT = 1 << 20
+_TENSORS_LIMIT = 1 << 16
 _KEY_LIMIT = 1 << 10  # bytes of a key or a tensor's name
 _DIMENSIONS_LIMIT = 4
 _ALIGNMENT_LIMIT = 1 << 20

@@ -82,6 +82,8 @@ def parse(model: str | os.PathLike[str] | None) -> Reference:
         return _on_hub(text[3:], text)
     if text.startswith(("https://", "http://")):
         return _address(text)
+    if text.startswith(("hf.co/", "huggingface.co/")):
+        return _address(f"https://{text}")
     if _is_path(text):
         return _local(text)
     return _repository(text)

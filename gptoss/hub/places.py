@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,13 @@ class Place:
 
     @property
     def nbytes(self) -> int:
-        """Of all its files."""
-        if self.path.is_dir():
-            return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-        return sum(file.stat().st_size for file in parts_of(self.path))
+        """Of all its files; what goes meanwhile counts nothing."""
+        inside = self.path.rglob("*") if self.path.is_dir() else parts_of(self.path)
+        total = 0
+        for file in inside:
+            with suppress(OSError):
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
 
 # ---- Folders

@@ -104,7 +104,7 @@ def put(place: int, value: bytes) -> Edit:
     [
         (put(4, struct.pack("<I", 1)), "expected version 2 or 3 of GGUF, little-endian, found 1"),
         (put(4, struct.pack(">I", 3)), "found version 3, big-endian"),
-        (put(8, struct.pack("<Q", 1 << 40)), "expected at most 1048576 tensors"),
+        (put(8, struct.pack("<Q", 1 << 40)), "expected at most 65536 tensors"),
         (put(16, struct.pack("<Q", 1 << 40)), "expected at most 65536 keys"),
         (put(24, struct.pack("<Q", 1 << 40)), "expected a name of at most 1024 bytes"),
         (put(32, b"\xff"), "metadata key 0: expected UTF-8"),

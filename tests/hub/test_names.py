@@ -27,6 +27,8 @@ from gptoss.hub.names import KNOWN
         ("https://huggingface.co/openai/gpt-oss-20b", "openai/gpt-oss-20b", "main", None),
         ("https://huggingface.co/openai/gpt-oss-20b/", "openai/gpt-oss-20b", "main", None),
         ("https://hf.co/openai/gpt-oss-20b/tree/v1", "openai/gpt-oss-20b", "v1", None),
+        ("hf.co/openai/gpt-oss-20b", "openai/gpt-oss-20b", "main", None),
+        ("huggingface.co/a/b", "a/b", "main", None),
         ("https://huggingface.co/a/b/blob/main/x.gguf", "a/b", "main", "x.gguf"),
         ("https://huggingface.co/a/b/resolve/main/x.gguf?download=true", "a/b", "main", "x.gguf"),
     ],
