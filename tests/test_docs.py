@@ -44,17 +44,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert wrong == []
 
 
-def test_no_command_fetches_a_strangers_package() -> None:
-    """The name is not registered on PyPI; gptoss/extras.py alone speaks of it, to say so."""
-    command = re.compile(r"pip install [^`\n]*?(?<![\w./-])gptoss\[")
-    told = [
-        f"{path.relative_to(ROOT)}: {match.group()}"
-        for path in [*PAGES, *SOURCES, *sorted((ROOT / "docs").rglob("*.ipynb"))]
-        for match in command.finditer(path.read_text(encoding="utf-8", errors="replace"))
-    ]
-    assert told == ["gptoss/extras.py: pip install gptoss["]
-
-
 def test_comments_cite_headings_of_the_specification() -> None:
     known = set(headings(SPEC))
     cited = [
