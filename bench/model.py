@@ -33,7 +33,7 @@ import numpy as np
 
 import gptoss
 from bench.machine import measure_machine
-from gptoss.cli.arguments import SetModel, add_engine_options, engine_options
+from gptoss.cli.arguments import add_engine_options, add_first_model, engine_options
 from gptoss.engine.load import choose_device, open_model
 from gptoss.engine.pages import PagePool, SequencePages, peak_pages
 from gptoss.errors import Error
@@ -261,14 +261,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        action=SetModel,
-        default=argparse.SUPPRESS,
-        help="as for gptoss (default: synthetic:gpt-oss-20b)",
-    )
+    add_first_model(parser, "synthetic:gpt-oss-20b")
     add_engine_options(
         parser,
         ["model", "device", "activation", "weights", "kv", "tensor_parallel", "step_tokens",

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptoss.errors import Error, shown
 
+_UNITS = {
+    **dict.fromkeys(("", "b"), 1),
+    **{unit: 1000**i for i, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
+    **{unit: 1024**i for i, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
+    **{unit: 1024**i for i, unit in enumerate("kmgt", start=1)},
+}
 CONFIG_LIMIT = 1 << 24  # bytes; a real config.json has about 2 KB, an index about 100 KB
 
 
@@ -79,6 +86,15 @@ def read_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     if len(data) > limit:
         raise Error(f"{path}: expected at most {limit} bytes of JSON, found more")
     return parse_object(data, str(path))
+
+
+def parse_size(text: str) -> int:
+    """Bytes: "500MB", "2GiB", "1.5g"; single letters are powers of 1024. Raises Error."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
+    # A float holds a number of 20 digits, which is more than any memory.
+    if match is None or match[2] not in _UNITS or len(match[1]) > 20:
+        raise Error(f"expected a size such as 500MB or 2GiB, found {shown(text)}")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def reason(error: Exception) -> str:

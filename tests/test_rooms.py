@@ -28,7 +28,7 @@ MAY = {
     "checkpoint": BASE | {"files", "gguf", "model", "native", "tokenizer"},
     "reference": BASE | {"model", "checkpoint"},
     "chat": BASE | {"tokenizer", "request"},
-    "hub": BASE | {"files", "checkpoint", "tokenizer"},
+    "hub": BASE | {"files", "gguf", "checkpoint", "tokenizer"},
     "engine": BASE | {"files", "native", "request", "model", "tokenizer", "checkpoint", "hub"},
     "agent": BASE | {"request", "chat", "engine"},
     "server": BASE | {"files", "engine", "chat", "agent", "request", "tokenizer"},

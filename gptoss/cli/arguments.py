@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from gptoss import __version__
 from gptoss.engine.options import OPTIONS, EngineOptions, Option
-from gptoss.errors import shown
+from gptoss.errors import Error, shown
+from gptoss.files import parse_size
 
 
 class CommandModule(Protocol):
@@ -28,12 +28,6 @@ class CommandModule(Protocol):
 
 LAYOUTS = ["original", "huggingface", "huggingface-bf16"]
 MODEL = OPTIONS["model"].help
-_UNITS = {
-    **dict.fromkeys(("", "b"), 1),
-    **{unit: 1000**i for i, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
-    **{unit: 1024**i for i, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
-    **{unit: 1024**i for i, unit in enumerate("kmgt", start=1)},
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,18 +87,33 @@ def add_model(parser: argparse.ArgumentParser, *, first: bool = False) -> None:
     first: it may be named by the first argument, MODEL, as well as by -m.
     """
     if first:
-        # Without it, what -m has set stays.
-        parser.add_argument(
-            "model",
-            nargs="?",
-            metavar="MODEL",
-            action=SetModel,
-            default=argparse.SUPPRESS,
-            help=f"{MODEL} (default: the bundled model)",
-        )
+        add_first_model(parser)
     group = parser.add_argument_group("model")
     add_engine_options(group)
     add_offline(group)
+
+
+def add_first_model(
+    parser: argparse.ArgumentParser,
+    default: str | None = "the bundled model",
+    action: type[argparse.Action] | None = None,
+) -> None:
+    """MODEL by its place, beside an option -m. default: what its absence means, in words."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        action=action or SetModel,
+        default=argparse.SUPPRESS,  # what -m has set stays
+        help=MODEL if default is None else f"{MODEL} (default: {default})",
+    )
+
+
+def add_model_names(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """MODEL by its place or by -m, for commands without the engine's other options."""
+    add_first_model(parser, default)
+    parser.add_argument("-m", "--model", metavar="MODEL", action=SetModel, help="the same")
+    add_offline(parser)
 
 
 def add_offline(group: Any) -> None:
@@ -190,11 +199,8 @@ def whole_or_none(text: str) -> int | None:
 
 
 def size(text: str) -> int:
-    """Bytes: "500MB", "2GiB", "1.5g"; single letters are powers of 1024."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
-    # A float holds a number of 20 digits, which is more than any memory.
-    if match is None or match[2] not in _UNITS or len(match[1]) > 20:
-        raise argparse.ArgumentTypeError(
-            f"expected a size such as 500MB or 2GiB, found {shown(text)}"
-        )
-    return int(float(match[1]) * _UNITS[match[2]])
+    """Bytes, as `files.parse_size` reads them."""
+    try:
+        return parse_size(text)
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss.cli.arguments import (
-    MODEL,
-    SetModel,
     add_engine_options,
-    add_offline,
+    add_model_names,
     engine_options,
 )
 from gptoss.cli.progress import Progress
@@ -30,17 +28,7 @@ _LEFT_OUT = ("model", "speculation", "overlap", "prefix_cache", "max_batch")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add = parser.add_argument
-    add(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        action=SetModel,
-        default=argparse.SUPPRESS,
-        help=f"{MODEL} (default: the bundled model)",
-    )
-    add("-m", "--model", metavar="MODEL", action=SetModel, help="the same")
-    add_offline(parser)
+    add_model_names(parser, "the bundled model")
     parser.add_argument(
         "--quick", action="store_true", help="leave out what takes longer than a minute or two"
     )

@@ -8,7 +8,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from gptoss import __version__
-from gptoss.cli.arguments import MODEL, SetModel, add_offline
+from gptoss.cli.arguments import add_model_names
 from gptoss.cli.progress import human_bytes
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ HELP = "Describe a model, or this installation."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", action=SetModel, default=argparse.SUPPRESS, help=MODEL)
-    add("-m", "--model", metavar="MODEL", action=SetModel, help="the same")
-    add_offline(parser)
+    add_model_names(parser, None)
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -32,7 +32,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="published",
         choices=["published", "q8"],
-        help="keep a copy besides that the CPU engine starts with at once, exact or with attention "
+        help="also keep a copy that the CPU engine starts from at once: exact, or with attention "
         "and unembedding in 8 bits (default: published)",
     )
     add_offline(parser)
@@ -126,8 +126,8 @@ def _rm(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-PULL = _Command("pull", "Download a model, or what is new of it.", _add_pull, _pull)
+PULL = _Command("pull", "Download a model, or bring it up to date.", _add_pull, _pull)
 LIST = _Command(
-    "list", "List the models on this machine, whoever put them there.", _add_list, _list
+    "list", "List the models on this machine, whichever tool put them there.", _add_list, _list
 )
 RM = _Command("rm", "Remove what gptoss downloaded or packed.", _add_rm, _rm)

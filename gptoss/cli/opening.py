@@ -106,7 +106,9 @@ def _offer_packed(found: Found, model: str, weights: str) -> None:
         size = human_bytes(source.nbytes)
     command = f"gptoss pull {shlex.quote(model)} --pack{'' if weights == 'published' else ' q8'}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        print(f"gptoss: later starts take seconds after: {command} ({size})", file=sys.stderr)
+        print(
+            f"gptoss: to start within seconds next time ({size} more): {command}", file=sys.stderr
+        )
         return
     print(f"Keep a packed copy too ({size}), so that later starts take seconds? [y/N] ",
           end="", file=sys.stderr, flush=True)  # fmt: skip

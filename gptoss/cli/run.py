@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gptoss.cli import chat
-from gptoss.cli.arguments import MODEL, Parser, SetModel, add_model
+from gptoss.cli.arguments import Parser, SetModel, add_first_model, add_model
 from gptoss.errors import Error
 
 if TYPE_CHECKING:
@@ -23,14 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     if isinstance(parser, Parser):
         parser.intermixed = True
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        action=_ModelOrWord,
-        default=argparse.SUPPRESS,
-        help=f"{MODEL} (default: the bundled model)",
-    )
+    add_first_model(parser, action=_ModelOrWord)
     add_model(parser)
     parser.add_argument(
         "prompt",

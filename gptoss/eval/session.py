@@ -16,23 +16,14 @@ from gptoss.checkpoint import PRESETS, TensorSource, open_checkpoint
 from gptoss.engine import Engine, EngineOptions, available_memory, choose_device
 from gptoss.errors import Error
 from gptoss.eval.outcome import Skipped
-from gptoss.model import ModelConfig
+from gptoss.model import REQUIRED, ModelConfig
 from gptoss.native import _core
 from gptoss.tokenizer import Tokenizer, load_tokenizer
 
 PUBLISHED = ("gpt-oss-20b", "gpt-oss-120b")
 # Fields that say which tensors there are: a model that has all of them in common with a published
 # one is that model, or made from it.
-SHAPE_FIELDS = (
-    "num_hidden_layers",
-    "num_experts",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "head_dim",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
+SHAPE_FIELDS = tuple(name for name in REQUIRED if name != "sliding_window")
 
 
 class Session:

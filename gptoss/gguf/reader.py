@@ -364,19 +364,27 @@ def open_parts(path: Path) -> list[GgufFile]:
     return opened
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The paths of all parts, `path` alone where its name is not that of a part."""
+def part_names(path: Path) -> list[Path]:
+    """The paths of all parts, there or not; `path` alone where its name is not that of a part.
+
+    Raises Error for a part beyond their number.
+    """
     match = _PART.fullmatch(path.name)
     if match is None:
         return [path]
     stem, number, count = match[1], int(match[2]), int(match[3])
     if not 1 <= number <= count:
         raise Error(f"{path}: expected part 1 to {count}, found {number}")
-    paths = [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The paths of all parts. Raises Error where one is missing."""
+    paths = part_names(path)
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         raise Error(
-            f"{path}: expected {count} parts side by side, missing {missing[0]}"
+            f"{path}: expected {len(paths)} parts side by side, missing {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
     return paths

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptoss import files
+from gptoss.checkpoint import INDEX
 from gptoss.errors import Error, shown
 from gptoss.hub import notes, places
 from gptoss.hub.names import Reference
@@ -68,7 +69,7 @@ def fetch(reference: Reference, tell: Tell, progress: Progress | None = None) ->
     wanted = _choose(reference, all_files, architecture)
     folder = places.repository_folder(reference.repo)
     try:
-        return _fetch_all(reference, commit, all_files, wanted, folder, tell, progress)
+        return _fetch_all(reference, commit, wanted, folder, tell, progress)
     except OSError as error:
         raise Error(f"{folder}: cannot be written: {files.reason(error)}") from error
 
@@ -76,7 +77,6 @@ def fetch(reference: Reference, tell: Tell, progress: Progress | None = None) ->
 def _fetch_all(
     reference: Reference,
     commit: str,
-    all_files: dict[str, _File],
     wanted: list[_File],
     folder: Path,
     tell: Tell,
@@ -160,10 +160,10 @@ def _choose(reference: Reference, found: dict[str, _File], architecture: str | N
     vocabulary += [name for name in top if name.endswith(".tiktoken")]
     shards = [name for name in top if name.endswith(".safetensors")]
     if shards and CONFIG in found:
-        index = [places.INDEX] if places.INDEX in found else []
+        index = [INDEX] if INDEX in found else []
         return [found[name] for name in [CONFIG, *index, *vocabulary, *shards]]
     shards = [name for name in found if re.fullmatch(r"original/.*\.safetensors", name)]
-    original = [name for name in (f"original/{CONFIG}", f"original/{places.INDEX}")
+    original = [name for name in (f"original/{CONFIG}", f"original/{INDEX}")
                 if name in found]  # fmt: skip
     if shards and original:
         return [found[name] for name in [*original, *vocabulary, *shards]]
@@ -233,10 +233,10 @@ def _other_kind(repo: str, found: object) -> Error:
 
 def _without_strays(folder: Path, wanted: list[_File]) -> list[_File]:
     """Only the shards that the index names: some repositories hold another copy in one file."""
-    index = next((file for file in wanted if file.name.endswith(places.INDEX)), None)
+    index = next((file for file in wanted if file.name.endswith(INDEX)), None)
     if index is None:
         return wanted
-    prefix = index.name.removesuffix(places.INDEX)
+    prefix = index.name.removesuffix(INDEX)
     weight_map = files.read_object(folder / "blobs" / index.blob, _SMALL).get("weight_map")
     named = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
     named = {prefix + name for name in named}

@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from gptoss.checkpoint import BUNDLED_MODEL
+from gptoss.checkpoint import PREFIX as SYNTHETIC
 from gptoss.errors import Error, shown
 
 BUNDLED = "nano"
-SYNTHETIC = "synthetic:"
 # Each published model, by its repository on the Hub, and what else people call it. A name with a
 # colon is Ollama's.
 KNOWN = {

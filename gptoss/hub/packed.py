@@ -20,13 +20,12 @@ from pathlib import Path
 
 from gptoss import files
 from gptoss.checkpoint import open_checkpoint, write_panels
-from gptoss.errors import Error, shown
+from gptoss.errors import Error
 from gptoss.hub import places
 from gptoss.hub.download import Progress
 
 BUDGET = 40_000_000_000  # bytes; a packed gpt-oss-20b takes about 13 GB
 _NOTE, _MODEL = "about.json", "model"
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Packed:
 
 def budget() -> int:
     """Bytes that all copies together may take: GPTOSS_CACHE_BYTES, such as 40GB; 0 for none."""
-    text = os.environ.get("GPTOSS_CACHE_BYTES", "").strip().lower()
+    text = os.environ.get("GPTOSS_CACHE_BYTES", "").strip()
     if not text:
         return BUDGET
-    match = re.fullmatch(r"(\d{1,18})\s*([kmgt]?)b?", text)
-    if match is None:
-        raise Error(f"GPTOSS_CACHE_BYTES: expected a size such as 40GB, found {shown(text)}")
-    return int(match[1]) * _UNITS[match[2]]
+    try:
+        return files.parse_size(text)
+    except Error as error:
+        raise Error(f"GPTOSS_CACHE_BYTES: {error}") from None
 
 
 def all_packed() -> Iterator[Packed]:

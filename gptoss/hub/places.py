@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss import files
+from gptoss.checkpoint import INDEX, parse_shard
 from gptoss.errors import Error
+from gptoss.gguf.reader import part_names
 from gptoss.hub.names import KNOWN, short
 
 HUB, LM_STUDIO, LLAMA_CPP, OLLAMA = "Hugging Face's cache", "LM Studio", "llama.cpp", "Ollama"
-INDEX = "model.safetensors.index.json"
 _MANIFEST_BYTES = 1 << 20
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _SIZES = {"20b", "120b"}
 # What may stand in the name of an unchanged copy: its publishers, its form.
 _WORDS = {
@@ -147,8 +147,8 @@ def is_complete(folder: Path) -> bool:
             return False
         return all(isinstance(name, str) and (folder / name).is_file() for name in shards.values())
     found = sorted(folder.glob("*.safetensors"))
-    numbered = [re.fullmatch(r".+-(\d+)-of-(\d+)\.safetensors", path.name) for path in found]
-    if any(match and int(match[2]) > 1 for match in numbered):
+    numbered = [parse_shard(path.name) for path in found]
+    if any(shard is not None and shard[2] > 1 for shard in numbered):
         return False  # the index, which says what belongs together, has not come yet
     return bool(found) and all(path.is_file() for path in found)
 
@@ -159,19 +159,17 @@ def readable_ggufs(folder: Path) -> list[Path]:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a model that is split, by its first."""
-    match = _SPLIT.fullmatch(path.name)
-    if match is None or int(match[3]) > 10_000:
+    """All files of a model in GGUF, by one of them."""
+    try:
+        return part_names(path)
+    except Error:  # a number beyond their number: a file like any other
         return [path]
-    stem, _, count = match.groups()
-    return [path.with_name(f"{stem}-{i:05d}-of-{count}.gguf") for i in range(1, int(count) + 1)]
 
 
 def _is_whole(path: Path) -> bool:
-    match = _SPLIT.fullmatch(path.name)
-    if match is not None and match[2] != "00001":
-        return False
-    return all(part.is_file() for part in parts_of(path))
+    """Whether it is the first of its parts, and all are there."""
+    parts = parts_of(path)
+    return path == parts[0] and all(part.is_file() for part in parts)
 
 
 # ---- Other tools

@@ -119,8 +119,8 @@ def _packed_by_name(reference: names.Reference, weights: str | None) -> packed.P
 
 def _offline(reference: names.Reference) -> Error:
     return Error(
-        f"{reference.name}: expected it on this machine, as nothing may be downloaded (--offline, "
-        f"HF_HUB_OFFLINE); found none in {files.short_path(places.hub_cache())}, nor of LM Studio, "
-        f"llama.cpp or Ollama",
+        f"{reference.name}: expected it on this machine, because downloads are off (--offline or "
+        f"HF_HUB_OFFLINE); found none in {files.short_path(places.hub_cache())}, nor in the "
+        f"folders of LM Studio, llama.cpp and Ollama",
         field="model",
     )

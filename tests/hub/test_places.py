@@ -342,7 +342,7 @@ def test_a_home_that_is_none(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("", packed.BUDGET), ("40GB", 40 * 10**9), ("5k", 5000), ("0", 0)]
+    ("text", "wanted"), [("", packed.BUDGET), ("40GB", 40 * 10**9), ("5k", 5120), ("0", 0)]
 )
 def test_budgets(home, monkeypatch, text, wanted):
     monkeypatch.setenv("GPTOSS_CACHE_BYTES", text)
@@ -351,5 +351,5 @@ def test_budgets(home, monkeypatch, text, wanted):
 
 def test_a_wrong_budget(home, monkeypatch):
     monkeypatch.setenv("GPTOSS_CACHE_BYTES", "lots")
-    with pytest.raises(Error, match="GPTOSS_CACHE_BYTES: expected a size such as 40GB"):
+    with pytest.raises(Error, match="GPTOSS_CACHE_BYTES: expected a size such as 500MB"):
         packed.budget()
